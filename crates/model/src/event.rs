@@ -1,0 +1,182 @@
+//! History: one line for each thing that happened, written alike by the live system and the simulator.
+
+use crate::job::JobId;
+use crate::machine::MachineId;
+use crate::name::{NodeName, ProjectName, ServiceName};
+use crate::time::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// One line of history.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    /// When it happened.
+    pub at: Timestamp,
+    /// Whom it concerns.
+    #[serde(flatten)]
+    pub subject: EventSubject,
+    /// What happened.
+    #[serde(flatten)]
+    pub kind: EventKind,
+}
+
+/// Whom an event concerns: as much of it as is known.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EventSubject {
+    /// Owner.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub project: Option<ProjectName>,
+    /// Service.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service: Option<ServiceName>,
+    /// Node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<NodeName>,
+    /// Machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub machine: Option<MachineId>,
+    /// Job.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub job: Option<JobId>,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum EventKind {
+    /// A node's agent joined.
+    NodeJoined,
+    /// A node's agent left in order.
+    NodeLeft,
+    /// A node's lease ended.
+    NodeLost,
+    /// A service was created.
+    ServiceCreated,
+    /// A service's specification changed.
+    ServiceChanged {
+        /// Its new version.
+        generation: u64,
+    },
+    /// A service was removed.
+    ServiceRemoved,
+    /// The policy added a replica.
+    Replicated {
+        /// Why.
+        reason: String,
+    },
+    /// The policy removed a replica.
+    Dereplicated {
+        /// Why.
+        reason: String,
+    },
+    /// The policy wanted a replica and could not have it.
+    Unplaceable {
+        /// Why.
+        reason: String,
+    },
+    /// A machine's process was started.
+    MachineLaunched,
+    /// A machine listens.
+    MachineReady {
+        /// From launch to ready, microseconds, as its agent measured.
+        start_us: u64,
+        /// From kernel entry to listening, microseconds, as the guest measured.
+        boot_us: u64,
+    },
+    /// A running machine was found again by a restarted agent.
+    MachineAdopted,
+    /// A machine takes no more work.
+    MachineDraining,
+    /// A machine ended.
+    MachineGone {
+        /// Stable code of the cause.
+        code: String,
+        /// The cause in words.
+        message: String,
+    },
+    /// A job was accepted.
+    JobAccepted,
+    /// A job was refused because the queue was full.
+    JobRefused {
+        /// Length of the queue.
+        depth: u32,
+    },
+    /// An attempt at a job began.
+    JobStarted {
+        /// Its number, from 1.
+        attempt: u32,
+    },
+    /// A job's result was recorded.
+    JobDone {
+        /// Time in the queue, microseconds.
+        queue_us: u64,
+        /// Time in service, microseconds.
+        service_us: u64,
+    },
+    /// An attempt failed and the job went back to the queue.
+    JobReturned {
+        /// Number of the attempt.
+        attempt: u32,
+        /// Why.
+        reason: String,
+    },
+    /// A job was given up.
+    JobDeadLettered {
+        /// Stable code of the reason.
+        code: String,
+        /// The reason in words.
+        message: String,
+    },
+    /// A job was withdrawn.
+    JobCancelled,
+}
+
+impl EventKind {
+    /// The word that stands for it in files and filters.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::NodeJoined => "node_joined",
+            Self::NodeLeft => "node_left",
+            Self::NodeLost => "node_lost",
+            Self::ServiceCreated => "service_created",
+            Self::ServiceChanged { .. } => "service_changed",
+            Self::ServiceRemoved => "service_removed",
+            Self::Replicated { .. } => "replicated",
+            Self::Dereplicated { .. } => "dereplicated",
+            Self::Unplaceable { .. } => "unplaceable",
+            Self::MachineLaunched => "machine_launched",
+            Self::MachineReady { .. } => "machine_ready",
+            Self::MachineAdopted => "machine_adopted",
+            Self::MachineDraining => "machine_draining",
+            Self::MachineGone { .. } => "machine_gone",
+            Self::JobAccepted => "job_accepted",
+            Self::JobRefused { .. } => "job_refused",
+            Self::JobStarted { .. } => "job_started",
+            Self::JobDone { .. } => "job_done",
+            Self::JobReturned { .. } => "job_returned",
+            Self::JobDeadLettered { .. } => "job_dead_lettered",
+            Self::JobCancelled => "job_cancelled",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_one_flat_object_and_its_name_is_its_tag() {
+        let event = Event {
+            at: Timestamp::from_micros(7),
+            subject: EventSubject { node: Some("n1".parse().unwrap()), ..Default::default() },
+            kind: EventKind::JobDone { queue_us: 1, service_us: 2 },
+        };
+        let json = serde_json::to_value(&event).unwrap();
+        assert_eq!(
+            json,
+            serde_json::json!({"at": 7, "node": "n1", "kind": "job_done", "queue_us": 1, "service_us": 2})
+        );
+        assert_eq!(json["kind"], event.kind.name());
+        assert_eq!(serde_json::from_value::<Event>(json).unwrap(), event);
+    }
+}

@@ -1,0 +1,58 @@
+//! A node: one host that runs machines.
+
+use crate::name::NodeName;
+use crate::time::Timestamp;
+use crate::units::CpuMilli;
+use serde::{Deserialize, Serialize};
+
+/// What a node is and offers. Written by its agent when it joins, and by an operator who cordons it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    /// Its name.
+    pub name: NodeName,
+    /// Memory that machines may reserve, MiB.
+    pub memory_mib: u64,
+    /// Processor that machines may reserve.
+    pub cpu: CpuMilli,
+    /// Machines it may hold at most.
+    pub machines_max: u32,
+    /// Relative speed of one core; 1.0 is the reference. Used by the placement algorithm `fastest`.
+    pub performance: f64,
+    /// How it runs machines: `kvm` or `tcg`.
+    pub accel: String,
+    /// Version of its VMM.
+    pub vmm: String,
+    /// The network of its machines, CIDR.
+    pub network: String,
+    /// When it joined.
+    pub joined_at: Timestamp,
+}
+
+/// Whether new machines may be placed on a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NodeState {
+    /// Its agent lives, machines may be placed.
+    Ready,
+    /// Its agent lives, nothing new is placed.
+    Cordoned,
+    /// Its agent's lease ended.
+    Lost,
+}
+
+/// What an agent reports of its node: measured, never used to place. Not stored.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Which node.
+    pub name: NodeName,
+    /// When it was measured.
+    pub at: Timestamp,
+    /// Share of the node's processors in use, 0 to 1.
+    pub cpu_used: f64,
+    /// Memory in use, MiB.
+    pub memory_used_mib: u64,
+    /// Machines whose process runs.
+    pub machines: u32,
+    /// Jobs in service on its machines.
+    pub in_service: u32,
+}
