@@ -43,6 +43,7 @@ pub struct EventSubject {
 /// What happened.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub enum EventKind {
     /// A node's agent joined.
     NodeJoined,

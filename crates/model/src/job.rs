@@ -109,17 +109,21 @@ pub struct BodyRef {
 /// How often and how patiently a job is tried.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct RetryPolicy {
     /// Attempts in all, 1 to 100. The loss of a machine or node uses one up.
     pub attempts_max: u32,
     /// Wait before the second attempt after a failure; doubles each time. A lost machine is not waited for.
     #[serde(rename = "backoff_initial_ms", with = "millis")]
+    #[cfg_attr(feature = "schema", schema(value_type = u64))]
     pub backoff_initial: Duration,
     /// Longest wait between two attempts.
     #[serde(rename = "backoff_max_ms", with = "millis")]
+    #[cfg_attr(feature = "schema", schema(value_type = u64))]
     pub backoff_max: Duration,
     /// Longest time of one attempt; a machine that exceeds it is hung, and is killed.
     #[serde(rename = "attempt_timeout_ms", with = "millis")]
+    #[cfg_attr(feature = "schema", schema(value_type = u64))]
     pub attempt_timeout: Duration,
 }
 
@@ -171,6 +175,7 @@ pub struct Claim {
 /// Why a job ended without a result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub enum DeadLetterReason {
     /// Each attempt failed; the last one for this reason.
     AttemptsUsedUp {
@@ -264,6 +269,7 @@ pub enum JobState {
 /// A [`JobState`] without its data, for filters and counters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub enum JobStateName {
     /// In the queue.
     Waiting,

@@ -21,8 +21,8 @@ pub use job::{
     JobStateName, NewJob, PAYLOAD_MAX, RetryPolicy,
 };
 pub use machine::{
-    ExitCause, Generation, MachineEvent, MachineGoal, MachineId, MachineIdError, MachinePhase, MachineRecord,
-    MachineStatus, PhaseName, Refused,
+    ExitCause, Generation, MachineEvent, MachineGoal, MachineId, MachineIdError, MachinePhase,
+    MachineRecord, MachineStatus, PhaseName, Refused,
 };
 pub use name::{ImageName, NameError, NodeName, ProjectName, ServiceName};
 pub use node::{NodeRecord, NodeState, NodeStatus};

@@ -129,6 +129,7 @@ pub struct MachineRecord {
 /// What is wanted of a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub enum MachineGoal {
     /// Run and serve.
     Run,
@@ -201,6 +202,7 @@ pub enum MachinePhase {
 /// A [`MachinePhase`] without its data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub enum PhaseName {
     /// Assigned.
     Scheduled,
@@ -233,6 +235,7 @@ impl PhaseName {
 /// How a machine ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "cause", rename_all = "snake_case")]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub enum ExitCause {
     /// Orderly, as asked.
     Stopped,

@@ -31,6 +31,7 @@ pub struct NodeRecord {
 /// Whether new machines may be placed on a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub enum NodeState {
     /// Its agent lives, machines may be placed.
     Ready,

@@ -12,13 +12,17 @@ use std::time::Duration;
 /// What a service is. Absent fields take the image's or the stated default.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct ServiceSpec {
     /// Its name, unique in its project.
+    #[cfg_attr(feature = "schema", schema(value_type = String))]
     pub name: ServiceName,
     /// What its machines boot.
+    #[cfg_attr(feature = "schema", schema(value_type = String))]
     pub image: ImageName,
     /// Memory of a machine; the image's unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schema(value_type = Option<u32>))]
     pub memory: Option<MemoryMib>,
     /// Requests one machine serves at a time, 1 to 1,024; the image's unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -45,6 +49,7 @@ const fn default_cpu() -> u32 {
 /// When machines of a service come and go, and where.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct ScalingPolicy {
     /// Never fewer machines than this; 0 lets the service go to zero.
     pub replicas_min: u32,
@@ -56,9 +61,11 @@ pub struct ScalingPolicy {
     pub rule: ScalingRule,
     /// With nothing to do for this long the last machine goes too.
     #[serde(rename = "zero_grace_ms", with = "millis")]
+    #[cfg_attr(feature = "schema", schema(value_type = u64))]
     pub zero_grace: Duration,
     /// After a machine was added or removed, none is removed for this long.
     #[serde(rename = "cooldown_ms", with = "millis")]
+    #[cfg_attr(feature = "schema", schema(value_type = u64))]
     pub cooldown: Duration,
     /// Which node a new machine is put on.
     pub placement: Placement,
@@ -84,6 +91,7 @@ impl Default for ScalingPolicy {
 /// How many machines a load asks for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub enum ScalingRule {
     /// Add a machine when the queue is longer than one threshold, remove one when it is at most another
     /// (the replication and dereplication thresholds of migrating systems).
@@ -102,9 +110,11 @@ pub enum ScalingRule {
         target: f64,
         /// Averaging window.
         #[serde(rename = "stable_window_ms", with = "millis")]
+        #[cfg_attr(feature = "schema", schema(value_type = u64))]
         stable_window: Duration,
         /// Averaging window in a burst.
         #[serde(rename = "panic_window_ms", with = "millis")]
+        #[cfg_attr(feature = "schema", schema(value_type = u64))]
         panic_window: Duration,
         /// A burst is when the short window asks for this many times the ready machines; above 1.
         panic_threshold: f64,
@@ -125,6 +135,7 @@ impl Default for ScalingRule {
 /// What a threshold counts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub enum ThresholdScope {
     /// The whole queue of the service.
     #[default]
@@ -136,6 +147,7 @@ pub enum ThresholdScope {
 /// Which node a new machine is put on. All count what is reserved, never what is measured.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub enum Placement {
     /// The smallest share of its memory reserved.
     #[default]
@@ -167,6 +179,7 @@ impl Placement {
 /// Which machine goes first when one is removed. Machines that serve nothing always go before busy ones.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub enum Removal {
     /// The one that became ready last.
     #[default]
@@ -184,11 +197,13 @@ pub enum Removal {
 /// How a service's queue is bounded and how its jobs are tried and kept.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct QueuePolicy {
     /// Jobs that may wait, 1 to 1,000,000; one more is refused.
     pub bound: u32,
     /// How long a job and its result are kept after its end, unless the job says otherwise.
     #[serde(rename = "retention_ms", with = "millis")]
+    #[cfg_attr(feature = "schema", schema(value_type = u64))]
     pub retention: Duration,
     /// How often a job is tried, unless the job says otherwise.
     pub retry: RetryPolicy,

@@ -1,0 +1,17 @@
+//! What crosses the wire between a Skein server and its clients: types, error codes, a typed client.
+//!
+//! The OpenAPI document is generated from the server's routes and these types, committed as
+//! `docs/openapi.json`, and compared with the running server by a test. Times are RFC 3339 in UTC, durations
+//! whole milliseconds, sizes bytes unless the name says MiB. Arrays are always arrays.
+
+mod client;
+mod error;
+mod types;
+
+pub use client::{CallReply, Client, ClientError, Console, EventStream, JobOptions, Target};
+pub use error::{ApiError, Code, ErrorBody, ErrorDetail};
+pub use types::{
+    BatchItem, BatchReply, BatchResult, BlobReply, Decision, EventLine, EventPage, Image,
+    ImageModule, ImagePut, Job, JobPage, Machine, Node, ScaleRequest, Service, ServiceCounters,
+    Version, time_text,
+};
