@@ -1,7 +1,17 @@
 //! State and bus, behind one small interface each, and what is built on them once.
+mod blob;
+mod bus;
 mod embedded;
+mod lock;
 mod state;
 
+pub use blob::{
+    BlobError, BlobReader, BlobStore, BlobSweep, BlobWriter, PinnedBlob, blob_reference,
+};
+pub use bus::{
+    Bus, BusError, BusStats, Headers, LocalBus, Message, PAYLOAD_BYTES_MAX, Pattern,
+    SUBJECT_BYTES_MAX, Subject, SubjectError, Subscribe, Subscription,
+};
 pub use embedded::{EmbeddedOptions, EmbeddedState};
 pub use state::{
     Batch, Compare, Entry, Event, KEY_BYTES_MAX, Key, KeySpan, LeaseId, LeaseStatus, Op, OpReply,

@@ -3,11 +3,11 @@
 //! One table holds the keys, one row the revision. This module knows nothing of batches, watches and leases'
 //! deadlines.
 
+use crate::state::Event;
 use crate::state::{
     Compare, Entry, Key, KeySpan, LeaseId, Op, OpReply, Query, RANGE_BYTES_MAX, RangeReply,
     Revision, StateError, Target, Txn, TxnReply,
 };
-use crate::state::Event;
 use bytes::Bytes;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Row, params};
 use std::path::{Path, PathBuf};
@@ -88,20 +88,21 @@ impl Database {
             .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
             .map_err(failed)?;
         let new = format == 0 && application == 0 && tables == 0;
-        let corrupt =
-            |what: String| StateError::Corrupt { path: path.to_path_buf(), what };
+        let corrupt = |what: String| StateError::Corrupt { path: path.to_path_buf(), what };
         if !new && application != APPLICATION_ID {
             return Err(corrupt("it is a database of another program".to_owned()));
         }
         if format > FORMAT {
-            return Err(StateError::Newer { path: path.to_path_buf(), found: format, known: FORMAT });
+            return Err(StateError::Newer {
+                path: path.to_path_buf(),
+                found: format,
+                known: FORMAT,
+            });
         }
         connection.pragma_update(None, "journal_mode", "WAL").map_err(failed)?;
         connection.pragma_update(None, "synchronous", "FULL").map_err(failed)?;
         connection.pragma_update(None, "cache_size", -i64::from(CACHE_KIB)).map_err(failed)?;
-        connection
-            .pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)
-            .map_err(failed)?;
+        connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES).map_err(failed)?;
         if new {
             let script = format!(
                 "BEGIN IMMEDIATE; {SCHEMA} PRAGMA application_id = {APPLICATION_ID};
@@ -172,7 +173,8 @@ impl Database {
 
     /// The revision as of this transaction.
     pub(super) fn revision(&self) -> Result<Revision, Failure> {
-        let mut select = self.connection.prepare_cached("SELECT revision FROM meta WHERE id = 0")?;
+        let mut select =
+            self.connection.prepare_cached("SELECT revision FROM meta WHERE id = 0")?;
         Ok(select.query_row([], |row| revision(row, 0))?)
     }
 
@@ -389,9 +391,9 @@ impl Database {
 
     /// The keys of a lease, in order.
     pub(super) fn leased_keys(&self, lease: LeaseId) -> Result<Vec<Key>, Failure> {
-        let mut select = self.connection.prepare_cached(
-            "SELECT key FROM kv WHERE lease = ?1 AND lease != 0 ORDER BY key",
-        )?;
+        let mut select = self
+            .connection
+            .prepare_cached("SELECT key FROM kv WHERE lease = ?1 AND lease != 0 ORDER BY key")?;
         let mut rows = select.query([integer(lease.get())])?;
         let mut keys = Vec::new();
         while let Some(row) = rows.next()? {

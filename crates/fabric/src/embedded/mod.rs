@@ -16,16 +16,17 @@ mod history;
 mod leases;
 mod owner;
 
+use crate::lock::{LockError, lock};
 use crate::state::{
-    KeySpan, LeaseId, LeaseStatus, Query, RangeReply, Revision, State, StateError, Txn,
-    TxnReply, Watch, WatchFrom,
+    KeySpan, LeaseId, LeaseStatus, Query, RangeReply, Revision, State, StateError, Txn, TxnReply,
+    Watch, WatchFrom,
 };
 use async_trait::async_trait;
 use database::Database;
 use history::History;
 use owner::{Answer, Envelope, Owner, Request, refusal};
 use std::fmt;
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -107,7 +108,7 @@ impl EmbeddedState {
     /// [`StateError::Corrupt`], [`StateError::Newer`], [`StateError::DiskFull`], and [`StateError::Open`] for the
     /// file system's refusals.
     pub fn open(directory: &Path, options: EmbeddedOptions) -> Result<Self, StateError> {
-        let lock = lock(directory)?;
+        let lock = lock_directory(directory)?;
         let path = directory.join("state.db");
         let database = Database::open(&path, options.size_bytes_max)?;
         let owner = Owner::new(database, lock, |forgotten| {
@@ -160,7 +161,8 @@ impl EmbeddedState {
         let (answer, reply) = oneshot::channel();
         let envelope = Envelope { request: request(answer), place };
         self.shared.inbox.send(envelope).map_err(|_| StateError::Closed)?;
-        let gone = |_| StateError::Unknown { why: "the store stopped before it answered".to_owned() };
+        let gone =
+            |_| StateError::Unknown { why: "the store stopped before it answered".to_owned() };
         reply.await.map_err(gone)?
     }
 
@@ -225,22 +227,15 @@ impl State for EmbeddedState {
     }
 }
 
-/// Takes the lock that keeps two processes from one store. It is advisory and goes with the process.
-fn lock(directory: &Path) -> Result<File, StateError> {
-    let failed = |path: &Path, error: &std::io::Error| match error.kind() {
-        std::io::ErrorKind::StorageFull => StateError::DiskFull,
-        _ => StateError::Open { path: path.to_path_buf(), why: error.to_string() },
-    };
-    std::fs::create_dir_all(directory).map_err(|error| failed(directory, &error))?;
-    let path = directory.join("state.lock");
-    let mut options = File::options();
-    options.create(true).truncate(false).write(true);
-    let file = options.open(&path).map_err(|error| failed(&path, &error))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(StateError::Locked { path }),
-        Err(TryLockError::Error(error)) => Err(failed(&path, &error)),
-    }
+/// Locks the store's directory.
+fn lock_directory(directory: &Path) -> Result<File, StateError> {
+    lock(directory, "state.lock").map_err(|error| match error {
+        LockError::Held { path } => StateError::Locked { path },
+        LockError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+            StateError::DiskFull
+        }
+        LockError::Io { path, source } => StateError::Open { path, why: source.to_string() },
+    })
 }
 
 fn start(
@@ -248,8 +243,10 @@ fn start(
     path: &Path,
     work: impl FnOnce() + Send + 'static,
 ) -> Result<(), StateError> {
-    let failed =
-        |error: std::io::Error| StateError::Open { path: path.to_path_buf(), why: error.to_string() };
+    let failed = |error: std::io::Error| StateError::Open {
+        path: path.to_path_buf(),
+        why: error.to_string(),
+    };
     thread::Builder::new().name(name).spawn(work).map(drop).map_err(failed)
 }
 
@@ -258,7 +255,8 @@ fn serve_reads(database: Database, reads: &Receiver<Read>) {
     while let Ok(Read { what, _place }) = reads.recv() {
         match what {
             What::Range { query, answer } => {
-                let found = database.snapshot(|database, revision| database.range(&query, revision));
+                let found =
+                    database.snapshot(|database, revision| database.range(&query, revision));
                 let _ = answer.send(found.map_err(|failure| refusal(failure, &database)));
             }
             What::Txn { txn, answer } => {

@@ -45,11 +45,19 @@ pub(super) struct Envelope {
 
 /// A change that waits for the commit.
 enum Write {
-    Txn { txn: Txn, answer: Answer<TxnReply> },
+    Txn {
+        txn: Txn,
+        answer: Answer<TxnReply>,
+    },
     /// A lease whose holder ends it.
-    Revoke { lease: LeaseId, answer: Answer<()> },
+    Revoke {
+        lease: LeaseId,
+        answer: Answer<()>,
+    },
     /// A lease that has run out.
-    Expire { lease: LeaseId },
+    Expire {
+        lease: LeaseId,
+    },
 }
 
 /// What a write will be answered once it is durable.
@@ -212,11 +220,7 @@ impl Owner {
         }
     }
 
-    fn commit(
-        &mut self,
-        writes: &[Write],
-        now: Instant,
-    ) -> Result<Vec<Outcome>, CommitFailure> {
+    fn commit(&mut self, writes: &[Write], now: Instant) -> Result<Vec<Outcome>, CommitFailure> {
         let applied = self.database.begin().and_then(|()| self.apply(writes, now));
         let (outcomes, batches, revision) = match applied {
             Ok(applied) => applied,
@@ -355,9 +359,7 @@ pub(super) fn refusal(failure: Failure, database: &Database) -> StateError {
     match failure {
         Failure::Refused(error) => error,
         Failure::Full => StateError::DiskFull,
-        Failure::Corrupt(what) => {
-            StateError::Corrupt { path: database.path().to_path_buf(), what }
-        }
+        Failure::Corrupt(what) => StateError::Corrupt { path: database.path().to_path_buf(), what },
         Failure::Other(why) => StateError::Unavailable { why },
     }
 }
