@@ -1,0 +1,166 @@
+//! Whether this host can carry networks of machines, found out by trying.
+
+use crate::error::NetError;
+use crate::names::InterfaceName;
+use crate::{netlink::Netlink, tap};
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, unshare};
+use std::fs::{File, OpenOptions};
+use std::io;
+
+/// Bits of `CapEff` in `/proc/PID/status` (linux/capability.h).
+const CAP_NET_ADMIN: u32 = 12;
+const CAP_SYS_ADMIN: u32 = 21;
+
+/// Why this host cannot carry networks of machines.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// The process may not make namespaces and interfaces.
+    #[error(
+        "networks of machines need the capabilities CAP_NET_ADMIN and CAP_SYS_ADMIN: \
+         run as root (sudo)"
+    )]
+    NotRoot,
+    /// There is no tun/tap device.
+    #[error(
+        "/dev/net/tun is missing: load the module (modprobe tun), \
+         or give the container the device (--device /dev/net/tun)"
+    )]
+    TunMissing,
+    /// The device is there but must not be opened.
+    #[error("/dev/net/tun cannot be opened: allow this user or container to read and write it")]
+    TunDenied {
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The kernel makes no network namespace.
+    #[error(
+        "the kernel makes no network namespace: it needs CONFIG_NET_NS, and a higher limit if \
+         many exist (sysctl user.max_net_namespaces)"
+    )]
+    NamespaceMissing {
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The kernel makes no bridge.
+    #[error("the kernel makes no bridge: load the module (modprobe bridge)")]
+    BridgeMissing {
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The trial failed in another way.
+    #[error("trying out a network failed")]
+    Trial {
+        /// What failed.
+        source: Box<NetError>,
+    },
+}
+
+impl HostError {
+    /// Stable code of this failure.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::NotRoot => "NOT_ROOT",
+            Self::TunMissing => "TUN_MISSING",
+            Self::TunDenied { .. } => "TUN_DENIED",
+            Self::NamespaceMissing { .. } => "NAMESPACE_MISSING",
+            Self::BridgeMissing { .. } => "BRIDGE_MISSING",
+            Self::Trial { .. } => "HOST_TRIAL_FAILED",
+        }
+    }
+}
+
+/// Finds out whether networks of machines can be made here, by making one: a nameless namespace
+/// with a bridge and a tap, which go at once. Leaves nothing behind. Blocks for some tens of
+/// milliseconds.
+///
+/// # Errors
+/// [`HostError`] with one sentence that says what to do.
+pub fn check_host() -> Result<(), HostError> {
+    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    // Where /proc tells nothing, the trial does.
+    if parse_capabilities(&status).is_some_and(|set| !may_make_networks(set)) {
+        return Err(HostError::NotRoot);
+    }
+    open_tun()?;
+    std::thread::scope(|scope| scope.spawn(trial).join())
+        .unwrap_or_else(|_| Err(HostError::Trial { source: Box::new(NetError::Closed) }))
+}
+
+fn open_tun() -> Result<File, HostError> {
+    let file = OpenOptions::new().read(true).write(true).open(tap::TUN_DEVICE);
+    file.map_err(|source| match source.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::ENOENT | Errno::ENOTDIR | Errno::ENODEV | Errno::ENXIO) => {
+            HostError::TunMissing
+        }
+        _ => HostError::TunDenied { source },
+    })
+}
+
+/// On a thread of its own, which takes the namespace along when it ends.
+fn trial() -> Result<(), HostError> {
+    unshare(CloneFlags::CLONE_NEWNET).map_err(|errno| match errno {
+        Errno::EPERM => HostError::NotRoot,
+        errno => HostError::NamespaceMissing { source: errno.into() },
+    })?;
+    let failed = |source| HostError::Trial { source: Box::new(source) };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|source| {
+        failed(NetError::Netlink { action: "starting", subject: "a runtime".to_owned(), source })
+    })?;
+    runtime.block_on(async {
+        let bridge = InterfaceName::bridge();
+        let made =
+            async { Netlink::open()?.create_bridge(&bridge, [2, 0, 0, 0, 0, 1]).await }.await;
+        made.map_err(|source| match source.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::EPERM) => HostError::NotRoot,
+            _ => HostError::BridgeMissing { source },
+        })
+    })?;
+    let probe = InterfaceName::tap(
+        &"trial".parse().map_err(|_| failed(NetError::Closed))?,
+        [192, 0, 2, 1].into(),
+    );
+    match tap::create(&probe) {
+        Ok(_) => Ok(()),
+        Err(NetError::Host(error)) => Err(error),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// The effective capabilities in the text of `/proc/PID/status`.
+fn parse_capabilities(status: &str) -> Option<u64> {
+    let set = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(set.trim(), 16).ok()
+}
+
+fn may_make_networks(set: u64) -> bool {
+    [CAP_NET_ADMIN, CAP_SYS_ADMIN].iter().all(|bit| set >> bit & 1 == 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn check(status: &str, expect: Option<bool>) {
+        assert_eq!(parse_capabilities(status).map(may_make_networks), expect, "{status}");
+    }
+
+    #[test]
+    fn reads_capabilities() {
+        check("Name:\tx\nCapEff:\t000001ffffffffff\nCapBnd:\t0\n", Some(true));
+        check("CapEff:\t0000000000000000\n", Some(false));
+        check("CapEff:\t0000000000001000\n", Some(false));
+        check("CapEff:\t0000000000201000\n", Some(true));
+        check("CapPrm:\t000001ffffffffff\n", None);
+        check("CapEff:\tnone\n", None);
+    }
+
+    proptest! {
+        #[test]
+        fn any_status_is_answered(text in "(CapEff:|[0-9a-f]|\\PC|\n|\t){0,60}") {
+            let _ = parse_capabilities(&text);
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! Networks of machines on one node.
+//!
+//! This crate owns what a node's kernel holds for machines to talk: a network namespace, a bridge
+//! in it, one tap for each machine, and the addresses. It hands out sockets that live inside the
+//! namespace, so that the node can reach its machines while nothing else on the host can.
+//!
+//! ```text
+//!   host                     │  namespace skein-NAME
+//!                            │
+//!   agent ── Connector ──────┼─ TCP socket ── skbr0 (gateway address, fixed MAC)
+//!                            │                 ├── sk…0a000002 ── tap fd ── QEMU ── machine
+//!                            │                 └── sk…0a000003 ── tap fd ── QEMU ── machine
+//! ```
+//!
+//! What it never does: start processes, decide which machine gets which address (the control plane
+//! does, with [`AddressPool`]), or touch an interface, namespace or table that is not its own.
+//!
+//! **A tap lives as long as somebody holds its descriptor.** The kernel removes it with the last
+//! holder, so nothing leaks when everything is killed, and a QEMU that outlives its agent keeps its
+//! network: the next [`NodeNetwork::open`] finds the namespace and the taps in it and goes on.
+
+mod address;
+mod connector;
+mod error;
+mod holder;
+mod host;
+mod names;
+mod namespace;
+mod netlink;
+mod network;
+mod port;
+mod setup;
+mod tap;
+mod thread;
+
+pub use address::{
+    AddressPool, Cidr, InvalidAddress, Mac, PoolError, QUARANTINE_DEFAULT, Released,
+};
+pub use connector::{CONNECT_TIMEOUT_DEFAULT, Connector};
+pub use error::NetError;
+pub use host::{HostError, check_host};
+pub use names::{InterfaceName, InvalidName, NetworkName, PortLabel};
+pub use network::{NetworkSpec, NodeNetwork, Opened, PORTS_MAX};
+pub use port::{Peers, Port, PortInfo, PortSpec, Unplugged};
