@@ -1,0 +1,6 @@
+//! The echo machine.
+
+#![no_std]
+#![no_main]
+
+skein_unikernel::main!(echo::handle);

@@ -1,0 +1,240 @@
+//! Time.
+//!
+//! The time stamp counter gives the time; its rate is the one unknown. A hypervisor may tell it (CPUID); else
+//! it is measured against the local APIC's timer, which counts at 1 GHz under QEMU and KVM alike. Nothing waits
+//! for that measurement: it begins at boot, and every later reading makes it more exact, until the window is
+//! a minute long.
+
+use alloc::collections::BTreeMap;
+use core::future::Future;
+use core::pin::Pin;
+use core::task::{Context, Poll, Waker};
+use core::time::Duration;
+
+use crate::arch::{cpu, interrupts};
+use crate::sync::Mutex;
+
+/// Before anything was measured: 1 tick per nanosecond. Only the first instructions see this.
+const RATE_UNKNOWN: u64 = 1 << 32;
+/// A window shorter than this, 100 us, would measure the cost of reading the timer.
+const WINDOW_MIN_STEPS: u32 = 6_250;
+
+struct Clock {
+    /// Counter value and time since boot that belong together.
+    base_tsc: u64,
+    base_ns: u64,
+    /// Nanoseconds per tick, times 2^32.
+    rate: u64,
+    /// Set when the hypervisor told the rate.
+    rate_is_known: bool,
+    /// The longest window measured so far, timer steps.
+    best_window: u32,
+    /// Where the running window began: counter and timer.
+    window: Option<(u64, u32)>,
+    /// Unix time at boot, ns; `None` until someone tells.
+    epoch_ns: Option<u64>,
+}
+
+static CLOCK: Mutex<Clock> = Mutex::new(Clock {
+    base_tsc: 0,
+    base_ns: 0,
+    rate: RATE_UNKNOWN,
+    rate_is_known: false,
+    best_window: 0,
+    window: None,
+    epoch_ns: None,
+});
+
+impl Clock {
+    fn ns_at(&self, tsc: u64) -> u64 {
+        self.base_ns + scale(tsc.saturating_sub(self.base_tsc), self.rate)
+    }
+
+    /// Changes the rate from now on; time goes on from where it is.
+    fn set_rate(&mut self, tsc: u64, rate: u64) {
+        self.base_ns = self.ns_at(tsc);
+        self.base_tsc = tsc;
+        self.rate = rate.max(1);
+    }
+}
+
+/// `ticks * rate / 2^32`.
+fn scale(ticks: u64, rate: u64) -> u64 {
+    ((u128::from(ticks) * u128::from(rate)) >> 32) as u64
+}
+
+/// Starts the clock at 0 for the counter value `entry_tsc`, and the APIC timer with it.
+pub(crate) fn start(entry_tsc: u64) {
+    interrupts::enable_apic();
+    let mut clock = CLOCK.lock();
+    clock.base_tsc = entry_tsc;
+    clock.window = Some((cpu::rdtsc(), interrupts::timer_left()));
+    if let Some(khz) = told_frequency() {
+        clock.rate = (1_000_000_u64 << 32) / u64::from(khz);
+        clock.rate_is_known = true;
+    }
+}
+
+/// Counter frequency as the hypervisor tells it: leaf 0x40000010, kHz.
+fn told_frequency() -> Option<u32> {
+    const HYPERVISOR_BIT: u32 = 1 << 31;
+    if cpu::cpuid(1).ecx & HYPERVISOR_BIT == 0 || cpu::cpuid(0x4000_0000).eax < 0x4000_0010 {
+        return None;
+    }
+    Some(cpu::cpuid(0x4000_0010).eax).filter(|khz| *khz > 0)
+}
+
+/// Measures the counter's rate over the window that is running, if that is the longest yet.
+pub(crate) fn calibrate() {
+    let mut clock = CLOCK.lock();
+    let Some((tsc, steps)) = clock.window else { return };
+    if clock.rate_is_known {
+        return;
+    }
+    let left = interrupts::timer_left();
+    let now = cpu::rdtsc();
+    let window = steps.saturating_sub(left);
+    // A timer that has run out says nothing about how long ago.
+    if left == 0 || window < WINDOW_MIN_STEPS || window <= clock.best_window {
+        return;
+    }
+    let ns = u128::from(window) * u128::from(interrupts::TIMER_STEP_NS);
+    let rate = (ns << 32) / u128::from(now.wrapping_sub(tsc).max(1));
+    let first = clock.best_window == 0;
+    clock.best_window = window;
+    let rate = u64::try_from(rate).unwrap_or(RATE_UNKNOWN);
+    if first {
+        // What was shown before the first measurement was a guess; the counter since entry is not.
+        clock.rate = rate;
+    } else {
+        clock.set_rate(now, rate);
+    }
+}
+
+/// Forgets what was measured: the machine may have moved to a host whose counter runs at another rate.
+pub(crate) fn distrust() {
+    let mut clock = CLOCK.lock();
+    clock.best_window = clock.best_window.min(WINDOW_MIN_STEPS);
+}
+
+/// Lets the CPU be woken in `ns`; `None` for never. Called with interrupts disabled, right before sleeping.
+pub(crate) fn arm(ns: Option<u64>) {
+    calibrate();
+    let steps = match ns {
+        // At least one step, or the timer would stop.
+        Some(ns) => u32::try_from((ns / interrupts::TIMER_STEP_NS).max(1)).unwrap_or(u32::MAX),
+        None => 0,
+    };
+    interrupts::start_timer(steps);
+    CLOCK.lock().window = (steps > 0).then(|| (cpu::rdtsc(), steps));
+}
+
+/// Nanoseconds since kernel entry.
+pub(crate) fn now_ns() -> u64 {
+    CLOCK.lock().ns_at(cpu::rdtsc())
+}
+
+/// Sets the wall clock: it is `unix_ns` now; 0 means unknown and changes nothing.
+pub(crate) fn set_unix_ns(unix_ns: u64) {
+    if unix_ns > 0 {
+        let mut clock = CLOCK.lock();
+        let up = clock.ns_at(cpu::rdtsc());
+        clock.epoch_ns = Some(unix_ns.saturating_sub(up));
+    }
+}
+
+/// Time since the machine's kernel was entered. Never goes back; advances while the machine sleeps, and stands
+/// while the host holds it stopped or saved, as far as the host's counter does.
+#[must_use]
+pub fn now() -> Duration {
+    Duration::from_nanos(now_ns())
+}
+
+/// Time since the Unix epoch: what the host said at launch (or in a new identity), plus the time since. `None`
+/// when the host said nothing.
+#[must_use]
+pub fn unix_time() -> Option<Duration> {
+    let clock = CLOCK.lock();
+    let epoch = clock.epoch_ns?;
+    Some(Duration::from_nanos(epoch.saturating_add(clock.ns_at(cpu::rdtsc()))))
+}
+
+/// Who waits for which time. The number tells waits for the same time apart.
+struct Timers {
+    waiting: BTreeMap<(u64, u64), Waker>,
+    next_number: u64,
+}
+
+static TIMERS: Mutex<Timers> = Mutex::new(Timers { waiting: BTreeMap::new(), next_number: 0 });
+
+/// Wakes everyone whose time has come; returns the next time someone waits for.
+pub(crate) fn wake_due(now: u64) -> Option<u64> {
+    loop {
+        let mut timers = TIMERS.lock();
+        let entry = timers.waiting.first_entry()?;
+        let deadline = entry.key().0;
+        if deadline > now {
+            return Some(deadline);
+        }
+        let waker = entry.remove();
+        drop(timers);
+        waker.wake();
+    }
+}
+
+/// Completes at a time since boot.
+pub(crate) struct Sleep {
+    deadline: u64,
+    number: Option<u64>,
+}
+
+impl Sleep {
+    /// Completes `duration` from now.
+    pub(crate) fn after(duration: Duration) -> Self {
+        let ns = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        Self { deadline: now_ns().saturating_add(ns), number: None }
+    }
+}
+
+impl Future for Sleep {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        if now_ns() >= self.deadline {
+            return Poll::Ready(());
+        }
+        let mut timers = TIMERS.lock();
+        let number = *self.number.get_or_insert_with(|| {
+            timers.next_number += 1;
+            timers.next_number
+        });
+        timers.waiting.insert((self.deadline, number), context.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl Drop for Sleep {
+    fn drop(&mut self) {
+        if let Some(number) = self.number {
+            TIMERS.lock().waiting.remove(&(self.deadline, number));
+        }
+    }
+}
+
+/// Waits. Other requests and the network go on meanwhile.
+pub async fn sleep(duration: Duration) {
+    Sleep::after(duration).await;
+}
+
+/// What `future` gives, or `None` if it takes longer than `limit`; then it is dropped.
+pub(crate) async fn within<F: Future>(limit: Duration, future: F) -> Option<F::Output> {
+    let mut future = core::pin::pin!(future);
+    let mut sleep = core::pin::pin!(Sleep::after(limit));
+    core::future::poll_fn(|context| {
+        if let Poll::Ready(output) = future.as_mut().poll(context) {
+            return Poll::Ready(Some(output));
+        }
+        sleep.as_mut().poll(context).map(|()| None)
+    })
+    .await
+}
