@@ -13,7 +13,7 @@ use skein_model::{
     Generation, ImageManifest, MachineGoal, MachineId, MemoryMib, NodeName, NodeState, PhaseName,
     ProjectName, ServiceName, ServiceRecord, Timestamp,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
 
@@ -297,7 +297,7 @@ pub fn plan(
     rng: &mut PlanRng,
 ) -> Plan {
     let mut cloud = Cloud::new(seen);
-    let mut names = Names { seen, taken: vec![] };
+    let mut names = Names { seen, taken: BTreeSet::new() };
     let mut plan = Plan::default();
     let mut next = Earliest::default();
     let records: BTreeMap<ServiceKey, &ServiceRecord> =
@@ -465,7 +465,7 @@ const fn phase_of(goal: MachineGoal, phase: PhaseName) -> ReplicaPhase {
 struct Names<'a> {
     seen: &'a Observed,
     /// Ids given in this plan.
-    taken: Vec<MachineId>,
+    taken: BTreeSet<MachineId>,
 }
 
 impl Names<'_> {
@@ -521,8 +521,7 @@ impl Names<'_> {
             let used = self.seen.services.iter().any(|(key, view)| {
                 key.service == *service && view.replicas.iter().any(|r| r.machine == id)
             });
-            if !used && !self.taken.contains(&id) {
-                self.taken.push(id.clone());
+            if !used && self.taken.insert(id.clone()) {
                 return id;
             }
         }
