@@ -3,6 +3,7 @@ mod blob;
 mod bus;
 mod embedded;
 mod lock;
+mod queue;
 mod state;
 
 pub use blob::{
@@ -13,6 +14,11 @@ pub use bus::{
     SUBJECT_BYTES_MAX, Subject, SubjectError, Subscribe, Subscription,
 };
 pub use embedded::{EmbeddedOptions, EmbeddedState};
+pub use queue::{
+    Attempt, Audit, Body, CLAIM_MAX, Cancelled, Claimant, Completed, Cursor, Depth, Failed, Failure,
+    JobFilter, JobPage, JobResult, Queue, QueueError, QueueName, StoredBody, Submission, Submitted,
+    Swept,
+};
 pub use state::{
     Batch, Compare, Entry, Event, KEY_BYTES_MAX, Key, KeySpan, LeaseId, LeaseStatus, Op, OpReply,
     Query, RANGE_BYTES_MAX, RangeReply, Relation, Revision, State, StateError, TXN_BYTES_MAX,
