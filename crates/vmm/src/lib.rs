@@ -20,6 +20,7 @@ mod console;
 mod control;
 mod driver;
 mod exit;
+mod image;
 mod lines;
 mod machine;
 mod probe;
@@ -39,6 +40,10 @@ pub use console::{
 };
 pub use control::{ControlError, GuestStats, Ready};
 pub use driver::{AdoptError, Adopted, Driver, LaunchError};
+pub use image::{
+    BlobFault, ImageError, ImageFiles, ImageImport, ImageStore, ImportModule, KERNEL_BYTES_MAX,
+    KernelError, KernelInfo, MODULES_BYTES_MAX, check_kernel,
+};
 pub use machine::{
     Grace, LaunchTimes, Machine, MachineState, ReadyError, StopError, StopMeans, StopOutcome,
 };
