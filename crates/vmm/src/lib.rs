@@ -32,6 +32,8 @@ mod rate;
 mod ring;
 mod spec;
 mod supervise;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 pub use accel::Accel;
 pub use console::{

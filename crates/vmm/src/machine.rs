@@ -244,8 +244,10 @@ impl Machine {
     pub async fn ready(&self, deadline: Duration) -> Result<Ready, ReadyError> {
         let mut heard = self.inner.control.heard();
         let said = async {
-            match heard.wait_for(|heard| heard.ready.is_some()).await {
-                Ok(heard) => Ok(heard.ready),
+            // The guard of the channel is dropped here, so that this future can move between threads.
+            let ready = heard.wait_for(|heard| heard.ready.is_some()).await.map(|heard| heard.ready);
+            match ready {
+                Ok(ready) => Ok(ready),
                 // The channel ended, and so does the machine.
                 Err(_) => Err(self.exited().await),
             }
