@@ -9,7 +9,9 @@ use crate::names::InterfaceName;
 use futures_util::{Stream, StreamExt};
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
-use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use rtnetlink::packet_route::link::{
+    InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State,
+};
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
@@ -20,10 +22,16 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
 use std::pin::pin;
+use std::time::Duration;
 use tokio::task::JoinSet;
 
 /// The group of our taps (`ip link show group 7531`), so that all are removed in one request.
 const TAP_GROUP: u32 = 7531;
+
+/// The kernel takes a millisecond at most unless many interfaces change at once.
+const CARRIER_WAIT_MAX: Duration = Duration::from_secs(5);
+/// A question costs the kernel some 20 microseconds.
+const CARRIER_POLL_INTERVAL: Duration = Duration::from_millis(1);
 
 /// An interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -184,6 +192,27 @@ impl Netlink {
                 .execute(),
         );
         done.map(|_| ()).map_err(cause)
+    }
+
+    /// Waits until an interface carries frames. The kernel notices the first port of a bridge on
+    /// a queue of its own, and drops what is sent through the bridge until then: a connection
+    /// opened in that moment would wait a second for its first segment to be repeated.
+    ///
+    /// # Errors
+    /// `TimedOut` if that does not happen within [`CARRIER_WAIT_MAX`].
+    pub(crate) async fn wait_for_carrier(&self, index: u32) -> io::Result<()> {
+        let waiting = async {
+            loop {
+                let found = collect(self.handle.link().get().match_index(index).execute()).await?;
+                let up = LinkAttribute::OperState(State::Up);
+                if found.iter().any(|message| message.attributes.contains(&up)) {
+                    return Ok(());
+                }
+                tokio::time::sleep(CARRIER_POLL_INTERVAL).await;
+            }
+        };
+        let answer = tokio::time::timeout(CARRIER_WAIT_MAX, waiting).await;
+        answer.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }
 
     /// Permanent IPv4 neighbours of an interface.

@@ -9,7 +9,8 @@ use anyhow::{Context, Result};
 use skein_net::{Cidr, Mac, NetworkName, NetworkSpec, NodeNetwork, Peers, PortSpec};
 use std::future::Future;
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,8 @@ impl Scratch {
     /// other.
     pub(crate) fn new(what: &str) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
+        static SWEPT: Once = Once::new();
+        SWEPT.call_once(remove_those_of_dead_tests);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("test-{what}-{}-{count}", std::process::id());
         Self { name: name.parse().expect("a name"), cidr: "10.77.0.0/16".parse().expect("a range") }
@@ -84,17 +87,37 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        let name = self.name.clone();
-        // A thread of its own: the test's runtime may be gone or may be unwinding.
-        let remove = move || -> Result<()> {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(async { NodeNetwork::destroy(&name).await })?;
-            Ok(())
-        };
-        let result = std::thread::spawn(remove).join();
+        let result = remove(self.name.clone());
         if !std::thread::panicking() {
             result.expect("removal does not panic").expect("the network is removed");
             assert!(!self.file().exists(), "{} was left behind", self.file().display());
+        }
+    }
+}
+
+/// Removes a network from a thread of its own: the test's runtime may be gone or may be unwinding.
+fn remove(name: NetworkName) -> std::thread::Result<Result<()>> {
+    let remove = move || -> Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async { NodeNetwork::destroy(&name).await })?;
+        Ok(())
+    };
+    std::thread::spawn(remove).join()
+}
+
+/// A test that was killed could not remove its networks; their names tell its process id.
+fn remove_those_of_dead_tests() {
+    let Ok(entries) = std::fs::read_dir("/run/netns") else { return };
+    for entry in entries.flatten() {
+        let file = entry.file_name().to_string_lossy().into_owned();
+        let Some(name) = file.strip_prefix("skein-").filter(|n| n.starts_with("test-")) else {
+            continue;
+        };
+        let pid = name.rsplit('-').nth(1).and_then(|pid| pid.parse::<u32>().ok());
+        let dead = pid.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists());
+        if let (true, Ok(name)) = (dead, name.parse()) {
+            // Another test may be doing the same.
+            let _ = remove(name);
         }
     }
 }
