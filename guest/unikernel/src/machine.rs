@@ -74,7 +74,8 @@ pub(crate) fn run(start_info: u32, entry_tsc: u64) -> ! {
     // Sockets may take an eighth of the memory, request bodies half.
     let sockets = (2 * usize::from(config.capacity) + 8).min(heap_free / 8 / net::SOCKET_BYTES);
     server::set_limits(config.capacity, heap_free / 2);
-    net::install(Net::new(Network::new(card), sockets));
+    let number = random::boot_number(config.seed.as_ref().map(|seed| &seed.0));
+    net::install(Net::new(Network::new(card), sockets, number));
     net::configure(config.ip, config.gw);
     host::set_config(config);
     let mut service = skein_service();

@@ -71,11 +71,12 @@ fn instant(ns: u64) -> Instant {
 }
 
 impl Net {
-    /// A network without address. `tcp_max`: sockets, at least 4.
-    pub(crate) fn new(mut card: Network, tcp_max: usize) -> Self {
+    /// A network without address. `tcp_max`: sockets, at least 4. `random_seed` makes sequence numbers and
+    /// transaction numbers differ.
+    pub(crate) fn new(mut card: Network, tcp_max: usize, random_seed: u64) -> Self {
         let mac = HardwareAddress::Ethernet(EthernetAddress(card.mac_address()));
         let mut config = Config::new(mac);
-        config.random_seed = crate::random::random_u64();
+        config.random_seed = random_seed;
         let interface = Interface::new(config, &mut card, instant(clock::now_ns()));
         Self {
             card,

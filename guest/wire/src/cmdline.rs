@@ -215,7 +215,7 @@ impl BootConfig {
             "gw" => self.gw = Some(words::address(value)?),
             "dns" => self.dns = Some(words::address(value)?),
             "host" => words::host_name(value)?.clone_into(&mut self.host),
-            "port" => self.port = words::number(value)?,
+            "port" => self.port = NonZeroU16::new(words::number(value)?)?,
             "capacity" => {
                 self.capacity = words::number(value).filter(|n| (1..=CAPACITY_MAX).contains(n))?;
             }

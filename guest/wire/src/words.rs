@@ -7,28 +7,67 @@ use crate::percent::hex_digit;
 
 /// Splits a line into words and each word at its first `=`. Words without `=` have an empty value.
 pub(crate) fn pairs(line: &str) -> impl Iterator<Item = (&str, &str)> {
-    line.split([' ', '\t', '\r', '\n'])
-        .filter(|word| !word.is_empty())
-        .map(|word| word.split_once('=').unwrap_or((word, "")))
+    let mut rest = line;
+    core::iter::from_fn(move || {
+        // All cuts are at ASCII characters, so they are between characters.
+        let start = rest.bytes().position(|byte| !is_blank(byte))?;
+        rest = &rest[start..];
+        let end = rest.bytes().position(is_blank).unwrap_or(rest.len());
+        let (word, next) = rest.split_at(end);
+        rest = next;
+        let equals = word.bytes().position(|byte| byte == b'=');
+        Some(equals.map_or((word, ""), |at| (&word[..at], &word[at + 1..])))
+    })
+}
+
+fn is_blank(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t' | b'\r' | b'\n')
 }
 
 /// An unsigned decimal number: digits only, no sign, no overflow.
-pub(crate) fn number<T: core::str::FromStr>(text: &str) -> Option<T> {
-    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+pub(crate) fn number<T: TryFrom<u64>>(text: &str) -> Option<T> {
+    if text.is_empty() {
         return None;
     }
-    text.parse().ok()
+    let mut value = 0_u64;
+    for byte in text.bytes() {
+        let digit = byte.wrapping_sub(b'0');
+        if digit > 9 {
+            return None;
+        }
+        value = value.checked_mul(10)?.checked_add(u64::from(digit))?;
+    }
+    T::try_from(value).ok()
 }
 
-/// `A.B.C.D`.
+/// `A.B.C.D`: four numbers up to 255 without superfluous zeros. By hand, like [`pairs`], because it runs while a
+/// machine boots: the standard parser is four times as many instructions.
 pub(crate) fn address(text: &str) -> Option<Ipv4Addr> {
-    text.parse().ok()
+    let mut octets = [0_u8; 4];
+    let (mut place, mut digits) = (0, 0);
+    for byte in text.bytes() {
+        if byte == b'.' {
+            if digits == 0 {
+                return None;
+            }
+            (place, digits) = (place + 1, 0);
+            continue;
+        }
+        let digit = byte.wrapping_sub(b'0');
+        let octet = octets.get_mut(place)?;
+        if digit > 9 || (digits > 0 && *octet == 0) {
+            return None;
+        }
+        *octet = octet.checked_mul(10)?.checked_add(digit)?;
+        digits += 1;
+    }
+    (place == 3 && digits > 0).then(|| Ipv4Addr::from(octets))
 }
 
 /// `A.B.C.D/P`.
 pub(crate) fn network(text: &str) -> Option<Ipv4Network> {
-    let (address, prefix) = text.split_once('/')?;
-    Ipv4Network::new(address.parse().ok()?, number(prefix)?)
+    let slash = text.bytes().position(|byte| byte == b'/')?;
+    Ipv4Network::new(address(&text[..slash])?, number(&text[slash + 1..])?)
 }
 
 /// 64 hexadecimal digits.
@@ -52,4 +91,35 @@ pub(crate) fn host_name(text: &str) -> Option<&str> {
         && bytes[0].is_ascii_alphanumeric()
         && bytes.iter().all(known);
     good.then_some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec::Vec;
+    use proptest::prelude::*;
+
+    #[test]
+    fn words() {
+        let split = |line| pairs(line).collect::<Vec<_>>();
+        assert_eq!(split("a=b  c\t=d e==f\n"), [("a", "b"), ("c", ""), ("", "d"), ("e", "=f")]);
+        assert_eq!(split(" é=ü "), [("é", "ü")]);
+        assert_eq!(split(" \n"), []);
+        assert_eq!(number::<u8>("255"), Some(255));
+        for bad in ["", "256", "-1", "+1", "1 ", "18446744073709551616"] {
+            assert_eq!(number::<u8>(bad), None, "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn addresses_are_those_of_the_standard_library(text in "[0-9.]{0,16}|([0-9]{1,3}\\.){3}[0-9]{1,3}") {
+            prop_assert_eq!(address(&text), text.parse().ok());
+        }
+
+        #[test]
+        fn numbers_are_those_of_the_standard_library(text in "[0-9]{0,21}") {
+            prop_assert_eq!(number::<u64>(&text), text.parse().ok());
+        }
+    }
 }

@@ -39,8 +39,12 @@ pub async fn handle(request: Request) -> Response {
             core::hint::spin_loop();
         }
     }
-    let status = number(&request, "status").and_then(|status| u16::try_from(status).ok());
-    answer(request).with_status(status.unwrap_or(200))
+    let status = number(&request, "status").map(|status| u16::try_from(status).unwrap_or(500));
+    let response = answer(request);
+    match status {
+        Some(status) => response.with_status(status),
+        None => response,
+    }
 }
 
 fn answer(request: Request) -> Response {
