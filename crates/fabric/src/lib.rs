@@ -1,6 +1,7 @@
 //! State and bus, behind one small interface each, and what is built on them once.
 mod blob;
 mod bus;
+mod election;
 mod embedded;
 mod lock;
 mod queue;
@@ -13,10 +14,11 @@ pub use bus::{
     Bus, BusError, BusStats, Headers, LocalBus, Message, PAYLOAD_BYTES_MAX, Pattern,
     SUBJECT_BYTES_MAX, Subject, SubjectError, Subscribe, Subscription,
 };
+pub use election::{Election, Leadership};
 pub use embedded::{EmbeddedOptions, EmbeddedState};
 pub use queue::{
     Attempt, Audit, Body, CLAIM_MAX, Cancelled, Claimant, Completed, Cursor, Depth, Failed, Failure,
-    JobFilter, JobPage, JobResult, Queue, QueueError, QueueName, StoredBody, Submission, Submitted,
+    JobFilter, JobPage, JobResult, Queue, QueueChanges, QueueError, QueueName, StoredBody, Submission, Submitted,
     Swept,
 };
 pub use state::{

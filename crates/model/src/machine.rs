@@ -113,6 +113,8 @@ pub struct MachineRecord {
     pub image: ImageManifest,
     /// Its memory.
     pub memory: MemoryMib,
+    /// Processor reserved for it, thousandths of a core.
+    pub cpu_milli: u32,
     /// Requests it serves at a time, 1 to 1,024.
     pub capacity: u32,
     /// Parameters the service reads (`env.KEY=VALUE` of the guest ABI).

@@ -245,7 +245,8 @@ impl Machine {
         let mut heard = self.inner.control.heard();
         let said = async {
             // The guard of the channel is dropped here, so that this future can move between threads.
-            let ready = heard.wait_for(|heard| heard.ready.is_some()).await.map(|heard| heard.ready);
+            let ready =
+                heard.wait_for(|heard| heard.ready.is_some()).await.map(|heard| heard.ready);
             match ready {
                 Ok(ready) => Ok(ready),
                 // The channel ended, and so does the machine.

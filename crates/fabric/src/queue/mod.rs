@@ -11,6 +11,7 @@
 //! **Invariant:** an accepted job is in exactly one place (due, late, running, ended) until it is purged, and the
 //! count of its queue says how many are where. [`Queue::audit`] checks it.
 
+mod changes;
 mod engine;
 mod error;
 mod keys;
@@ -21,6 +22,7 @@ mod stored;
 mod sweep;
 mod wake;
 
+pub use changes::QueueChanges;
 pub use error::QueueError;
 pub use keys::QueueName;
 pub use list::{Cursor, Depth, JobFilter, JobPage, StoredBody};

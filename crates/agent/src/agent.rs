@@ -1,0 +1,350 @@
+//! The agent itself: joins, converges, leaves.
+
+use crate::config::{AgentConfig, ConfigError};
+use crate::machine::Keeper;
+use crate::node::{Node, NodeParts};
+use crate::{report as figures, requests};
+use skein_fabric::{Bus, LeaseId, Op, Queue, State, StateError, Txn};
+use skein_model::{
+    EventKind, EventSubject, MachineId, MachineRecord, MachineStatus, NodeRecord, PhaseName,
+};
+use skein_net::{NetError, NetworkSpec, NodeNetwork};
+use skein_registry::{Alive, EventSink, Mirror, RecordKey, RegistryError};
+use skein_shell::{Tasks, now, report};
+use skein_vmm::{Adopted, Driver, ImageStore};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+/// However quiet it is, everything is read again after this long.
+const RECONCILE_EVERY: Duration = Duration::from_secs(5);
+/// How long the tasks of an agent may take to end.
+const SHUTDOWN_BUDGET: Duration = Duration::from_secs(10);
+
+/// What an agent stands on.
+#[derive(Debug, Clone)]
+pub struct Parts {
+    /// Truth.
+    pub state: Arc<dyn State>,
+    /// Messages.
+    pub bus: Arc<dyn Bus>,
+    /// Work.
+    pub queue: Queue,
+    /// What machines boot.
+    pub images: ImageStore,
+    /// What runs machines.
+    pub driver: Arc<dyn Driver>,
+}
+
+/// Why an agent did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// Its configuration cannot be.
+    #[error("the agent's configuration: {source}")]
+    Config {
+        /// Which value.
+        #[from]
+        source: ConfigError,
+    },
+    /// Its folder cannot be used.
+    #[error("using the folder {path}")]
+    Folder {
+        /// Which.
+        path: camino::Utf8PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Its network cannot be opened.
+    #[error("opening the node's network")]
+    Network {
+        /// Why.
+        #[from]
+        source: NetError,
+    },
+    /// Its addresses cannot be.
+    #[error("the node's addresses")]
+    Addresses {
+        /// Why.
+        #[from]
+        source: skein_net::PoolError,
+    },
+    /// It cannot read or write its records.
+    #[error("joining the cloud")]
+    Join {
+        /// Why.
+        #[from]
+        source: RegistryError,
+    },
+}
+
+impl From<StateError> for AgentError {
+    fn from(source: StateError) -> Self {
+        Self::Join { source: source.into() }
+    }
+}
+
+/// A running agent. Dropping it ends its tasks where they stand; its machines go on.
+#[derive(Debug)]
+pub struct Agent {
+    node: Arc<Node>,
+    /// The tasks that must go on until the lease is given back.
+    lease_tasks: Tasks,
+}
+
+impl Agent {
+    /// Joins the cloud, takes up what an earlier agent of this node left, and converges from then on.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn start(config: AgentConfig, parts: Parts) -> Result<Self, AgentError> {
+        config.check()?;
+        let folder = |source| AgentError::Folder { path: config.dir.clone(), source };
+        std::fs::create_dir_all(&config.dir).map_err(folder)?;
+        let spec = NetworkSpec::new(config.network.clone(), config.cidr);
+        let network = NodeNetwork::open(spec).await?;
+        let ports = network.ports().await?;
+        let tasks = Tasks::new();
+        let lease_tasks = Tasks::new();
+        let mirror = Mirror::start(parts.state.clone(), &tasks).await?;
+        let events = EventSink::start(parts.bus.clone(), &tasks);
+        let lease = join(&config, &parts).await?;
+        let (lease_out, lease_in) = watch::channel(Some(lease));
+        let node = Node::new(NodeParts {
+            config,
+            state: parts.state,
+            bus: parts.bus,
+            queue: parts.queue,
+            images: parts.images,
+            driver: parts.driver,
+            network,
+            mirror,
+            events,
+            tasks: tasks.clone(),
+            lease: lease_in,
+            ports,
+        })?;
+        node.events.emit(subject(&node), EventKind::NodeJoined);
+        requests::start(node.clone()).await;
+        lease_tasks.spawn(keep_lease(node.clone(), lease_out, lease_tasks.stop_token().clone()));
+        tasks.spawn(converge(node.clone()));
+        tasks.spawn(figures::run(node.clone()));
+        Ok(Self { node, lease_tasks })
+    }
+
+    /// Leaves: takes no more work, lets its tasks end, gives the lease back. Machines go on running, for the next agent
+    /// of this node.
+    pub async fn shutdown(self) {
+        self.node.events.emit(subject(&self.node), EventKind::NodeLeft);
+        self.node.tasks.shutdown(SHUTDOWN_BUDGET).await;
+        self.lease_tasks.shutdown(SHUTDOWN_BUDGET).await;
+        let lease = *self.node.lease.borrow();
+        if let Some(lease) = lease {
+            let _ = self.node.state.revoke(lease).await;
+        }
+    }
+
+    /// Ends all machines of the node, hard if need be, and removes its network and folders. For a cloud that shall leave
+    /// nothing behind; [`Agent::shutdown`] leaves machines alone.
+    pub async fn remove(self) {
+        let node = self.node.clone();
+        self.shutdown().await;
+        let machines = node.all_live();
+        let grace = skein_vmm::Grace { orderly: Duration::from_millis(500), ..Default::default() };
+        let ends = machines.iter().map(|live| live.machine.stop(grace));
+        for ended in futures_util::future::join_all(ends).await {
+            if let Err(error) = ended {
+                warn!(error = %report::chain(&error), "a machine could not be ended");
+            }
+        }
+        // Machines that were being started when the tasks ended are only known by their folders.
+        end_strays(&node, &BTreeMap::new()).await;
+        for live in &machines {
+            let _ = std::fs::remove_dir_all(node.machine_dir(&live.record().id));
+        }
+        let name = node.config.network.clone();
+        drop(machines);
+        match Arc::try_unwrap(node) {
+            Ok(node) => {
+                if let Err(error) = node.network.close().await {
+                    warn!(error = %report::chain(&error), "a network could not be removed");
+                }
+            }
+            Err(_) => warn!(network.name = %name, "the network is still in use and stays"),
+        }
+    }
+
+    /// Ends all its tasks where they stand, as a crash would; machines, ports and claims stay as they are. For tests of
+    /// faults.
+    pub async fn crash(self) {
+        self.node.tasks.crash().await;
+        self.lease_tasks.crash().await;
+    }
+}
+
+fn subject(node: &Node) -> EventSubject {
+    EventSubject { node: Some(node.config.name.clone()), ..EventSubject::default() }
+}
+
+/// Grants a lease and writes the node's records under it.
+async fn join(config: &AgentConfig, parts: &Parts) -> Result<LeaseId, AgentError> {
+    let lease = parts.state.grant(config.lease).await?;
+    let record = NodeRecord {
+        name: config.name.clone(),
+        memory_mib: config.memory_mib,
+        cpu: config.cpu,
+        machines_max: config.machines_max,
+        performance: config.performance,
+        accel: parts.driver.accel().to_string(),
+        vmm: config.vmm.clone(),
+        network: config.cidr.to_string(),
+        joined_at: now(),
+    };
+    let alive = Alive { lease, since: now() };
+    let ops: [Op; 2] = [
+        RecordKey::Node(config.name.clone()).put(&record)?,
+        RecordKey::Alive(config.name.clone()).put_leased(&alive, lease)?,
+    ];
+    let txn = ops.into_iter().fold(Txn::new(), Txn::then);
+    parts.state.txn(txn).await?;
+    Ok(lease)
+}
+
+/// Keeps the lease alive. When it is lost, no job is claimed until there is a new one.
+async fn keep_lease(
+    node: Arc<Node>,
+    lease: watch::Sender<Option<LeaseId>>,
+    stop: tokio_util::sync::CancellationToken,
+) {
+    let every = node.config.lease / 3;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,              // cancel-safe: token
+            () = tokio::time::sleep(every) => {}          // cancel-safe: timer
+        }
+        let held = *lease.borrow();
+        let Some(id) = held else {
+            let parts = Parts {
+                state: node.state.clone(),
+                bus: node.bus.clone(),
+                queue: node.queue.clone(),
+                images: node.images.clone(),
+                driver: node.driver.clone(),
+            };
+            match join(&node.config, &parts).await {
+                Ok(id) => {
+                    info!(node.id = %node.config.name, "joined again");
+                    node.events.emit(subject(&node), EventKind::NodeJoined);
+                    lease.send_replace(Some(id));
+                }
+                Err(error) => warn!(error = %report::chain(&error), "joining failed"),
+            }
+            continue;
+        };
+        match node.state.keep_alive(id).await {
+            Ok(_) => {}
+            Err(StateError::LeaseNotFound { .. }) => {
+                warn!(node.id = %node.config.name, "the agent's lease ended; its jobs fall back");
+                lease.send_replace(None);
+            }
+            Err(error) => warn!(error = %report::chain(&error), "keeping the lease failed"),
+        }
+    }
+}
+
+/// Holds one task for each machine assigned to this node, until the agent stops.
+async fn converge(node: Arc<Node>) {
+    let stop = node.tasks.stop_token().clone();
+    let mut changes = node.mirror.changes();
+    let mut kept: BTreeMap<MachineId, watch::Sender<Arc<MachineRecord>>> = BTreeMap::new();
+    let mut first = true;
+    loop {
+        changes.borrow_and_update();
+        reconcile(&node, &mut kept);
+        if std::mem::take(&mut first) {
+            end_strays(&node, &kept).await;
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,                        // cancel-safe: token
+            changed = changes.changed() => if changed.is_err() { return },  // cancel-safe: watch; all is re-read
+            () = tokio::time::sleep(RECONCILE_EVERY) => {}          // cancel-safe: timer
+        }
+    }
+}
+
+/// Starts what is missing, tells the others what is wanted, lets go of what is no longer recorded.
+fn reconcile(node: &Arc<Node>, kept: &mut BTreeMap<MachineId, watch::Sender<Arc<MachineRecord>>>) {
+    type Found = (Arc<MachineRecord>, Option<MachineStatus>);
+    let mine: Vec<Found> = node.mirror.read(|view| {
+        let records = view.machines.values().filter(|stored| stored.value.node == node.config.name);
+        records
+            .map(|stored| {
+                let status = view.statuses.get(&stored.value.id).map(|s| (*s.value).clone());
+                (stored.value.clone(), status)
+            })
+            .collect()
+    });
+    kept.retain(|id, _| {
+        let wanted = mine.iter().any(|(record, _)| record.id == *id);
+        if !wanted {
+            forget(node, id);
+        }
+        wanted
+    });
+    for (record, status) in mine {
+        match kept.get(&record.id) {
+            Some(sender) => {
+                // The generation guards against a view that is older than what was seen.
+                let newer = sender.borrow().generation < record.generation;
+                if newer {
+                    sender.send_replace(record);
+                }
+            }
+            None => {
+                let (sender, wanted) = watch::channel(record.clone());
+                kept.insert(record.id.clone(), sender);
+                let gone = status.as_ref().is_some_and(|s| s.phase.name() == PhaseName::Gone);
+                if !gone {
+                    node.tasks.spawn(Keeper::new(node.clone(), wanted, status).run());
+                }
+            }
+        }
+    }
+}
+
+/// The record of a machine is deleted: so is what is left of it. A machine that still runs ends by its keeper, whose
+/// channel closes; its folder goes when the strays are looked for the next time.
+fn forget(node: &Node, id: &MachineId) {
+    if node.live(id).is_none() {
+        let _ = std::fs::remove_dir_all(node.machine_dir(id));
+    }
+}
+
+/// Ends machines whose folder is here and whose record is not: nobody wants them.
+async fn end_strays(node: &Node, kept: &BTreeMap<MachineId, watch::Sender<Arc<MachineRecord>>>) {
+    let Ok(folders) = node.config.dir.read_dir_utf8() else { return };
+    for folder in folders.flatten() {
+        let Ok(id) = folder.file_name().parse::<MachineId>() else { continue };
+        if kept.contains_key(&id) {
+            continue;
+        }
+        match node.driver.adopt(folder.path()).await {
+            Ok(Adopted::Running(machine)) => {
+                info!(machine.id = %id, "a machine that nobody wants is ended");
+                if let Err(error) = machine.kill().await {
+                    warn!(machine.id = %id, error = %report::chain(&error), "it could not be ended");
+                    continue;
+                }
+            }
+            Ok(Adopted::Ended { .. }) => {}
+            Err(error) => {
+                warn!(machine.id = %id, error = %report::chain(&error), "a folder without a machine is removed");
+            }
+        }
+        let _ = std::fs::remove_dir_all(folder.path());
+        if let Some(address) = node.adopted_address(&id) {
+            node.release(address);
+        }
+    }
+}

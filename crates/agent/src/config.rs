@@ -1,0 +1,74 @@
+//! What an agent is told about its node.
+
+use camino::Utf8PathBuf;
+use skein_model::{CpuMilli, NodeName};
+use skein_net::{Cidr, NetworkName};
+use std::time::Duration;
+
+/// What an agent is told about its node.
+#[derive(Debug, Clone)]
+pub struct AgentConfig {
+    /// Name of the node.
+    pub name: NodeName,
+    /// Folder of its own, for the run directories of machines. Short: sockets live below it.
+    pub dir: Utf8PathBuf,
+    /// Memory that machines may reserve, MiB.
+    pub memory_mib: u64,
+    /// Processor that machines may reserve.
+    pub cpu: CpuMilli,
+    /// Machines it may hold, at most 1,000: a bridge has 1,023 ports.
+    pub machines_max: u32,
+    /// Relative speed of one core; 1.0 is the reference.
+    pub performance: f64,
+    /// Name and version of its VMM, for people.
+    pub vmm: String,
+    /// The network of its machines.
+    pub network: NetworkName,
+    /// Their addresses.
+    pub cidr: Cidr,
+    /// Machines run as this user id plus the number of their address; none: as the agent's own user.
+    pub uid_base: Option<u32>,
+    /// Machines started at the same time. More only take longer each: as many as cores, and one to wait for disks.
+    pub launches_max: usize,
+    /// A machine that is not ready after this long is ended.
+    pub boot_timeout: Duration,
+    /// How long a machine may take to end in order.
+    pub stop_grace: Duration,
+    /// How long the agent may be silent before its jobs fall back and its machines count as lost.
+    pub lease: Duration,
+}
+
+/// A value of the configuration that cannot be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field} {problem}")]
+pub struct ConfigError {
+    /// Which value.
+    pub field: &'static str,
+    /// What is wrong, and what would be right.
+    pub problem: String,
+}
+
+impl AgentConfig {
+    /// Checks what the types do not.
+    ///
+    /// # Errors
+    /// The first value that cannot be.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let wrong = |field, problem: String| Err(ConfigError { field, problem });
+        let hosts = self.cidr.host_count().saturating_sub(1);
+        if self.machines_max == 0 || self.machines_max > 1000 {
+            return wrong("machines_max", format!("is {}: must be 1 to 1,000", self.machines_max));
+        }
+        if hosts < self.machines_max {
+            let cidr = self.cidr;
+            return wrong("cidr", format!("{cidr} has room for {hosts} machines, not {}", self.machines_max));
+        }
+        if self.launches_max == 0 {
+            return wrong("launches_max", "must be at least 1".into());
+        }
+        if self.lease < Duration::from_secs(1) {
+            return wrong("lease", "must be at least a second".into());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,466 @@
+//! One task for each machine: it alone moves the machine from phase to phase, and writes them down.
+//!
+//! The task begins with a record whose node is ours, or with a run directory that an earlier agent left. It ends when
+//! the machine is gone and nothing of it is left but its run directory, which keeps the log until the
+//! record is deleted.
+
+use crate::delivery::Delivery;
+use crate::node::Node;
+use skein_model::{
+    EventKind, ExitCause, MachineEvent, MachineGoal, MachineId, MachinePhase, MachineRecord,
+    MachineStatus, PhaseName,
+};
+use skein_net::{Mac, Peers, PortSpec};
+use skein_shell::{now, report};
+use skein_vmm::{
+    Adopted, Grace, GuestAddress, GuestConfig, LaunchSpec, MacAddress, Machine, Nic, RunAs,
+};
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+use tokio::sync::{Notify, watch};
+use tracing::{error, info, warn};
+
+/// A status that could not be written is tried again after this long, for as long as it takes.
+const WRITE_RETRY: Duration = Duration::from_millis(300);
+
+/// A machine whose process runs.
+#[derive(Debug)]
+pub(crate) struct Live {
+    record: watch::Receiver<Arc<MachineRecord>>,
+    pub(crate) machine: Machine,
+    pub(crate) delivery: Delivery,
+    /// Jobs in service on it.
+    in_service: AtomicU32,
+    /// Woken when a job ends.
+    eased: Notify,
+    /// Woken when a job has run past its time.
+    hung: Notify,
+}
+
+impl Live {
+    /// What it shall be, as last read.
+    pub(crate) fn record(&self) -> Arc<MachineRecord> {
+        self.record.borrow().clone()
+    }
+
+    /// Jobs in service on it.
+    pub(crate) fn in_service(&self) -> u32 {
+        self.in_service.load(Ordering::Acquire)
+    }
+
+    /// A job begins on it.
+    pub(crate) fn begin(&self) {
+        self.in_service.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// A job ended on it.
+    pub(crate) fn end(&self) {
+        self.in_service.fetch_sub(1, Ordering::AcqRel);
+        self.eased.notify_waiters();
+    }
+
+    /// A job ran past its time: the machine is to be killed.
+    pub(crate) fn report_hung(&self) {
+        self.hung.notify_one();
+    }
+
+    async fn idle(&self) {
+        loop {
+            let eased = self.eased.notified();
+            tokio::pin!(eased);
+            eased.as_mut().enable();
+            if self.in_service() == 0 {
+                return;
+            }
+            eased.await;
+        }
+    }
+}
+
+/// What the task of one machine owns.
+pub(crate) struct Keeper {
+    node: Arc<Node>,
+    wanted: watch::Receiver<Arc<MachineRecord>>,
+    status: MachineStatus,
+}
+
+/// How a machine came to be held.
+struct Held {
+    live: Arc<Live>,
+    address: Ipv4Addr,
+}
+
+impl Keeper {
+    /// The keeper of a machine that shall be as `wanted` says; `known` is what was last written of it.
+    pub(crate) fn new(
+        node: Arc<Node>,
+        wanted: watch::Receiver<Arc<MachineRecord>>,
+        known: Option<MachineStatus>,
+    ) -> Self {
+        let record = wanted.borrow().clone();
+        let status = known.unwrap_or_else(|| MachineStatus {
+            id: record.id.clone(),
+            generation: record.generation,
+            phase: MachinePhase::Scheduled,
+            address: None,
+            port: record.image.port,
+            launched_at: None,
+            ready_at: None,
+            boot_us: None,
+        });
+        Self { node, wanted, status }
+    }
+
+    fn record(&self) -> Arc<MachineRecord> {
+        self.wanted.borrow().clone()
+    }
+
+    fn id(&self) -> &MachineId {
+        &self.status.id
+    }
+
+    /// Runs until the machine is gone, or until the agent stops, which leaves the machine running.
+    pub(crate) async fn run(mut self) {
+        if self.status.phase.name() == PhaseName::Gone {
+            return;
+        }
+        let stop = self.node.tasks.stop_token().clone();
+        let held = match self.adopt().await {
+            Some(held) => held,
+            // It ended while nobody watched, and that is written.
+            None if self.status.phase.name() == PhaseName::Gone => return,
+            None if self.record().goal != MachineGoal::Run => {
+                return self.gone(ExitCause::Stopped, None).await;
+            }
+            // Some phase was written, but no process is there: it died while nobody watched.
+            None if self.status.phase.name() != PhaseName::Scheduled => {
+                return self.gone(ExitCause::Lost, None).await;
+            }
+            None => {
+                let launched = tokio::select! {
+                    () = stop.cancelled() => return,           // cancel-safe: token
+                    launched = self.launch() => launched,      // dropped only when the agent ends; adoption finds the rest
+                };
+                match launched {
+                    Ok(held) => held,
+                    Err(cause) => return self.gone(cause, None).await,
+                }
+            }
+        };
+        self.node.insert_live(held.live.clone());
+        let cause = tokio::select! {
+            () = stop.cancelled() => return,                   // cancel-safe: token
+            cause = self.serve(&held) => cause,                // as above
+        };
+        self.gone(cause, Some(held)).await;
+    }
+
+    /// Finds a machine that an earlier agent started.
+    async fn adopt(&mut self) -> Option<Held> {
+        let dir = self.node.machine_dir(self.id());
+        if !dir.join("machine.json").exists() {
+            return None;
+        }
+        match self.node.driver.adopt(&dir).await {
+            Ok(Adopted::Running(machine)) => {
+                // The port tells the address; the status may not have been written yet.
+                let Some(address) = self.node.adopted_address(self.id()) else {
+                    warn!(machine.id = %self.id(), "a machine without a port is ended");
+                    let _ = machine.kill().await;
+                    return None;
+                };
+                self.status.address = Some(address);
+                if self.status.phase.name() == PhaseName::Scheduled {
+                    let at = now();
+                    self.status.launched_at = Some(at);
+                    let ready_by = at + self.node.config.boot_timeout;
+                    self.advance(MachineEvent::Launched { ready_by });
+                }
+                info!(machine.id = %self.id(), "machine adopted");
+                self.node.emit(&self.record(), EventKind::MachineAdopted);
+                Some(self.hold(machine, address))
+            }
+            Ok(Adopted::Ended { cause, .. }) => {
+                self.gone(cause, None).await;
+                None
+            }
+            Err(error) => {
+                warn!(machine.id = %self.id(), code = error.code(), error = %report::chain(&error), "machine not adopted");
+                None
+            }
+        }
+    }
+
+    fn hold(&self, machine: Machine, address: Ipv4Addr) -> Held {
+        let to = SocketAddrV4::new(address, self.status.port);
+        let delivery = Delivery::new(self.node.network.connector(), to, self.node.tasks.clone());
+        let live = Arc::new(Live {
+            record: self.wanted.clone(),
+            machine,
+            delivery,
+            in_service: AtomicU32::new(0),
+            eased: Notify::new(),
+            hung: Notify::new(),
+        });
+        Held { live, address }
+    }
+
+    /// Starts the machine; the cause of its end when it cannot be.
+    async fn launch(&mut self) -> Result<Held, ExitCause> {
+        let node = self.node.clone();
+        let Ok(_permit) = node.launches.acquire().await else {
+            return Err(ExitCause::Stopped);
+        };
+        let record = self.record();
+        if record.goal != MachineGoal::Run {
+            return Err(ExitCause::Stopped);
+        }
+        let failed = |message: String| ExitCause::VmmFailed { message };
+        let address = node.allocate().map_err(|e| failed(format!("{}: {e}", e.code())))?;
+        let launched_at = now();
+        self.status.address = Some(address);
+        match self.launch_at(&record, address).await {
+            Ok(machine) => {
+                self.status.launched_at = Some(launched_at);
+                let ready_by = now() + node.config.boot_timeout;
+                // Written only when it is ready: until then the run directory says all that an agent needs.
+                self.advance(MachineEvent::Launched { ready_by });
+                node.emit(&record, EventKind::MachineLaunched);
+                let held = self.hold(machine, address);
+                self.boot(held).await
+            }
+            Err(message) => {
+                let _ = node.network.unplug(address).await;
+                node.release(address);
+                Err(failed(message))
+            }
+        }
+    }
+
+    async fn launch_at(&self, record: &MachineRecord, address: Ipv4Addr) -> Result<Machine, String> {
+        let node = &self.node;
+        let files = node.images.files(&record.image).map_err(|e| format!("{}: {}", e.code(), report::chain(&e)))?;
+        let spec = node.network.spec();
+        let mac = Mac::for_port(spec.name(), address);
+        let port = PortSpec {
+            address,
+            mac,
+            label: record.id.as_str().parse().map_err(|e| format!("{e}"))?,
+            peers: Peers::Reachable,
+        };
+        let port = node.network.plug(port).await.map_err(|e| format!("{}: {}", e.code(), report::chain(&e)))?;
+        let run_as = node.config.uid_base.map(|base| {
+            let id = base + spec.cidr().index_of(address).unwrap_or(0);
+            RunAs { uid: id, gid: id }
+        });
+        let launch = LaunchSpec {
+            id: record.id.clone(),
+            generation: record.generation,
+            dir: node.machine_dir(&record.id),
+            kernel: files.kernel,
+            modules: files.modules,
+            memory: record.memory,
+            nic: Some(Nic {
+                mac: MacAddress::new(mac.octets()).map_err(|e| e.to_string())?,
+                tap: port.tap,
+            }),
+            guest: GuestConfig {
+                address: Some(GuestAddress {
+                    ip: address,
+                    prefix: spec.cidr().prefix_len(),
+                    gateway: Some(spec.gateway()),
+                    dns: None,
+                }),
+                port: record.image.port,
+                capacity: record.capacity,
+                parameters: record.parameters.clone(),
+                ..GuestConfig::default()
+            },
+            run_as,
+        };
+        node.driver.launch(launch).await.map_err(|e| format!("{}: {}", e.code(), report::chain(&e)))
+    }
+
+    /// Waits until a started machine is ready.
+    async fn boot(&mut self, held: Held) -> Result<Held, ExitCause> {
+        let timeout = self.node.config.boot_timeout;
+        // Known to requests from here on: a machine that hangs in its boot has a console too.
+        self.node.insert_live(held.live.clone());
+        let machine = held.live.machine.clone();
+        let mut wanted = self.wanted.clone();
+        let ready = tokio::select! {
+            ready = machine.ready(timeout) => ready,             // cancel-safe: it only watches
+            () = told_to_go(&mut wanted) => {                    // cancel-safe: watch; the value is re-read
+                self.end(&held, Grace::default()).await;
+                self.clean(&held).await;
+                return Err(ExitCause::Stopped);
+            }
+        };
+        match ready {
+            Ok(ready) => {
+                let at = now();
+                self.status.ready_at = Some(at);
+                let boot_us = u64::try_from(ready.boot.as_micros()).unwrap_or(u64::MAX);
+                self.status.boot_us = Some(boot_us);
+                self.advance(MachineEvent::BecameReady);
+                let since = self.status.launched_at.unwrap_or(at);
+                let start_us = u64::try_from(at.since(since).as_micros()).unwrap_or(u64::MAX);
+                self.node.emit(&self.record(), EventKind::MachineReady { start_us, boot_us });
+                Ok(held)
+            }
+            Err(skein_vmm::ReadyError::Ended { cause, .. }) => {
+                self.clean(&held).await;
+                Err(cause)
+            }
+            Err(skein_vmm::ReadyError::Deadline { .. }) => {
+                self.end(&held, Grace::NONE).await;
+                self.clean(&held).await;
+                Err(ExitCause::BootTimeout)
+            }
+        }
+    }
+
+    /// Serves until the machine ends or is to end; returns how it ended.
+    async fn serve(&mut self, held: &Held) -> ExitCause {
+        let live = &held.live;
+        if self.status.phase.name() == PhaseName::Booting {
+            // Adopted in its boot: it may have become ready while nobody listened.
+            match live.machine.ready(self.node.config.boot_timeout).await {
+                Ok(ready) => {
+                    self.status.ready_at = Some(now());
+                    self.status.boot_us = u64::try_from(ready.boot.as_micros()).ok();
+                    self.advance(MachineEvent::BecameReady);
+                }
+                Err(_) => return self.end(held, Grace::NONE).await.unwrap_or(ExitCause::BootTimeout),
+            }
+        }
+        // Work is taken before the phase is written: the queue is waiting for this machine.
+        let node = self.node.clone();
+        if self.status.phase.name() == PhaseName::Ready {
+            node.dispatchers.add(&node, live.clone());
+        }
+        self.write().await;
+        let mut wanted = self.wanted.clone();
+        loop {
+            let record = wanted.borrow_and_update().clone();
+            self.status.generation = record.generation;
+            match record.goal {
+                MachineGoal::Run => {}
+                MachineGoal::Drain if self.status.phase.name() == PhaseName::Ready => {
+                    node.dispatchers.remove(live);
+                    self.advance(MachineEvent::DrainAsked);
+                    node.emit(&record, EventKind::MachineDraining);
+                    self.write().await;
+                }
+                MachineGoal::Drain => {}
+                MachineGoal::Stop => {
+                    node.dispatchers.remove(live);
+                    let grace = self.grace();
+                    return self.end(held, grace).await.unwrap_or(ExitCause::Stopped);
+                }
+            }
+            let draining = self.status.phase.name() == PhaseName::Draining;
+            tokio::select! {
+                cause = live.machine.exited() => return cause,        // cancel-safe: it only watches
+                () = live.hung.notified() => {                        // cancel-safe: keeps its permit
+                    warn!(machine.id = %self.id(), "a job ran past its time; the machine is killed");
+                    node.dispatchers.remove(live);
+                    self.end(held, Grace::NONE).await;
+                    return ExitCause::Hung;
+                }
+                () = live.idle(), if draining => {                    // cancel-safe: it only watches
+                    let grace = self.grace();
+                    return self.end(held, grace).await.unwrap_or(ExitCause::Stopped);
+                }
+                changed = wanted.changed() => {                       // cancel-safe: watch; the value is re-read
+                    if changed.is_err() {
+                        // The record is gone: nobody wants this machine.
+                        node.dispatchers.remove(live);
+                        return self.end(held, Grace::NONE).await.unwrap_or(ExitCause::Stopped);
+                    }
+                }
+            }
+        }
+    }
+
+    fn grace(&self) -> Grace {
+        Grace { orderly: self.node.config.stop_grace, ..Grace::default() }
+    }
+
+    /// Ends the process; how it ended.
+    async fn end(&mut self, held: &Held, grace: Grace) -> Option<ExitCause> {
+        let kill_at = now() + grace.orderly + grace.quit;
+        self.advance(MachineEvent::StopAsked { kill_at });
+        match held.live.machine.stop(grace).await {
+            Ok(outcome) => Some(outcome.cause),
+            Err(error) => {
+                error!(machine.id = %self.id(), error = %report::chain(&error), "a machine could not be ended");
+                None
+            }
+        }
+    }
+
+    /// Removes what a process that ended has left on the node.
+    async fn clean(&self, held: &Held) {
+        let node = &self.node;
+        node.dispatchers.remove(&held.live);
+        if let Err(error) = node.network.unplug(held.address).await {
+            warn!(machine.id = %self.id(), error = %report::chain(&error), "a port could not be removed");
+        }
+        node.release(held.address);
+        node.remove_live(self.id());
+    }
+
+    /// The machine has ended: cleans up, gives its jobs back, and writes it down, in this order, so that an agent that
+    /// is killed in between does it again. Its folder stays for its log, unless its record is deleted already.
+    async fn gone(&mut self, cause: ExitCause, held: Option<Held>) {
+        if let Some(held) = &held {
+            self.clean(held).await;
+        } else if let Some(address) = self.status.address {
+            let _ = self.node.network.unplug(address).await;
+        }
+        let words = cause.to_string();
+        loop {
+            match self.node.queue.requeue_lost(self.id(), &words, now()).await {
+                Ok(_) => break,
+                Err(error) => {
+                    warn!(machine.id = %self.id(), error = %report::chain(&error), "jobs of a machine could not be given back");
+                    tokio::time::sleep(WRITE_RETRY).await;
+                }
+            }
+        }
+        if !cause.is_orderly() {
+            warn!(machine.id = %self.id(), code = cause.code(), cause = %words, "machine ended unasked");
+        }
+        let code = cause.code().to_owned();
+        self.advance(MachineEvent::Exited { cause });
+        self.write().await;
+        self.node.emit(&self.record(), EventKind::MachineGone { code, message: words });
+        if !self.node.mirror.read(|view| view.machines.contains_key(self.id())) {
+            let _ = std::fs::remove_dir_all(self.node.machine_dir(self.id()));
+        }
+    }
+
+    fn advance(&mut self, event: MachineEvent) {
+        match self.status.phase.on(event, now()) {
+            Ok(phase) => self.status.phase = phase,
+            Err(refused) => error!(machine.id = %self.id(), error = %refused, "a bug: impossible event"),
+        }
+    }
+
+    /// Writes the status; tries until it is written, because the leader decides by it.
+    async fn write(&self) {
+        while let Err(error) = self.node.write_status(&self.status).await {
+            warn!(machine.id = %self.id(), error = %report::chain(&error), "a status could not be written");
+            tokio::time::sleep(WRITE_RETRY).await;
+        }
+    }
+}
+
+/// Returns when the record is gone or wants the machine to end.
+async fn told_to_go(wanted: &mut watch::Receiver<Arc<MachineRecord>>) {
+    // An error says that the record is gone, which is an answer too.
+    let _ = wanted.wait_for(|record| record.goal != MachineGoal::Run).await;
+}

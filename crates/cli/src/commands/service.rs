@@ -1,0 +1,337 @@
+//! `skein service`.
+
+use crate::Context;
+use crate::output::{self, column, wide};
+use anyhow::{Context as _, Result, bail};
+use skein_api::{Client, Code, ScaleRequest, Service as ApiService};
+use skein_model::{
+    MemoryMib, Placement, QueuePolicy, RetryPolicy, ScalingPolicy, ScalingRule, ServiceSpec,
+    ThresholdScope,
+};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+/// Services: an image, a scaling policy and a queue
+#[derive(clap::Subcommand)]
+pub(crate) enum Service {
+    /// Create a service
+    Create(Box<Create>),
+    /// List services
+    Ls,
+    /// Show a service, its machines' numbers, and why the policy decided as it did
+    Show {
+        /// Name of the service
+        service: String,
+    },
+    /// Change how a service is scaled
+    Scale {
+        /// Name of the service
+        service: String,
+        /// Never fewer machines than this
+        #[arg(long)]
+        min: Option<u32>,
+        /// Never more machines than this
+        #[arg(long)]
+        max: Option<u32>,
+        /// Idle machines kept ready
+        #[arg(long)]
+        warm: Option<u32>,
+        /// Wait until so many machines are ready
+        #[arg(long, value_name = "COUNT")]
+        wait: Option<u32>,
+    },
+    /// Remove services, their machines and their waiting jobs
+    Rm {
+        /// Names of services
+        #[arg(required = true)]
+        services: Vec<String>,
+    },
+}
+
+/// Create a service
+#[derive(clap::Args)]
+pub(crate) struct Create {
+    /// Name of the service
+    name: String,
+    /// What its machines boot; the service's name unless given
+    #[arg(long)]
+    image: Option<String>,
+    /// Read the whole specification from a JSON or TOML file; other flags override it
+    #[arg(short, long, value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// Replace the specification if the service exists
+    #[arg(long)]
+    replace: bool,
+    /// Memory of a machine, such as 16M; the image's unless given
+    #[arg(short, long)]
+    memory: Option<MemoryMib>,
+    /// Requests a machine serves at a time; the image's unless given
+    #[arg(long)]
+    capacity: Option<u32>,
+    /// Parameter of the service
+    #[arg(short, long = "env", value_name = "KEY=VALUE")]
+    env: Vec<String>,
+    /// Never fewer machines than this
+    #[arg(long)]
+    min: Option<u32>,
+    /// Never more machines than this
+    #[arg(long)]
+    max: Option<u32>,
+    /// Idle machines kept ready
+    #[arg(long)]
+    warm: Option<u32>,
+    /// Jobs per machine to aim at, as a share of its capacity
+    #[arg(long, value_name = "SHARE", conflicts_with_all = ["replicate_above", "dereplicate_at"])]
+    target: Option<f64>,
+    /// Add a machine when more jobs than this wait
+    #[arg(long, value_name = "JOBS", requires = "dereplicate_at")]
+    replicate_above: Option<u32>,
+    /// Remove a machine when at most so many jobs wait
+    #[arg(long, value_name = "JOBS", requires = "replicate_above")]
+    dereplicate_at: Option<u32>,
+    /// With nothing to do for this long the last machine goes, such as 30s
+    #[arg(long, value_name = "TIME", value_parser = super::duration)]
+    zero_grace: Option<Duration>,
+    /// After a change no machine is removed for this long
+    #[arg(long, value_name = "TIME", value_parser = super::duration)]
+    cooldown: Option<Duration>,
+    /// Which node a new machine is put on
+    #[arg(long, value_parser = placement)]
+    placement: Option<Placement>,
+    /// Jobs that may wait; one more is refused
+    #[arg(long, value_name = "JOBS")]
+    queue: Option<u32>,
+    /// Attempts a job may have
+    #[arg(long)]
+    attempts: Option<u32>,
+    /// Longest time of one attempt
+    #[arg(long, value_name = "TIME", value_parser = super::duration)]
+    attempt_timeout: Option<Duration>,
+    /// How long jobs and results are kept
+    #[arg(long, value_name = "TIME", value_parser = super::duration)]
+    retention: Option<Duration>,
+}
+
+fn placement(text: &str) -> Result<Placement, String> {
+    let value = serde_json::Value::String(text.replace('-', "_"));
+    serde_json::from_value(value).map_err(|_| {
+        "one of least-loaded, most-free, fastest, spread, random, round-robin".to_owned()
+    })
+}
+
+impl Create {
+    fn spec(&self) -> Result<ServiceSpec> {
+        let mut spec = match &self.file {
+            Some(file) => self.read(file)?,
+            None => ServiceSpec {
+                name: self.name.parse()?,
+                image: self.image.as_ref().unwrap_or(&self.name).parse()?,
+                memory: None,
+                capacity: None,
+                cpu_milli: 100,
+                parameters: BTreeMap::new(),
+                scaling: ScalingPolicy::default(),
+                queue: QueuePolicy::default(),
+            },
+        };
+        if let Some(image) = &self.image {
+            spec.image = image.parse()?;
+        }
+        spec.memory = self.memory.or(spec.memory);
+        spec.capacity = self.capacity.or(spec.capacity);
+        for pair in &self.env {
+            let Some((key, value)) = pair.split_once('=') else {
+                bail!("--env {pair}: must be KEY=VALUE");
+            };
+            spec.parameters.insert(key.to_owned(), value.to_owned());
+        }
+        self.scaling(&mut spec.scaling);
+        set(&mut spec.queue.bound, self.queue);
+        set(&mut spec.queue.retention, self.retention);
+        let retry: &mut RetryPolicy = &mut spec.queue.retry;
+        set(&mut retry.attempts_max, self.attempts);
+        set(&mut retry.attempt_timeout, self.attempt_timeout);
+        spec.check()?;
+        Ok(spec)
+    }
+
+    fn scaling(&self, scaling: &mut ScalingPolicy) {
+        set(&mut scaling.replicas_min, self.min);
+        set(&mut scaling.replicas_max, self.max);
+        // A minimum above the default maximum means at least that many, not an error.
+        if self.max.is_none() {
+            scaling.replicas_max = scaling.replicas_max.max(scaling.replicas_min);
+        }
+        set(&mut scaling.warm, self.warm);
+        set(&mut scaling.zero_grace, self.zero_grace);
+        set(&mut scaling.cooldown, self.cooldown);
+        set(&mut scaling.placement, self.placement);
+        if let Some(share) = self.target
+            && let ScalingRule::Concurrency { target, .. } = &mut scaling.rule
+        {
+            *target = share;
+        }
+        if let (Some(replicate_above), Some(dereplicate_at)) =
+            (self.replicate_above, self.dereplicate_at)
+        {
+            let scope = ThresholdScope::Service;
+            scaling.rule = ScalingRule::Thresholds { replicate_above, dereplicate_at, scope };
+        }
+    }
+
+    fn read(&self, file: &PathBuf) -> Result<ServiceSpec> {
+        let text = String::from_utf8(super::read_input(file)?).context("the file is not UTF-8")?;
+        let mut document: serde_json::Value = if text.trim_start().starts_with('{') {
+            serde_json::from_str(&text).with_context(|| format!("reading {}", file.display()))?
+        } else {
+            toml::from_str(&text).with_context(|| format!("reading {}", file.display()))?
+        };
+        document["name"] = self.name.clone().into();
+        if document.get("image").is_none() {
+            document["image"] = self.name.clone().into();
+        }
+        serde_json::from_value(document).with_context(|| format!("reading {}", file.display()))
+    }
+}
+
+fn set<T>(field: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *field = value;
+    }
+}
+
+impl Service {
+    pub(crate) async fn run(self, context: &Context) -> Result<ExitCode> {
+        match self {
+            Self::Create(create) => {
+                let spec = create.spec()?;
+                let client = context.client()?;
+                let service = match client.create_service(&spec).await {
+                    Err(e) if create.replace && e.code() == Some(Code::ServiceExists) => {
+                        client.put_service(&spec).await?
+                    }
+                    other => other?,
+                };
+                println!("{}", service.spec.name);
+            }
+            Self::Ls => list(context, &context.client()?.services().await?)?,
+            Self::Show { service } => {
+                show(context, &context.client()?.service(&service).await?)?;
+            }
+            Self::Scale { service, min, max, warm, wait } => {
+                let client = context.client()?;
+                client.scale(&service, &ScaleRequest { min, max, warm }).await?;
+                if let Some(count) = wait {
+                    wait_ready(&client, &service, count).await?;
+                }
+            }
+            Self::Rm { services } => {
+                let client = context.client()?;
+                for service in services {
+                    client.remove_service(&service).await?;
+                    println!("{service}");
+                }
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Waits until `count` machines of a service are ready, at most two minutes.
+async fn wait_ready(client: &Client, service: &str, count: u32) -> Result<()> {
+    let until = Instant::now() + Duration::from_secs(120);
+    loop {
+        let now = client.service(service).await?;
+        if now.ready >= count {
+            return Ok(());
+        }
+        if Instant::now() > until {
+            let why = now.decisions.first().map_or("no decision yet", |d| &d.reason);
+            bail!("{} of {count} machines are ready after two minutes; the policy says: {why}", now.ready);
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+fn list(context: &Context, services: &[ApiService]) -> Result<()> {
+    output::list(
+        context.output,
+        services,
+        &[
+            column("NAME", |s: &ApiService| s.spec.name.to_string()),
+            column("IMAGE", |s| s.spec.image.to_string()),
+            column("READY", |s| s.ready.to_string()),
+            column("BOOTING", |s| s.booting.to_string()),
+            column("WAITING", |s| s.waiting.to_string()),
+            column("RUNNING", |s| s.running.to_string()),
+            column("DONE", |s| s.counters.done.to_string()),
+            wide("REFUSED", |s| s.counters.refused.to_string()),
+            wide("DEAD", |s| s.counters.dead.to_string()),
+            wide("MIN", |s| s.spec.scaling.replicas_min.to_string()),
+            wide("MAX", |s| s.spec.scaling.replicas_max.to_string()),
+            wide("WARM", |s| s.spec.scaling.warm.to_string()),
+            wide("CREATED", |s| s.created_at.clone()),
+        ],
+    )
+}
+
+fn show(context: &Context, s: &ApiService) -> Result<()> {
+    let scaling = &s.spec.scaling;
+    let counters = &s.counters;
+    let rule = match &scaling.rule {
+        ScalingRule::Thresholds { replicate_above, dereplicate_at, .. } => {
+            format!("add above {replicate_above} waiting, remove at {dereplicate_at}")
+        }
+        ScalingRule::Concurrency { target, .. } => {
+            format!("{:.0} % of capacity in use", target * 100.0)
+        }
+    };
+    let mut lines = vec![
+        ("name", s.spec.name.to_string()),
+        ("image", s.spec.image.to_string()),
+        ("replicas", format!("{} ready, {} booting", s.ready, s.booting)),
+        (
+            "bounds",
+            format!("{} to {}, {} warm", scaling.replicas_min, scaling.replicas_max, scaling.warm),
+        ),
+        ("rule", rule),
+        ("queue", format!("{} waiting, {} running, bound {}", s.waiting, s.running, s.spec.queue.bound)),
+        (
+            "jobs",
+            format!(
+                "{} accepted, {} done, {} refused, {} dead-letter ({} lost), {} cancelled, {} returned",
+                counters.accepted,
+                counters.done,
+                counters.refused,
+                counters.dead,
+                counters.lost,
+                counters.cancelled,
+                counters.returned
+            ),
+        ),
+        (
+            "times",
+            format!(
+                "{:.1} ms in queue, {:.1} ms in service (means)",
+                counters.queue_ms_mean, counters.service_ms_mean
+            ),
+        ),
+        (
+            "scaling",
+            format!("{} replications, {} dereplications", counters.replications, counters.dereplications),
+        ),
+    ];
+    for decision in &s.decisions {
+        let change = format!(
+            "{}  {} -> {}  {}",
+            decision.at.get(..19).unwrap_or(&decision.at),
+            decision.current,
+            decision.wanted,
+            decision.reason
+        );
+        lines.push(("decision", change));
+    }
+    output::one(context.output, s, &lines)
+}

@@ -1,0 +1,150 @@
+//! `skein`: the one binary. Server and agents (`skein up`), and every tool that talks to them.
+//!
+//! Only this crate reads flags, environment and files of the user. Data go to stdout, progress and errors to
+//! stderr; exit status 0 ok, 1 error, 2 cannot be placed.
+
+mod access;
+mod cloud;
+mod commands;
+mod output;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use skein_api::ClientError;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// A cloud of lightweight virtual machines.
+#[derive(Parser)]
+#[command(name = "skein", version, about, propagate_version = true, arg_required_else_help = true)]
+struct Cli {
+    #[command(flatten)]
+    context: Context,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every command knows.
+#[derive(clap::Args)]
+struct Context {
+    #[command(flatten)]
+    access: access::AccessArgs,
+    /// How to print the answer
+    #[arg(short, long, global = true, value_enum, default_value = "table", value_name = "FORM")]
+    output: output::Format,
+    /// Folder of the cloud's state
+    #[arg(long, global = true, env = "SKEIN_STATE", default_value = "/var/lib/skein", value_name = "DIR")]
+    state: PathBuf,
+    /// What to log on stderr: error, warn, info, debug, or a filter such as skein_agent=debug
+    #[arg(long, global = true, env = "SKEIN_LOG", default_value = "warn", value_name = "FILTER")]
+    log: String,
+}
+
+impl Context {
+    fn client(&self) -> anyhow::Result<skein_api::Client> {
+        Ok(skein_api::Client::new(self.access.target(&self.state)?))
+    }
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a cloud on this machine: server and nodes in one process, until Ctrl-C
+    Up(commands::up::Up),
+    /// Show what Skein does: a cloud, a service, a batch of queries
+    Demo(commands::demo::Demo),
+    /// Nodes: the hosts that run machines
+    #[command(subcommand)]
+    Node(commands::node::Node),
+    /// Images: what machines boot
+    #[command(subcommand)]
+    Image(commands::image::Image),
+    /// Services: an image, a scaling policy and a queue
+    #[command(subcommand)]
+    Service(commands::service::Service),
+    /// Jobs: units of work for a service
+    #[command(subcommand)]
+    Job(commands::job::Job),
+    /// Call a service and print its answer
+    Call(commands::job::Call),
+    /// Machines
+    #[command(subcommand)]
+    Vm(commands::vm::Vm),
+    /// List machines (short for `vm ls`)
+    Ps(commands::vm::List),
+    /// What happened
+    Events(commands::events::Events),
+    /// Measure, beside what you would pick instead
+    Bench(commands::bench::Bench),
+    /// Any request to the API
+    Api(commands::api::Api),
+    /// Print a completion script for your shell
+    Completion {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            // clap would exit with 2, which here means "cannot be placed".
+            return ExitCode::from(u8::from(error.use_stderr()));
+        }
+    };
+    let filter = tracing_subscriber::EnvFilter::try_new(&cli.context.log);
+    let filter = match filter {
+        Ok(filter) => filter,
+        Err(error) => {
+            eprintln!("error: --log {}: {error}", cli.context.log);
+            return ExitCode::FAILURE;
+        }
+    };
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: starting the runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(run(cli)) {
+        Ok(code) => code,
+        Err(error) => fail(&error),
+    }
+}
+
+/// Prints an error with its causes, once each, and finds its exit status.
+fn fail(error: &anyhow::Error) -> ExitCode {
+    if error.chain().any(|cause| {
+        cause.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+    }) {
+        // Whoever read our output has seen enough.
+        return ExitCode::SUCCESS;
+    }
+    eprintln!("error: {}", skein_shell::report::chain(error.as_ref()));
+    let code = error.chain().find_map(|cause| cause.downcast_ref::<ClientError>()?.code());
+    ExitCode::from(code.map_or(1, skein_api::Code::exit))
+}
+
+async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let context = &cli.context;
+    match cli.command {
+        Command::Up(up) => up.run(context).await,
+        Command::Demo(demo) => demo.run(context).await,
+        Command::Node(node) => node.run(context).await,
+        Command::Image(image) => image.run(context).await,
+        Command::Service(service) => service.run(context).await,
+        Command::Job(job) => job.run(context).await,
+        Command::Call(call) => call.run(context).await,
+        Command::Vm(vm) => vm.run(context).await,
+        Command::Ps(list) => list.run(context).await,
+        Command::Events(events) => events.run(context).await,
+        Command::Bench(bench) => bench.run(context).await,
+        Command::Api(api) => api.run(context).await,
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "skein", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}

@@ -1,0 +1,344 @@
+//! Starting and stopping the parts in their order.
+
+use crate::host::{HostFigures, HostProblem, UID_BASE, UIDS_PER_NODE, may_change_users};
+use camino::{Utf8Path, Utf8PathBuf};
+use skein_agent::{Agent, AgentConfig, AgentError, Parts};
+use skein_api::Target;
+use skein_fabric::{
+    BlobError, BlobStore, Bus, EmbeddedOptions, EmbeddedState, LocalBus, Queue, QueueError, State,
+    StateError,
+};
+use skein_model::{CpuMilli, NodeName};
+use skein_net::{Cidr, NetworkName, NodeNetwork};
+use skein_server::{Server, ServerConfig, ServerError, ServerParts, Token, TokenError};
+use skein_shell::report;
+use skein_vmm::{AccelChoice, Driver, ImageError, ImageStore, QemuConfig, QemuDriver, RunAs};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+use tracing::warn;
+
+/// Share of the host's memory that machines may reserve.
+const MEMORY_SHARE: f64 = 0.8;
+/// How often the host's processors are promised: machines wait for work most of their time.
+const CPU_OVERCOMMIT: u32 = 20;
+/// Nodes of one process: each has a /22 of 10.64.0.0/12.
+const NODES_MAX: u32 = 100;
+
+/// What a cloud is told.
+#[derive(Debug, Clone)]
+pub struct CloudConfig {
+    /// Its state folder; made if absent, with mode 0700. An absolute path of at most 48 bytes, because sockets live below it.
+    pub state: Utf8PathBuf,
+    /// Where the API listens.
+    pub listen: SocketAddr,
+    /// How many nodes, 1 to 100.
+    pub nodes: u32,
+    /// Who runs the guests' instructions.
+    pub accel: AccelChoice,
+    /// QEMU's program; searched for unless given.
+    pub qemu: Option<Utf8PathBuf>,
+    /// How long an agent or leader may be silent before it counts as lost.
+    pub lease: Duration,
+    /// A machine that is not ready after this long is ended.
+    pub boot_timeout: Duration,
+}
+
+impl CloudConfig {
+    /// One node, listening on `127.0.0.1:7070`.
+    pub fn new(state: impl Into<Utf8PathBuf>) -> Self {
+        Self {
+            state: state.into(),
+            listen: SocketAddr::from(([127, 0, 0, 1], 7070)),
+            nodes: 1,
+            accel: AccelChoice::Probe,
+            qemu: None,
+            lease: Duration::from_secs(10),
+            boot_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Why a cloud did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum CloudError {
+    /// The host cannot run one.
+    #[error(transparent)]
+    Host(#[from] HostProblem),
+    /// A value that cannot be.
+    #[error("{0}")]
+    Config(String),
+    /// The state folder cannot be used.
+    #[error("using the state folder {path}")]
+    Folder {
+        /// Which.
+        path: Utf8PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The state cannot be opened.
+    #[error("opening the state (is another cloud running on it?)")]
+    State(#[from] StateError),
+    /// The blobs cannot be opened.
+    #[error("opening the blobs")]
+    Blobs(#[from] BlobError),
+    /// The queue cannot be opened.
+    #[error("opening the queue")]
+    Queue(#[from] QueueError),
+    /// The images cannot be opened.
+    #[error("opening the images")]
+    Images(#[from] ImageError),
+    /// The token cannot be read or made.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// The server did not start.
+    #[error("starting the server")]
+    Server(#[from] ServerError),
+    /// An agent did not start.
+    #[error("starting node {node}")]
+    Agent {
+        /// Which.
+        node: NodeName,
+        /// Why.
+        source: AgentError,
+    },
+}
+
+/// A running cloud. Dropping it ends its tasks where they stand, as a crash would; its machines go on, and the next cloud on
+/// the same folder adopts them.
+#[derive(Debug)]
+pub struct Cloud {
+    config: CloudConfig,
+    id: String,
+    token: Token,
+    parts: Parts,
+    agents: Vec<(NodeName, Option<Agent>)>,
+    server: Option<Server>,
+}
+
+impl Cloud {
+    /// Starts a cloud on its folder, or goes on where one was ended.
+    ///
+    /// # Errors
+    /// [`CloudError`]; what was started is stopped then.
+    pub async fn start(config: CloudConfig) -> Result<Self, CloudError> {
+        check(&config)?;
+        crate::check_host()?;
+        let folder = |source| CloudError::Folder { path: config.state.clone(), source };
+        private_folder(&config.state).map_err(folder)?;
+        let id = cloud_id(&config.state).map_err(folder)?;
+        let state = config.state.join("state");
+        let state = EmbeddedState::open(state.as_std_path(), EmbeddedOptions::default())?;
+        let state: Arc<dyn State> = Arc::new(state);
+        let bus: Arc<dyn Bus> = Arc::new(LocalBus::new());
+        let blobs = BlobStore::open(config.state.join("blobs").as_std_path())?;
+        let queue = Queue::open(state.clone(), blobs).await?;
+        let images = ImageStore::open(&config.state.join("images"))?;
+        let driver = open_driver(&config).await?;
+        let vmm = format!("QEMU {}", driver.version());
+        let driver: Arc<dyn Driver> = Arc::new(driver);
+        let parts = Parts { state, bus, queue, images, driver };
+        let token = Token::open(config.state.join("admin.token").as_std_path())?;
+        let mut cloud =
+            Self { config, id, token, parts, agents: Vec::new(), server: None };
+        // The server records events from the first one on; it plans only when the agents have had time to join.
+        cloud.start_server().await?;
+        cloud.sweep_networks().await;
+        for number in 1..=cloud.config.nodes {
+            let config = cloud.agent_config(number, &vmm)?;
+            let node = config.name.clone();
+            match Agent::start(config, cloud.parts.clone()).await {
+                Ok(agent) => cloud.agents.push((node, Some(agent))),
+                Err(source) => {
+                    cloud.stop().await;
+                    return Err(CloudError::Agent { node, source });
+                }
+            }
+        }
+        Ok(cloud)
+    }
+
+    async fn start_server(&mut self) -> Result<(), CloudError> {
+        let config = ServerConfig {
+            listen: self.config.listen,
+            history: self.config.state.join("events.db"),
+            cloud: self.id.clone(),
+            token: self.token.clone(),
+            lease: self.config.lease,
+        };
+        let parts = ServerParts {
+            state: self.parts.state.clone(),
+            bus: self.parts.bus.clone(),
+            queue: self.parts.queue.clone(),
+            images: self.parts.images.clone(),
+        };
+        self.server = Some(Server::start(config, parts).await?);
+        Ok(())
+    }
+
+    /// Namespaces that an earlier cloud on this folder left, with more nodes than this one has.
+    async fn sweep_networks(&self) {
+        if let Ok(group) = self.id.parse::<NetworkName>()
+            && let Err(error) = NodeNetwork::sweep(&group).await
+        {
+            warn!(error = %report::chain(&error), "sweeping networks failed");
+        }
+    }
+
+    fn agent_config(&self, number: u32, vmm: &str) -> Result<AgentConfig, CloudError> {
+        let host = HostFigures::read();
+        let nodes = self.config.nodes;
+        let wrong = |what: &str| CloudError::Config(what.to_owned());
+        let name: NodeName = format!("n{number}").parse().map_err(|_| wrong("a node's name"))?;
+        let third = u8::try_from((number - 1) * 4 % 256).unwrap_or(0);
+        let second = 64 + u8::try_from((number - 1) * 4 / 256).unwrap_or(0);
+        let cidr = Cidr::new(Ipv4Addr::new(10, second, third, 0), 22)
+            .map_err(|_| wrong("a node's addresses"))?;
+        let network: NetworkName =
+            format!("{}-{name}", self.id).parse().map_err(|_| wrong("a node's network"))?;
+        let uid = UID_BASE + UIDS_PER_NODE * (number - 1);
+        Ok(AgentConfig {
+            dir: self.config.state.join(name.as_str()),
+            name,
+            memory_mib: (host.memory_mib as f64 * MEMORY_SHARE) as u64 / u64::from(nodes),
+            cpu: CpuMilli(host.cores * 1000 * CPU_OVERCOMMIT / nodes),
+            machines_max: 1000,
+            performance: 1.0,
+            vmm: vmm.to_owned(),
+            network,
+            cidr,
+            uid_base: may_change_users(nodes).then_some(uid),
+            launches_max: host.cores as usize + 1,
+            boot_timeout: self.config.boot_timeout,
+            stop_grace: Duration::from_secs(5),
+            lease: self.config.lease,
+        })
+    }
+
+    /// Where the API listens, and the token to show it.
+    ///
+    /// # Panics
+    /// Never: a started cloud has a server.
+    pub fn target(&self) -> Target {
+        let address = self.server.as_ref().map_or(self.config.listen, Server::address);
+        Target { url: format!("http://{address}"), token: self.token.secret().to_owned() }
+    }
+
+    /// Its id: 8 hexadecimal digits behind `c`.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// What server and agents stand on, for audits and benches.
+    pub fn parts(&self) -> &Parts {
+        &self.parts
+    }
+
+    /// Ends one agent where it stands, as a crash would. For tests of faults.
+    pub async fn crash_agent(&mut self, node: &str) {
+        for (name, agent) in &mut self.agents {
+            if name.as_str() == node
+                && let Some(agent) = agent.take()
+            {
+                agent.crash().await;
+            }
+        }
+    }
+
+    /// Starts an agent again that was crashed.
+    ///
+    /// # Errors
+    /// [`CloudError::Agent`].
+    pub async fn restart_agent(&mut self, node: &str) -> Result<(), CloudError> {
+        let found = self.agents.iter().position(|(name, _)| name.as_str() == node);
+        let Some(place) = found else { return Ok(()) };
+        let number = u32::try_from(place + 1).unwrap_or(1);
+        let config = self.agent_config(number, "QEMU")?;
+        let node = config.name.clone();
+        let started = Agent::start(config, self.parts.clone()).await;
+        self.agents[place].1 = Some(started.map_err(|source| CloudError::Agent { node, source })?);
+        Ok(())
+    }
+
+    /// Ends the server where it stands and starts another. For tests of faults.
+    ///
+    /// # Errors
+    /// [`CloudError::Server`].
+    pub async fn crash_server(&mut self) -> Result<(), CloudError> {
+        if let Some(server) = self.server.take() {
+            self.config.listen = server.address();
+            server.crash().await;
+        }
+        self.start_server().await
+    }
+
+    /// Ends the process's part of the cloud in order. Machines go on, for the next cloud on the same folder.
+    pub async fn stop(mut self) {
+        let agents = self.agents.drain(..).filter_map(|(_, agent)| agent);
+        futures_util::future::join_all(agents.map(Agent::shutdown)).await;
+        if let Some(server) = self.server.take() {
+            server.shutdown().await;
+        }
+    }
+
+    /// Ends the cloud and all its machines; no process, tap or namespace is left. The state folder stays.
+    pub async fn stop_all(mut self) {
+        // The server first: it would replace the machines that go.
+        if let Some(server) = self.server.take() {
+            server.shutdown().await;
+        }
+        let agents = self.agents.drain(..).filter_map(|(_, agent)| agent);
+        futures_util::future::join_all(agents.map(Agent::remove)).await;
+    }
+}
+
+fn check(config: &CloudConfig) -> Result<(), CloudError> {
+    let wrong = |what: String| Err(CloudError::Config(what));
+    if config.nodes == 0 || config.nodes > NODES_MAX {
+        return wrong(format!("{} nodes: must be 1 to {NODES_MAX}", config.nodes));
+    }
+    if !config.state.is_absolute() {
+        return wrong(format!("the state folder {} must be an absolute path", config.state));
+    }
+    if config.state.as_str().len() > 48 {
+        return wrong(format!(
+            "the path of the state folder {} is too long: at most 48 bytes, because Unix sockets live below it",
+            config.state
+        ));
+    }
+    Ok(())
+}
+
+async fn open_driver(config: &CloudConfig) -> Result<QemuDriver, CloudError> {
+    let probe_as =
+        may_change_users(config.nodes).then_some(RunAs { uid: UID_BASE, gid: UID_BASE });
+    let driver = QemuDriver::open(QemuConfig {
+        program: config.qemu.clone(),
+        accel: config.accel,
+        state_dir: config.state.join("vmm"),
+        probe_as,
+    });
+    Ok(driver.await.map_err(HostProblem::from)?)
+}
+
+fn private_folder(path: &Utf8Path) -> io::Result<()> {
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))
+}
+
+/// The cloud's id, made at its first start: it names what the cloud has on the host.
+fn cloud_id(state: &Utf8Path) -> io::Result<String> {
+    let path = state.join("cloud.id");
+    match std::fs::read_to_string(&path) {
+        Ok(text) if !text.trim().is_empty() => Ok(text.trim().to_owned()),
+        Ok(_) | Err(_) => {
+            let id = format!("c{:08x}", skein_shell::random_u64() as u32);
+            let draft = state.join("cloud.id.draft");
+            std::fs::write(&draft, &id)?;
+            std::fs::rename(&draft, &path)?;
+            Ok(id)
+        }
+    }
+}

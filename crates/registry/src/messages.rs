@@ -1,0 +1,118 @@
+//! What server and agents say to each other on the bus. A lost message costs time, never truth.
+
+use serde::{Deserialize, Serialize};
+use skein_fabric::{Pattern, Subject};
+use skein_model::{MachineId, NodeName, NodeStatus};
+
+/// A subject of ours.
+pub(crate) fn subject(text: &str) -> Subject {
+    text.parse().expect("subjects are made of names, which are tokens")
+}
+
+/// Subjects of all nodes' reports.
+#[expect(clippy::missing_panics_doc, reason = "the pattern is constant")]
+pub fn report_pattern() -> Pattern {
+    "skein.report.*".parse().expect("a constant pattern")
+}
+
+/// Where a node reports its context.
+pub fn report_subject(node: &NodeName) -> Subject {
+    subject(&format!("skein.report.{node}"))
+}
+
+/// Where a node's agent answers requests.
+pub fn agent_subject(node: &NodeName) -> Subject {
+    subject(&format!("skein.agent.{node}"))
+}
+
+/// Where the output of one console session appears, as bytes. An empty message says that it ended.
+pub fn console_output_subject(session: &str) -> Subject {
+    subject(&format!("skein.console.{session}.out"))
+}
+
+/// Where the input of one console session is sent. An empty message keeps the session alive.
+pub fn console_input_subject(session: &str) -> Subject {
+    subject(&format!("skein.console.{session}.in"))
+}
+
+/// What a node reports every two seconds: its own figures and those of its machines. Measured, never used to place.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NodeReport {
+    /// The node.
+    pub node: NodeStatus,
+    /// Its machines.
+    pub machines: Vec<MachineFigures>,
+}
+
+/// What is measured of one machine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MachineFigures {
+    /// Which.
+    pub id: MachineId,
+    /// Processor time of its process since it started, seconds.
+    pub cpu_seconds: f64,
+    /// Share of one core it used since the report before, 0 to 1.
+    pub cpu_used: f64,
+    /// Resident memory of its process, bytes.
+    pub memory_resident_bytes: u64,
+    /// Memory in use as the guest reports it, bytes.
+    pub memory_guest_bytes: Option<u64>,
+    /// Requests served as the guest reports.
+    pub requests: Option<u64>,
+    /// Jobs in service on it.
+    pub in_service: u32,
+}
+
+/// What a server asks of an agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "ask", rename_all = "snake_case")]
+pub enum AgentRequest {
+    /// What a machine has written to its console, as far as it is kept.
+    Log {
+        /// Which.
+        machine: MachineId,
+    },
+    /// Open a console session: its output appears on the session's subject, beginning with what is kept.
+    OpenConsole {
+        /// Which.
+        machine: MachineId,
+        /// Name of the session, 128 random bits: whoever knows it may read and write the console.
+        session: String,
+    },
+}
+
+/// What an agent answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "snake_case")]
+pub enum AgentReply {
+    /// The console's text. At most 512 KiB: what is older is left out.
+    Log {
+        /// The text; bytes that are not UTF-8 are replaced.
+        text: String,
+    },
+    /// The session is open.
+    Opened,
+    /// It could not be done.
+    Failed {
+        /// Why.
+        error: AgentError,
+    },
+}
+
+/// Why an agent could not do what was asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(tag = "error", rename_all = "snake_case")]
+pub enum AgentError {
+    /// It has no such machine.
+    #[error("the node has no such machine")]
+    MachineUnknown,
+    /// The machine has ended, or not begun.
+    #[error("the machine is not running")]
+    NotRunning,
+    /// The request cannot be read.
+    #[error("the request cannot be read")]
+    Malformed,
+    /// Too many console sessions are open on the node.
+    #[error("too many console sessions are open on the node")]
+    TooManySessions,
+}

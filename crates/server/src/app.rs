@@ -1,0 +1,108 @@
+//! What all routes and the controller share.
+
+use crate::auth::Token;
+use crate::decisions::Decisions;
+use crate::error::Answer;
+use crate::history::History;
+use crate::metrics::Metrics;
+use crate::observe::QueueView;
+use crate::recorder;
+use crate::reports::Reports;
+use crate::server::{ServerError, ServerParts};
+use skein_fabric::{Bus, Queue, QueueError, QueueName, State};
+use skein_policy::ServiceKey;
+use skein_registry::{EventSink, Mirror};
+use skein_shell::{Tasks, now};
+use skein_vmm::ImageStore;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// What all routes and the controller share. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct App {
+    pub(crate) cloud: Arc<str>,
+    pub(crate) token: Token,
+    pub(crate) state: Arc<dyn State>,
+    pub(crate) bus: Arc<dyn Bus>,
+    pub(crate) queue: Queue,
+    pub(crate) images: ImageStore,
+    pub(crate) mirror: Mirror,
+    pub(crate) events: EventSink,
+    pub(crate) history: History,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) reports: Reports,
+    pub(crate) decisions: Decisions,
+    pub(crate) holds: Holds,
+    pub(crate) tasks: Tasks,
+}
+
+/// What an [`App`] is made of.
+pub(crate) struct AppParts {
+    pub(crate) cloud: String,
+    pub(crate) token: Token,
+    pub(crate) parts: ServerParts,
+    pub(crate) history: History,
+    pub(crate) tasks: Tasks,
+}
+
+impl App {
+    pub(crate) async fn start(from: AppParts) -> Result<Self, ServerError> {
+        let AppParts { cloud, token, parts, history, tasks } = from;
+        let metrics = Arc::new(Metrics::new());
+        recorder::start(&parts.bus, history.clone(), metrics.clone(), &tasks).await?;
+        let mirror = Mirror::start(parts.state.clone(), &tasks).await?;
+        Ok(Self {
+            cloud: cloud.into(),
+            token,
+            reports: Reports::start(&parts.bus, &tasks).await?,
+            events: EventSink::start(parts.bus.clone(), &tasks),
+            state: parts.state,
+            bus: parts.bus,
+            queue: parts.queue,
+            images: parts.images,
+            mirror,
+            history,
+            metrics,
+            decisions: Decisions::default(),
+            holds: Holds::default(),
+            tasks,
+        })
+    }
+
+    /// How full a service's queue is.
+    pub(crate) async fn depth(&self, service: &ServiceKey) -> Result<QueueView, QueueError> {
+        let depth = self.queue.depth(&queue_name(service)).await?;
+        let count = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
+        Ok(QueueView {
+            waiting: count(depth.waiting),
+            in_service: count(depth.running),
+            oldest_wait: depth.oldest.map(|at| now().since(at)).unwrap_or_default(),
+        })
+    }
+
+    /// Gives up the waiting jobs of a service that was removed.
+    pub(crate) async fn abandon(&self, service: &ServiceKey) -> Answer<()> {
+        self.queue.remove_service(&queue_name(service), now()).await?;
+        Ok(())
+    }
+}
+
+/// The queue of a service.
+pub(crate) fn queue_name(service: &ServiceKey) -> QueueName {
+    QueueName { project: service.project.clone(), service: service.service.clone() }
+}
+
+/// The last reason for which machines of a service could not be had: told once.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Holds(Arc<Mutex<BTreeMap<ServiceKey, String>>>);
+
+impl Holds {
+    /// Whether this reason is another than the last one.
+    pub(crate) fn is_new(&self, service: &ServiceKey, reason: &str) -> bool {
+        let mut holds = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match holds.insert(service.clone(), reason.to_owned()) {
+            Some(before) => before != reason,
+            None => true,
+        }
+    }
+}

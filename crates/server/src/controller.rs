@@ -1,0 +1,337 @@
+//! The leader's loop: looks, asks the policy, carries out the plan.
+//!
+//! It takes no hint of what changed: whatever wakes it, it reads everything again. Each step is one transaction that
+//! holds only while this process leads, and that repeats harmlessly; what does not hold any more is left to the next
+//! plan. It plans again only when its mirror has seen its own steps.
+
+use crate::app::App;
+use crate::observe::{QueueView, observe};
+use skein_fabric::{Compare, Leadership, Op, Revision, Txn};
+use skein_model::{
+    EventKind, EventSubject, Generation, MachineGoal, MachineId, MachinePhase,
+    MachineRecord, NodeName, NodeState, ProjectName, ServiceName, ServiceRecord, Timestamp,
+};
+use skein_policy::{Desired, Memory, Observed, Plan, PlanRng, ServiceKey, Step};
+use skein_registry::{RecordKey, RegistryError, Stored, View};
+use skein_shell::{now, report};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+use tracing::{debug, info, warn};
+
+/// Between two plans, however much happens: jobs come by the thousand, and each changes what is seen.
+const PLAN_EVERY: Duration = Duration::from_millis(20);
+/// However quiet it is, everything is read again after this long.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How long the record of a machine that ended is kept, for `vm ls --all` and its log.
+const GONE_KEPT: Duration = Duration::from_secs(600);
+/// How many records of ended machines are kept at most for each service.
+const GONE_KEPT_MAX: usize = 100;
+/// A node that has been silent for this long is not waited for: its machines' records go.
+const LOST_KEPT: Duration = Duration::from_secs(24 * 3600);
+
+/// Leads until the leadership is lost or the server stops.
+pub(crate) async fn lead(app: &App, leadership: Leadership) {
+    let mut controller = Controller {
+        app: app.clone(),
+        epoch: leadership.guard(),
+        memory: Memory::default(),
+        rng: PlanRng::from_seed(skein_shell::random_u64()),
+        lost: BTreeSet::new(),
+    };
+    info!("leading");
+    let stop = app.tasks.stop_token().clone();
+    let mut changes = app.mirror.changes();
+    let mut queues = match app.queue.changes().await {
+        Ok(queues) => queues,
+        Err(error) => return warn!(error = %report::chain(&error), "the queues cannot be watched"),
+    };
+    tokio::select! {
+        () = stop.cancelled() => return,                                            // cancel-safe: token
+        () = muster(app, leadership.lease()) => {}                                  // cancel-safe: it only watches
+    }
+    loop {
+        changes.borrow_and_update();
+        let begun = tokio::time::Instant::now();
+        let next_at = match controller.round().await {
+            Ok(next_at) => next_at,
+            Err(error) => {
+                warn!(error = %report::chain(&error), "a round of the controller failed");
+                None
+            }
+        };
+        let wait = next_at.map_or(LOOK_EVERY, |at| at.since(now()).min(LOOK_EVERY));
+        tokio::select! {
+            () = stop.cancelled() => return,                                        // cancel-safe: token
+            () = leadership.lost() => { warn!("the leadership is lost"); return }   // cancel-safe: it only watches
+            changed = changes.changed() => if changed.is_err() { return },          // cancel-safe: watch; all is re-read
+            changed = queues.next() => if changed.is_err() { return },              // cancel-safe: as documented
+            () = tokio::time::sleep(wait) => {}                                     // cancel-safe: timer
+        }
+        tokio::time::sleep_until(begun + PLAN_EVERY).await;
+    }
+}
+
+/// Waits until every known node lives, at most for one lease: a new leader shall not replace the machines of nodes that
+/// have not had time to say that they live.
+async fn muster(app: &App, lease: Duration) {
+    let mut changes = app.mirror.changes();
+    let all = async {
+        loop {
+            changes.borrow_and_update();
+            let missing = app.mirror.read(|view| {
+                view.nodes.keys().any(|node| view.node_state(node) == NodeState::Lost)
+            });
+            if !missing || changes.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    if tokio::time::timeout(lease, all).await.is_err() {
+        warn!("some nodes have not come back");
+    }
+}
+
+struct Controller {
+    app: App,
+    /// Holds while this process leads.
+    epoch: Compare,
+    memory: Memory,
+    rng: PlanRng,
+    /// Nodes that were lost when last seen.
+    lost: BTreeSet<NodeName>,
+}
+
+impl Controller {
+    /// Looks, plans, and carries out; when to look again.
+    async fn round(&mut self) -> Result<Option<Timestamp>, RegistryError> {
+        let app = self.app.clone();
+        self.announce_lost();
+        self.bury().await?;
+        let (seen, services) = self.look().await?;
+        let at = now();
+        let desired = Desired { services: &services };
+        let memory = std::mem::take(&mut self.memory);
+        let plan = skein_policy::plan(&desired, &seen, memory, at, &mut self.rng);
+        #[cfg(debug_assertions)]
+        {
+            let violated = skein_policy::check::all(&plan, &desired, &seen, at);
+            debug_assert!(violated.is_empty(), "the plan violates {violated:?}");
+        }
+        app.decisions.put(at, &plan.decisions);
+        self.carry_out(&plan, &services).await?;
+        self.memory = plan.memory;
+        Ok(plan.next_at)
+    }
+
+    async fn look(&self) -> Result<(Observed, Vec<ServiceRecord>), RegistryError> {
+        let app = &self.app;
+        let mut queues: BTreeMap<ServiceKey, QueueView> = BTreeMap::new();
+        let keys: Vec<ServiceKey> =
+            app.mirror.read(|view| view.services.values().map(|s| (&*s.value).into()).collect());
+        for key in keys {
+            match app.depth(&key).await {
+                Ok(depth) => drop(queues.insert(key, depth)),
+                Err(error) => warn!(service = %key, error = ?error, "a queue's length is not known"),
+            }
+        }
+        let figures = app.reports.machines();
+        let busy = |id: &MachineId| figures.get(id).map_or(0, |f| f.in_service);
+        Ok(app.mirror.read(|view| {
+            let seen = observe(view, &queues, busy);
+            let services = view.services.values().map(|s| (*s.value).clone()).collect();
+            (seen, services)
+        }))
+    }
+
+    async fn carry_out(
+        &mut self,
+        plan: &Plan,
+        services: &[ServiceRecord],
+    ) -> Result<(), RegistryError> {
+        let mut newest = Revision::ZERO;
+        for step in &plan.steps {
+            debug!(%step, "step");
+            let revision = match step {
+                Step::Boot { machine, service, node, generation, reason } => {
+                    let record = services.iter().find(|record| ServiceKey::from(*record) == *service);
+                    match record.and_then(|r| self.machine(r, machine, node, *generation, reason)) {
+                        Some(machine) => self.boot(&machine).await?,
+                        None => None,
+                    }
+                }
+                Step::Drain { machine, generation, reason, .. } => {
+                    self.set_goal(machine, MachineGoal::Drain, *generation, reason).await?
+                }
+                Step::Stop { machine, generation, reason, .. } => {
+                    self.set_goal(machine, MachineGoal::Stop, *generation, reason).await?
+                }
+                Step::Hold { service, reason, .. } => {
+                    self.hold(service, reason);
+                    None
+                }
+            };
+            newest = newest.max(revision.unwrap_or(Revision::ZERO));
+        }
+        self.app.mirror.reach(newest).await;
+        Ok(())
+    }
+
+    /// The record of a machine that shall be started.
+    fn machine(
+        &self,
+        service: &ServiceRecord,
+        id: &MachineId,
+        node: &NodeName,
+        generation: Generation,
+        reason: &str,
+    ) -> Option<MachineRecord> {
+        let spec = &service.spec;
+        let image = (service.project.clone(), spec.image.clone());
+        let image = self.app.mirror.read(|view| view.images.get(&image).cloned())?.value;
+        Some(MachineRecord {
+            id: id.clone(),
+            project: service.project.clone(),
+            service: spec.name.clone(),
+            node: node.clone(),
+            generation,
+            memory: spec.memory.unwrap_or(image.memory),
+            cpu_milli: spec.cpu_milli,
+            capacity: spec.capacity.unwrap_or(image.capacity),
+            parameters: spec.parameters.clone(),
+            image: (*image).clone(),
+            goal: MachineGoal::Run,
+            reason: reason.to_owned(),
+            created_at: now(),
+        })
+    }
+
+    /// Makes a machine's record, which is also its reservation.
+    async fn boot(&self, record: &MachineRecord) -> Result<Option<Revision>, RegistryError> {
+        let key = RecordKey::Machine(record.id.clone());
+        let txn = Txn::new()
+            .when(self.epoch.clone())
+            .when(Compare::missing(key.key()))
+            .then(key.put(record)?);
+        let reply = self.app.state.txn(txn).await?;
+        if !reply.succeeded {
+            return Ok(None);
+        }
+        let reason = record.reason.clone();
+        self.app.events.emit(subject(record), EventKind::Replicated { reason });
+        Ok(Some(reply.revision))
+    }
+
+    /// Changes what is wanted of a machine.
+    async fn set_goal(
+        &self,
+        id: &MachineId,
+        goal: MachineGoal,
+        generation: Generation,
+        reason: &str,
+    ) -> Result<Option<Revision>, RegistryError> {
+        let stored = self.app.mirror.read(|view| view.machines.get(id).cloned());
+        let Some(Stored { value, revision }) = stored else { return Ok(None) };
+        if value.generation >= generation {
+            return Ok(None);
+        }
+        let first = value.goal == MachineGoal::Run;
+        let record = MachineRecord {
+            goal,
+            generation,
+            reason: reason.to_owned(),
+            ..(*value).clone()
+        };
+        let key = RecordKey::Machine(id.clone());
+        let txn = Txn::new()
+            .when(self.epoch.clone())
+            .when(Compare::unchanged(key.key(), revision))
+            .then(key.put(&record)?);
+        let reply = self.app.state.txn(txn).await?;
+        if reply.succeeded && first {
+            let reason = reason.to_owned();
+            self.app.events.emit(subject(&record), EventKind::Dereplicated { reason });
+        }
+        Ok(reply.succeeded.then_some(reply.revision))
+    }
+
+    /// Tells once that machines are wanted that cannot be had.
+    fn hold(&self, service: &ServiceKey, reason: &str) {
+        if self.app.holds.is_new(service, reason) {
+            let subject = EventSubject {
+                project: Some(service.project.clone()),
+                service: Some(service.service.clone()),
+                ..EventSubject::default()
+            };
+            self.app.events.emit(subject, EventKind::Unplaceable { reason: reason.to_owned() });
+        }
+    }
+
+    /// Tells when a node's lease has ended.
+    fn announce_lost(&mut self) {
+        let lost: BTreeSet<NodeName> = self.app.mirror.read(|view| {
+            let names = view.nodes.keys();
+            names.filter(|n| view.node_state(n) == NodeState::Lost).cloned().collect()
+        });
+        for node in lost.difference(&self.lost) {
+            warn!(node.id = %node, "a node is lost");
+            let subject = EventSubject { node: Some(node.clone()), ..EventSubject::default() };
+            self.app.events.emit(subject, EventKind::NodeLost);
+        }
+        self.lost = lost;
+    }
+
+    /// Deletes the records of ended machines that nobody needs any more.
+    async fn bury(&self) -> Result<(), RegistryError> {
+        for id in self.app.mirror.read(|view| to_bury(view, now())) {
+            let txn = Txn::new()
+                .when(self.epoch.clone())
+                .then(Op::delete(&RecordKey::Machine(id.clone()).key()))
+                .then(Op::delete(&RecordKey::Status(id).key()));
+            self.app.state.txn(txn).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Machines whose records are to be deleted: those that ended some time ago, all but the last ones of each service, and
+/// those of nodes that were lost long ago.
+fn to_bury(view: &View, at: Timestamp) -> Vec<MachineId> {
+    let mut ended: BTreeMap<(&ProjectName, &ServiceName), Vec<(Timestamp, &MachineId)>> =
+        BTreeMap::new();
+    let mut bury = Vec::new();
+    for (id, stored) in &view.machines {
+        let record = &stored.value;
+        match view.statuses.get(id).map(|status| &status.value.phase) {
+            Some(MachinePhase::Gone { at, .. }) => {
+                let of_service = ended.entry((&record.project, &record.service)).or_default();
+                of_service.push((*at, id));
+            }
+            Some(_) | None => {
+                let lost = view.node_state(&record.node) == NodeState::Lost;
+                if lost && at.since(record.created_at) > LOST_KEPT {
+                    bury.push(id.clone());
+                }
+            }
+        }
+    }
+    for mut machines in ended.into_values() {
+        machines.sort_by_key(|(ended, _)| Reverse(*ended));
+        let old = machines.into_iter().enumerate().filter(|(place, (ended, _))| {
+            *place >= GONE_KEPT_MAX || at.since(*ended) > GONE_KEPT
+        });
+        bury.extend(old.map(|(_, (_, id))| id.clone()));
+    }
+    bury
+}
+
+fn subject(record: &MachineRecord) -> EventSubject {
+    EventSubject {
+        project: Some(record.project.clone()),
+        service: Some(record.service.clone()),
+        node: Some(record.node.clone()),
+        machine: Some(record.id.clone()),
+        job: None,
+    }
+}
+

@@ -1,0 +1,75 @@
+//! Nodes.
+
+use crate::app::App;
+use crate::error::{Answer, Failure};
+use crate::extract::parse;
+use crate::reserved::reserved;
+use axum::Json;
+use axum::extract::{Path, State};
+use skein_api::{Code, ErrorBody, Node};
+use skein_fabric::{KeySpan, Op};
+use skein_model::NodeName;
+use skein_policy::Room;
+use skein_registry::{RecordKey, View};
+use std::collections::BTreeMap;
+
+fn node(app: &App, view: &View, name: &NodeName, used: &BTreeMap<NodeName, Room>) -> Option<Node> {
+    let record = &view.nodes.get(name)?.value;
+    let used = used.get(name).copied().unwrap_or_default();
+    let cpu = u32::try_from(used.cpu_milli).unwrap_or(u32::MAX);
+    let reserved = (used.memory_mib, cpu, used.machines);
+    Some(Node::new(record, view.node_state(name), app.reports.node(name).as_ref(), reserved))
+}
+
+/// List nodes
+#[utoipa::path(get, path = "/v1/nodes", tag = "nodes",
+    responses((status = 200, description = "All nodes", body = [Node]), (status = 401, body = ErrorBody)))]
+pub(crate) async fn list(State(app): State<App>) -> Json<Vec<Node>> {
+    let nodes = app.mirror.read(|view| {
+        let used = reserved(view);
+        view.nodes.keys().filter_map(|name| node(&app, view, name, &used)).collect()
+    });
+    Json(nodes)
+}
+
+/// Show one node
+#[utoipa::path(get, path = "/v1/nodes/{node}", tag = "nodes", params(("node" = String, Path, description = "Name")),
+    responses((status = 200, body = Node), (status = 404, description = "NODE_UNKNOWN", body = ErrorBody)))]
+pub(crate) async fn show(State(app): State<App>, Path(name): Path<String>) -> Answer<Json<Node>> {
+    let name: NodeName = parse(&name, Code::NodeUnknown)?;
+    let found = app.mirror.read(|view| node(&app, view, &name, &reserved(view)));
+    found.map(Json).ok_or_else(|| unknown(&name))
+}
+
+fn unknown(name: &NodeName) -> Failure {
+    Failure::new(Code::NodeUnknown, format!("node {name} does not exist"))
+}
+
+/// Place nothing new on a node. Repeating it changes nothing.
+#[utoipa::path(post, path = "/v1/nodes/{node}/cordon", tag = "nodes", params(("node" = String, Path, description = "Name")),
+    responses((status = 200, body = Node), (status = 404, description = "NODE_UNKNOWN", body = ErrorBody)))]
+pub(crate) async fn cordon(State(app): State<App>, Path(name): Path<String>) -> Answer<Json<Node>> {
+    let name: NodeName = parse(&name, Code::NodeUnknown)?;
+    if !app.mirror.read(|view| view.nodes.contains_key(&name)) {
+        return Err(unknown(&name));
+    }
+    let key = RecordKey::Cordon(name.clone()).key();
+    let revision = app.state.put(key, bytes::Bytes::from_static(b"{}")).await?;
+    app.mirror.reach(revision).await;
+    show(State(app), Path(name.to_string())).await
+}
+
+/// Place machines on a node again. Repeating it changes nothing.
+#[utoipa::path(post, path = "/v1/nodes/{node}/uncordon", tag = "nodes", params(("node" = String, Path, description = "Name")),
+    responses((status = 200, body = Node), (status = 404, description = "NODE_UNKNOWN", body = ErrorBody)))]
+pub(crate) async fn uncordon(State(app): State<App>, Path(name): Path<String>) -> Answer<Json<Node>> {
+    let name: NodeName = parse(&name, Code::NodeUnknown)?;
+    if !app.mirror.read(|view| view.nodes.contains_key(&name)) {
+        return Err(unknown(&name));
+    }
+    let key = RecordKey::Cordon(name.clone()).key();
+    let txn = skein_fabric::Txn::new().then(Op::Delete(KeySpan::one(&key)));
+    let revision = app.state.txn(txn).await?.revision;
+    app.mirror.reach(revision).await;
+    show(State(app), Path(name.to_string())).await
+}
