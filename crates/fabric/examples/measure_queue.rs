@@ -22,14 +22,12 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 async fn main() -> Result<(), Failure> {
     let root = std::env::args().nth(1).unwrap_or_else(|| ".".to_owned());
     let directory = tempfile::tempdir_in(root)?;
-    let store =
-        EmbeddedState::open(&directory.path().join("state"), EmbeddedOptions::default())?;
+    let store = EmbeddedState::open(&directory.path().join("state"), EmbeddedOptions::default())?;
     let state: Arc<dyn State> = Arc::new(store.clone());
     let blobs = BlobStore::open(&directory.path().join("blobs"))?;
     let queue = Queue::open(state.clone(), blobs).await?;
     let lease = state.grant(Duration::from_secs(3600)).await?;
-    let claimant =
-        Claimant { machine: "echo-1".parse()?, node: "node-1".parse()?, lease };
+    let claimant = Claimant { machine: "echo-1".parse()?, node: "node-1".parse()?, lease };
     sequential(&queue, &claimant).await?;
     parallel(&queue, &claimant, 1).await?;
     parallel(&queue, &claimant, 8).await?;

@@ -1,138 +1,149 @@
-//! One leader at a time, by a lease: who writes the election's key leads until the lease ends.
+//! One leader at a time, of those who campaign for a name.
 //!
-//! The leader's *guard* is a condition that holds while its key is the one it wrote. Every write of a leader carries it, so a
-//! leader that does not know yet that it has been replaced changes nothing: the fencing token is the key's creation
-//! revision. Fails closed: without an answer from the store in time, the leadership counts as lost.
+//! The leader's key hangs on a lease. Its creation revision is the *epoch* of the leadership: every later leader has a
+//! larger one. A leader guards its writes with [`Leadership::guard`], a comparison in the same transaction, and so a
+//! leader that does not know yet that it was deposed changes nothing. This is what makes an election safe; the
+//! lease only makes it quick.
 
-use crate::state::{Compare, Key, KeySpan, LeaseId, Op, Revision, State, StateError, Txn, WatchFrom};
+use crate::lease::{HeldLease, Lost};
+use crate::state::{
+    Compare, Event, Key, KeySpan, Op, OpReply, Revision, State, StateError, Txn, WatchFrom,
+};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
-use tokio::task::JoinSet;
-use tokio::time::Instant;
 
-/// After a failure of the store.
-const RETRY: Duration = Duration::from_millis(200);
-
-/// Elects leaders by names.
+/// An election for a name, among everyone who uses the same state.
 #[derive(Debug, Clone)]
 pub struct Election {
     state: Arc<dyn State>,
+    key: Key,
 }
 
-/// A won election. When it is dropped, the leadership ends with its lease.
+/// Who leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leader {
+    /// As it called itself.
+    pub id: String,
+    /// Its epoch.
+    pub epoch: Revision,
+}
+
+/// A leadership, until it is lost, resigned or dropped.
 #[derive(Debug)]
 pub struct Leadership {
+    state: Arc<dyn State>,
     key: Key,
     epoch: Revision,
-    lease: Duration,
-    lost: watch::Receiver<bool>,
-    /// Keeps the lease; gives it back when it is aborted or done.
-    _keeper: JoinSet<()>,
+    lease: HeldLease,
 }
 
 impl Election {
-    /// Elections in this store.
-    pub fn new(state: Arc<dyn State>) -> Self {
-        Self { state }
-    }
-
-    /// Waits until `candidate` leads `name`. The leadership ends `lease` after the last time that the store heard of it.
+    /// The election for `name`, a path of at most 400 bytes.
     ///
     /// # Errors
-    /// [`StateError::Invalid`] for a name that is no part of a key or a lease out of range, [`StateError::Closed`], and
-    /// whatever else keeps the store from answering.
+    /// [`StateError::Invalid`] for a name that does not fit a key.
+    pub fn new(state: Arc<dyn State>, name: &str) -> Result<Self, StateError> {
+        Ok(Self { state, key: Key::new(format!("elect/{name}"))? })
+    }
+
+    /// Waits until this candidate leads. `id` is for the others to read; `ttl` is how long the others wait at most after
+    /// this process has died.
+    ///
+    /// # Errors
+    /// Whatever stops the state from answering: then this candidate does not lead, and campaigns again.
     ///
     /// # Cancel safety
-    /// A candidacy that is dropped ends with its lease.
-    pub async fn campaign(
-        &self,
-        name: &str,
-        candidate: &str,
-        lease: Duration,
-    ) -> Result<Leadership, StateError> {
-        let key = Key::new(format!("election/{name}"))?;
+    /// A dropped campaign may have won; its lease then runs out.
+    pub async fn campaign(&self, id: &str, ttl: Duration) -> Result<Leadership, StateError> {
+        let lease = HeldLease::take(self.state.clone(), ttl).await?;
         loop {
-            // Watched before the attempt: an end in between is not missed.
-            let mut watch = self.state.watch(KeySpan::one(&key), WatchFrom::Now).await?;
-            let asked = Instant::now();
-            let id = self.state.grant(lease).await?;
-            let put = Op::put_leased(key.clone(), candidate.as_bytes().to_vec(), id);
-            let txn = Txn::new().when(Compare::missing(key.clone())).then(put);
+            let txn = Txn::new()
+                .when(Compare::missing(self.key.clone()))
+                .then(Op::put_leased(self.key.clone(), id.to_owned(), lease.id()))
+                .otherwise(Op::get(self.key.clone()));
             let reply = self.state.txn(txn).await?;
             if reply.succeeded {
-                return Ok(self.lead(key, reply.revision, (id, lease, asked)));
+                let (state, key) = (self.state.clone(), self.key.clone());
+                return Ok(Leadership { state, key, epoch: reply.revision, lease });
             }
-            self.state.revoke(id).await?;
-            // Whatever happens to the key, or a second's silence: look again.
-            let _ = tokio::time::timeout(Duration::from_secs(1), watch.next()).await;
+            if let Some(OpReply::Range(found)) = reply.replies.first()
+                && let Some(entry) = found.entries.first()
+                && entry.lease == Some(lease.id())
+            {
+                // Won by a transaction whose answer got lost.
+                let (state, key) = (self.state.clone(), self.key.clone());
+                return Ok(Leadership { state, key, epoch: entry.create_revision, lease });
+            }
+            self.vacancy(reply.revision, &lease.lost()).await?;
         }
     }
 
-    fn lead(
-        &self,
-        key: Key,
-        epoch: Revision,
-        (id, lease, asked): (LeaseId, Duration, Instant),
-    ) -> Leadership {
-        let (tell, lost) = watch::channel(false);
-        let state = self.state.clone();
-        let mut keeper = JoinSet::new();
-        keeper.spawn(async move {
-            keep(&state, id, lease, asked).await;
-            tell.send_replace(true);
-            let _ = state.revoke(id).await;
-        });
-        Leadership { key, epoch, lease, lost, _keeper: keeper }
-    }
-}
-
-/// Keeps the lease alive; returns when it is lost, or may be.
-async fn keep(state: &Arc<dyn State>, id: LeaseId, lease: Duration, asked: Instant) {
-    let mut until = asked + lease;
-    loop {
-        tokio::time::sleep(lease / 3).await;
+    /// Waits until the key may be free, or the candidate's lease is lost.
+    async fn vacancy(&self, seen: Revision, lost: &Lost) -> Result<(), StateError> {
+        let span = KeySpan::one(&self.key);
+        let mut watch = match self.state.watch(span, WatchFrom::Revision(seen.next())).await {
+            Ok(watch) => watch,
+            // What happened since is forgotten: look at once.
+            Err(StateError::Compacted { .. }) => return Ok(()),
+            Err(error) => return Err(error),
+        };
         loop {
-            let asked = Instant::now();
-            // Counted from before the question, and never waited for beyond the lease.
-            match tokio::time::timeout_at(until, state.keep_alive(id)).await {
-                Ok(Ok(ttl)) => {
-                    until = asked + ttl;
-                    break;
-                }
-                Ok(Err(StateError::LeaseNotFound { .. } | StateError::Closed)) | Err(_) => return,
-                Ok(Err(error)) => {
-                    tracing::warn!(%error, "the leader's lease was not kept alive");
-                    tokio::time::sleep(RETRY).await;
+            tokio::select! {
+                // cancel-safe: a watch keeps what was not taken
+                batch = watch.next() => match batch {
+                    Ok(batch) => {
+                        if batch.events.iter().any(|e| matches!(e, Event::Deleted(_))) {
+                            return Ok(());
+                        }
+                    }
+                    Err(StateError::Lagged { .. } | StateError::Compacted { .. }) => return Ok(()),
+                    Err(error) => return Err(error),
+                },
+                // cancel-safe: it only looks
+                () = lost.wait() => {
+                    let why = "the candidate's lease was lost".to_owned();
+                    return Err(StateError::Unavailable { why });
                 }
             }
         }
+    }
+
+    /// Who leads now, if anyone.
+    ///
+    /// # Errors
+    /// As [`State::range`].
+    pub async fn leader(&self) -> Result<Option<Leader>, StateError> {
+        let entry = self.state.get(&self.key).await?;
+        Ok(entry.map(|entry| Leader {
+            id: String::from_utf8_lossy(&entry.value).into_owned(),
+            epoch: entry.create_revision,
+        }))
     }
 }
 
 impl Leadership {
-    /// Holds while this leadership lasts: a condition for each of the leader's writes.
-    pub fn guard(&self) -> Compare {
-        Compare::created_at(self.key.clone(), self.epoch)
-    }
-
-    /// The fencing token: grows with each leadership.
+    /// The fencing token: larger than that of every leader before.
     pub fn epoch(&self) -> Revision {
         self.epoch
     }
 
-    /// How long the leader may be silent.
-    pub fn lease(&self) -> Duration {
-        self.lease
+    /// The comparison that makes a transaction fail once this is no longer the leader.
+    pub fn guard(&self) -> Compare {
+        Compare::created_at(self.key.clone(), self.epoch)
     }
 
-    /// Returns when the leadership is lost, or may be.
+    /// Tells when the leadership is, or may be, lost.
+    pub fn lost(&self) -> Lost {
+        self.lease.lost()
+    }
+
+    /// Hands over now.
     ///
-    /// # Cancel safety
-    /// Safe: it only watches.
-    pub async fn lost(&self) {
-        let mut lost = self.lost.clone();
-        // The keeper gone means the same.
-        let _ = lost.wait_for(|lost| *lost).await;
+    /// # Errors
+    /// Whatever stops the state from answering: then the lease runs out by itself.
+    pub async fn resign(self) -> Result<(), StateError> {
+        let txn = Txn::new().when(self.guard()).then(Op::delete(&self.key));
+        self.state.txn(txn).await?;
+        self.lease.release().await
     }
 }

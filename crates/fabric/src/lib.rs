@@ -2,9 +2,12 @@
 mod blob;
 mod bus;
 mod election;
+mod election;
 mod embedded;
+mod lease;
 mod lock;
 mod queue;
+mod reservation;
 mod state;
 
 pub use blob::{
@@ -14,13 +17,16 @@ pub use bus::{
     Bus, BusError, BusStats, Headers, LocalBus, Message, PAYLOAD_BYTES_MAX, Pattern,
     SUBJECT_BYTES_MAX, Subject, SubjectError, Subscribe, Subscription,
 };
+pub use election::{Election, Leader, Leadership};
 pub use election::{Election, Leadership};
 pub use embedded::{EmbeddedOptions, EmbeddedState};
+pub use lease::{HeldLease, Lost};
 pub use queue::{
-    Attempt, Audit, Body, CLAIM_MAX, Cancelled, Claimant, Completed, Cursor, Depth, Failed, Failure,
-    JobFilter, JobPage, JobResult, Queue, QueueChanges, QueueError, QueueName, StoredBody, Submission, Submitted,
-    Swept,
+    Attempt, Audit, Body, CLAIM_MAX, Cancelled, Claimant, Completed, Cursor, Depth, Failed,
+    Failure, JobFilter, JobPage, JobResult, Queue, QueueChanges, QueueError, QueueName, StoredBody,
+    Submission, Submitted, Swept,
 };
+pub use reservation::{Amounts, Plan, Reservations, Reserved, Step, Usage};
 pub use state::{
     Batch, Compare, Entry, Event, KEY_BYTES_MAX, Key, KeySpan, LeaseId, LeaseStatus, Op, OpReply,
     Query, RANGE_BYTES_MAX, RangeReply, Relation, Revision, State, StateError, TXN_BYTES_MAX,

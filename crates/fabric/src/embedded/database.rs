@@ -9,7 +9,7 @@ use crate::state::{
     Revision, StateError, Target, Txn, TxnReply,
 };
 use bytes::Bytes;
-use rusqlite::{Connection, ErrorCode, OpenFlags, Row, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row, params};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -270,18 +270,30 @@ impl Database {
         lease: Option<LeaseId>,
         revision: Revision,
     ) -> Result<Entry, Failure> {
-        let mut insert = self.connection.prepare_cached(
-            "INSERT INTO kv VALUES (?1, ?2, ?3, ?3, 1, ?4)
-             ON CONFLICT (key) DO UPDATE SET value = excluded.value,
-                 modified = excluded.modified, version = version + 1, lease = excluded.lease
-             RETURNING created, version",
-        )?;
         let at = integer(revision.get());
         let lease_number = integer(lease.map_or(0, LeaseId::get));
-        let (created, version) = insert
-            .query_row(params![key.as_bytes(), value.as_ref(), at, lease_number], |row| {
-                Ok((self::revision(row, 0)?, natural(row, 1)?))
-            })?;
+        // Three plain statements instead of one with ON CONFLICT and RETURNING: for that one, SQLite keeps a journal
+        // of its own and copies every page that it touches.
+        let before = self
+            .connection
+            .prepare_cached("SELECT created, version FROM kv WHERE key = ?1")?
+            .query_row([key.as_bytes()], |row| Ok((self::revision(row, 0)?, natural(row, 1)?)))
+            .optional()?;
+        let (sql, created, version) = match before {
+            None => ("INSERT INTO kv VALUES (?1, ?2, ?3, ?3, 1, ?4)", revision, 1),
+            Some((created, version)) => (
+                "UPDATE kv SET value = ?2, modified = ?3, version = version + 1, lease = ?4
+                 WHERE key = ?1",
+                created,
+                version + 1,
+            ),
+        };
+        self.connection.prepare_cached(sql)?.execute(params![
+            key.as_bytes(),
+            value.as_ref(),
+            at,
+            lease_number
+        ])?;
         Ok(Entry {
             key: key.clone(),
             value: value.clone(),

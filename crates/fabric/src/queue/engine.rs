@@ -281,16 +281,20 @@ impl Engine {
 
     /// What is missing for the first requests, as far as one transaction can read it.
     fn wanted(&self, pending: &VecDeque<Command>) -> (Wanted, usize) {
+        let unknown = Lane::new(Revision::ZERO, Count::default());
         let mut wanted = Wanted::new();
         let mut known = HashSet::new();
+        let mut claimed: HashMap<&QueueName, usize> = HashMap::new();
         let mut ops = 0;
         let most = if self.alone > 0 { 1 } else { pending.len() };
         for (index, command) in pending.iter().take(most).enumerate() {
             let queue = &command.queue;
+            let claimed = claimed.entry(queue).or_default();
             let needs = match self.lanes.get(queue) {
-                Some(lane) => command.action.needs(lane, command.tries.careful),
-                None => command.action.needs(&Lane::new(Revision::ZERO, Count::default()), true),
+                Some(lane) => command.action.needs(lane, *claimed, command.tries.careful),
+                None => command.action.needs(&unknown, 0, true),
             };
+            *claimed += command.action.claims();
             let must = !needs.is_empty() || !self.lanes.contains_key(queue);
             if !must {
                 continue;
@@ -315,9 +319,7 @@ impl Engine {
             txn.then.extend(needs.iter().map(|need| match need {
                 Need::Job(id) => Op::get(keys::job(*id)),
                 Need::Token(token) => Op::get(keys::token(queue, token)),
-                Need::Window => {
-                    Op::Range(Query::span(keys::waiting_of(queue)).limit(WINDOW_MAX))
-                }
+                Need::Window => Op::Range(Query::span(keys::waiting_of(queue)).limit(WINDOW_MAX)),
             }));
         }
         let reply = self.state.txn(txn).await?;
@@ -344,7 +346,8 @@ impl Engine {
             None => (Revision::ZERO, Count::default()),
             Some(entry) => (entry.mod_revision, parse(entry)?),
         };
-        let lane = self.lanes.entry(queue.clone()).or_insert_with(|| Lane::new(revision, count.clone()));
+        let lane =
+            self.lanes.entry(queue.clone()).or_insert_with(|| Lane::new(revision, count.clone()));
         if lane.revision != revision {
             *lane = Lane::new(revision, count);
         }

@@ -384,8 +384,7 @@ impl Queue {
         now: Timestamp,
         random: u64,
     ) -> Result<Failed, QueueError> {
-        let action =
-            Action::Fail { id: attempt.job, attempt: attempt.number, failure, random };
+        let action = Action::Fail { id: attempt.job, attempt: attempt.number, failure, random };
         match self.call(attempt.queue.clone(), now, action, None).await? {
             Reply::Failed(failed) => Ok(failed),
             _ => Err(QueueError::Closed),
@@ -491,12 +490,8 @@ fn take_apart(
 ) -> (BodyRef, Option<Bytes>, Option<PinnedBlob>) {
     let bytes = body.bytes();
     match body {
-        Body::Inline(content) => {
-            (BodyRef { bytes, content_type, blob: None }, Some(content), None)
-        }
-        Body::Blob(pin) => {
-            (BodyRef { bytes, content_type, blob: Some(pin.id()) }, None, Some(pin))
-        }
+        Body::Inline(content) => (BodyRef { bytes, content_type, blob: None }, Some(content), None),
+        Body::Blob(pin) => (BodyRef { bytes, content_type, blob: Some(pin.id()) }, None, Some(pin)),
     }
 }
 

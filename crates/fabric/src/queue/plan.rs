@@ -13,7 +13,7 @@
 //! count; [`leave`] and [`enter`] are the only functions that touch them.
 
 use super::keys::{self, QueueName, Side};
-use super::lane::{Draft, Lane};
+use super::lane::{Draft, Lane, WINDOW_MAX};
 use super::stored::{Run, StoredJob, TokenUse, encode};
 use super::{Cancelled, Completed, Failed, Failure, QueueError, Submitted};
 use crate::blob::blob_reference;
@@ -73,16 +73,31 @@ pub(super) enum Action {
     Submit(Box<Submit>),
     Claim(Claiming),
     Complete(Completing),
-    Fail { id: JobId, attempt: u32, failure: Failure, random: u64 },
-    Cancel { id: JobId },
+    Fail {
+        id: JobId,
+        attempt: u32,
+        failure: Failure,
+        random: u64,
+    },
+    Cancel {
+        id: JobId,
+    },
     /// The deadline has passed.
-    Expire { id: JobId },
+    Expire {
+        id: JobId,
+    },
     /// The back-off has passed.
-    Promote { id: JobId },
+    Promote {
+        id: JobId,
+    },
     /// The retention has passed.
-    Purge { id: JobId },
+    Purge {
+        id: JobId,
+    },
     /// The service is gone.
-    Remove { id: JobId },
+    Remove {
+        id: JobId,
+    },
 }
 
 /// What was done.
@@ -116,8 +131,8 @@ pub(super) enum Need {
 }
 
 impl Action {
-    /// What is still unknown to `lane` and needed.
-    pub(super) fn needs(&self, lane: &Lane, careful: bool) -> Vec<Need> {
+    /// What is still unknown to `lane` and needed, if requests before this one claim `claimed` jobs.
+    pub(super) fn needs(&self, lane: &Lane, claimed: usize, careful: bool) -> Vec<Need> {
         let unknown = |id: &JobId| !lane.jobs.contains_key(id);
         match self {
             Self::Submit(submit) => {
@@ -133,10 +148,10 @@ impl Action {
             }
             Self::Claim(claiming) => {
                 let tried = claiming.tried.iter().map(|(id, _)| id);
-                let first = lane.window.values().take(claiming.max);
+                let first = lane.window.values().skip(claimed).take(claiming.max);
                 let mut needs: Vec<Need> =
                     tried.chain(first).filter(|id| unknown(id)).copied().map(Need::Job).collect();
-                if lane.window.len() < claiming.max && !lane.whole {
+                if lane.window.len() < (claimed + claiming.max).min(WINDOW_MAX) && !lane.whole {
                     needs.push(Need::Window);
                 }
                 needs
@@ -148,8 +163,20 @@ impl Action {
             | Self::Promote { id }
             | Self::Purge { id }
             | Self::Remove { id } => {
-                if unknown(id) { vec![Need::Job(*id)] } else { Vec::new() }
+                if unknown(id) {
+                    vec![Need::Job(*id)]
+                } else {
+                    Vec::new()
+                }
             }
+        }
+    }
+
+    /// How many jobs it may claim.
+    pub(super) fn claims(&self) -> usize {
+        match self {
+            Self::Claim(claiming) => claiming.max,
+            _ => 0,
         }
     }
 
@@ -388,9 +415,7 @@ impl Work<'_> {
             Failure::Rejected { status, .. } => {
                 DeadLetterReason::Rejected { status: *status, message: text }
             }
-            Failure::Retryable { .. } if used_up => {
-                DeadLetterReason::AttemptsUsedUp { last: text }
-            }
+            Failure::Retryable { .. } if used_up => DeadLetterReason::AttemptsUsedUp { last: text },
             Failure::Lost { .. } if used_up => DeadLetterReason::Lost { last: text },
             Failure::Retryable { .. } => {
                 let wait = back_off(&stored.job.retry, attempts, random);
@@ -403,8 +428,7 @@ impl Work<'_> {
     }
 
     fn requeue(&mut self, mut stored: StoredJob, wait: Duration) -> Step {
-        let not_before =
-            if wait.is_zero() { Timestamp::ZERO } else { self.now + wait };
+        let not_before = if wait.is_zero() { Timestamp::ZERO } else { self.now + wait };
         self.leave(&stored);
         stored.job.state = JobState::Waiting { not_before };
         self.enter(stored);
@@ -481,7 +505,8 @@ impl Work<'_> {
 
     fn purge(&mut self, id: JobId) -> Step {
         let now = self.now;
-        let holds = |job: &JobRecord| job.state.ended_at().is_some_and(|at| at + job.retention <= now);
+        let holds =
+            |job: &JobRecord| job.state.ended_at().is_some_and(|at| at + job.retention <= now);
         self.if_still(id, holds, |work, stored| {
             work.leave(&stored);
             work.forget_body(id, Side::In, &stored.job.payload);

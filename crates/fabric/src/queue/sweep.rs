@@ -388,14 +388,12 @@ fn expect_keys(stored: &StoredJob, expected: &mut BTreeSet<Key>) {
         expected.extend(body(Side::Out, result));
     }
     expected.insert(match &job.state {
-        JobState::Waiting { not_before: Timestamp::ZERO } => {
-            keys::waiting(&queue, stored.sequence)
-        }
+        JobState::Waiting { not_before: Timestamp::ZERO } => keys::waiting(&queue, stored.sequence),
         JobState::Waiting { not_before } => keys::late(*not_before, &queue, job.id),
         JobState::Running { .. } => keys::running(&queue, job.id),
-        JobState::Done { at, .. } | JobState::DeadLetter { at, .. } | JobState::Cancelled { at } => {
-            keys::ended(*at + job.retention, &queue, job.id)
-        }
+        JobState::Done { at, .. }
+        | JobState::DeadLetter { at, .. }
+        | JobState::Cancelled { at } => keys::ended(*at + job.retention, &queue, job.id),
     });
     if job.state.ended_at().is_none() {
         expected.extend(job.deadline.map(|deadline| keys::due(deadline, &queue, job.id)));
