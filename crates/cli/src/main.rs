@@ -4,8 +4,8 @@
 //! stderr; exit status 0 ok, 1 error, 2 cannot be placed.
 
 mod access;
-mod cloud;
 mod commands;
+mod image_build;
 mod output;
 
 use clap::{CommandFactory, Parser, Subcommand};

@@ -1,0 +1,107 @@
+//! `skein up`.
+
+use crate::{Context, access};
+use anyhow::{Context as _, Result};
+use camino::Utf8PathBuf;
+use skein_cloud::{Cloud, CloudConfig};
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Run a cloud on this machine: server and nodes in one process, until Ctrl-C
+///
+/// Machines are ended with the cloud. With --keep they go on, and the next `skein up` on the same folder takes them up again;
+/// so they do when the cloud is killed.
+#[derive(clap::Args)]
+pub(crate) struct Up {
+    #[command(flatten)]
+    shape: Shape,
+    /// Let machines go on when the cloud stops
+    #[arg(long)]
+    keep: bool,
+}
+
+/// What the cloud is like
+#[derive(clap::Args, Clone)]
+pub(crate) struct Shape {
+    /// How many nodes
+    #[arg(long, default_value_t = 3, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub(crate) nodes: u32,
+    /// Where the API listens
+    #[arg(long, default_value = "127.0.0.1:7070", value_name = "ADDRESS:PORT")]
+    pub(crate) listen: SocketAddr,
+    /// Who runs the guests' instructions; KVM is tried unless given
+    #[arg(long, value_parser = accel, value_name = "kvm|tcg")]
+    accel: Option<skein_vmm::AccelChoice>,
+    /// QEMU's program
+    #[arg(long, value_name = "PROGRAM")]
+    qemu: Option<Utf8PathBuf>,
+}
+
+fn accel(text: &str) -> Result<skein_vmm::AccelChoice, String> {
+    match text {
+        "kvm" => Ok(skein_vmm::AccelChoice::Kvm),
+        "tcg" => Ok(skein_vmm::AccelChoice::Tcg),
+        _ => Err("kvm or tcg".to_owned()),
+    }
+}
+
+impl Shape {
+    /// The configuration of a cloud on `state`.
+    pub(crate) fn config(&self, state: impl Into<Utf8PathBuf>) -> CloudConfig {
+        CloudConfig {
+            nodes: self.nodes,
+            listen: self.listen,
+            accel: self.accel.unwrap_or_default(),
+            qemu: self.qemu.clone(),
+            ..CloudConfig::new(state)
+        }
+    }
+}
+
+impl Up {
+    pub(crate) async fn run(self, context: &Context) -> Result<ExitCode> {
+        let state = Utf8PathBuf::from_path_buf(context.state.clone())
+            .map_err(|path| anyhow::anyhow!("{} is not UTF-8", path.display()))?;
+        let state = camino::absolute_utf8(&state).context("the state folder")?;
+        let mut stop = Stop::new()?;
+        let cloud = Cloud::start(self.shape.config(&state)).await?;
+        let target = cloud.target();
+        let file = access::write(state.as_std_path(), &target)?;
+        eprintln!("API and page   {}", target.url);
+        eprintln!("page, open     {}/#token={}", target.url, target.token);
+        eprintln!("access file    {}", file.display());
+        eprintln!("nodes          {}; Ctrl-C stops", self.shape.nodes);
+        stop.wait().await;
+        eprintln!("stopping");
+        if self.keep {
+            cloud.stop().await;
+        } else {
+            cloud.stop_all().await;
+        }
+        let _ = std::fs::remove_file(file);
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Ctrl-C or a request to end.
+pub(crate) struct Stop {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+impl Stop {
+    pub(crate) fn new() -> Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    pub(crate) async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}     // cancel-safe: signals are kept
+            _ = self.terminate.recv() => {}     // as above
+        }
+    }
+}
