@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use machine_tests::{Machine, Options, image};
-use skein_wire::{ArchiveBuilder, GuestLine, HostLine, Identity, Seed};
+use skein_wire::{GuestLine, HostLine, Identity, Seed};
 
 fn with_words(words: &str) -> Options {
     Options { extra_words: words.into(), ..Options::default() }
@@ -192,7 +192,8 @@ fn a_saved_machine_continues_as_another() {
         (!status.contains("inmigrate")).then_some(())
     });
     let _ = second.qmp(&[r#"{"execute":"cont"}"#]);
-    let identity = Identity { host: Some("second".into()), ..Identity::default() };
+    let mac = Some([0x52, 0x54, 0, 0xaa, 0xbb, 0xcc]);
+    let identity = Identity { mac, host: Some("second".into()), ..Identity::default() };
     second.tell(&HostLine::Identity(Box::new(identity)));
     second.wait_ready();
     let answer = second.request("GET", "/", b"");

@@ -70,6 +70,7 @@ pub use service::Started;
 ///
 /// main!(hello);
 /// ```
+#[cfg(skein_guest)]
 #[macro_export]
 macro_rules! main {
     ($handler:expr) => {
@@ -84,5 +85,21 @@ macro_rules! main {
                 $crate::Service::new($handler, $init)
             }
         };
+    };
+}
+
+/// Makes a service out of a function. Built for the host, the program only checks that it is one, and says how to
+/// build the machine.
+#[cfg(not(skein_guest))]
+#[macro_export]
+macro_rules! main {
+    ($handler:expr) => {
+        $crate::main!($handler, init = || ());
+    };
+    ($handler:expr, init = $init:expr) => {
+        fn main() {
+            let service = $crate::Service::new($handler, $init);
+            panic!("{service:?} runs as a machine: build it with `skein image build`");
+        }
     };
 }

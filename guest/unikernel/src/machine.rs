@@ -304,7 +304,7 @@ impl Machine {
         };
         let (ip, gw) = (config.ip, config.gw);
         host::set_config(config);
-        net::renew_card();
+        net::renew_card(identity.mac);
         self.executor.wake_all();
         net::configure(ip, gw);
         match ip {

@@ -345,10 +345,11 @@ pub(crate) fn listen(port: u16) {
     });
 }
 
-/// Takes the card's address as it is now. Connections belong to the old one; they are reset silently.
-pub(crate) fn renew_card() {
+/// Takes `mac`, or else the card's address as it is now. Connections belong to the old one; they are dropped
+/// silently.
+pub(crate) fn renew_card(mac: Option<[u8; 6]>) {
     with(|net| {
-        let mac = EthernetAddress(net.card.mac_address());
+        let mac = EthernetAddress(mac.unwrap_or_else(|| net.card.mac_address()));
         net.interface.set_hardware_addr(HardwareAddress::Ethernet(mac));
         let handles: Vec<_> = net
             .sockets

@@ -86,6 +86,9 @@ pub enum GuestLine {
 /// address by DHCP asks anew.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Identity {
+    /// MAC address, a unicast one; absent: read again from the device. A device restored from saved state shows
+    /// the address it was saved with.
+    pub mac: Option<[u8; 6]>,
     /// Static address.
     pub ip: Option<Ipv4Network>,
     /// Default gateway.
@@ -137,6 +140,9 @@ impl fmt::Display for HostLine {
             Self::Identity(identity) => identity,
         };
         f.write_str("identity")?;
+        if let Some([a, b, c, d, e, g]) = identity.mac {
+            write!(f, " mac={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")?;
+        }
         if let Some(ip) = identity.ip {
             write!(f, " ip={ip}")?;
         }
@@ -232,6 +238,7 @@ fn identity(line: &str) -> Result<Identity, ControlError> {
     for (key, value) in words::pairs(line).skip(1) {
         let bad = |key| ControlError::Value { verb: "identity", key };
         match key {
+            "mac" => identity.mac = Some(words::mac(value).ok_or(bad("mac"))?),
             "ip" => identity.ip = Some(words::network(value).ok_or(bad("ip"))?),
             "gw" => identity.gw = Some(words::address(value).ok_or(bad("gw"))?),
             "dns" => identity.dns = Some(words::address(value).ok_or(bad("dns"))?),
@@ -394,6 +401,7 @@ mod tests {
     #[test]
     fn host_lines_round_trip() {
         let identity = Identity {
+            mac: Some([0x52, 0x54, 0, 0xab, 0xcd, 0xef]),
             ip: Ipv4Network::new(Ipv4Addr::new(10, 0, 0, 2), 16),
             gw: Some(Ipv4Addr::new(10, 0, 0, 1)),
             dns: None,
@@ -419,7 +427,14 @@ mod tests {
         assert_eq!(HostLine::parse("dance fast=1"), Ok(None));
         assert_eq!(HostLine::parse(""), Ok(None));
         assert_eq!(HostLine::parse("stats x=1 y"), Ok(Some(HostLine::Stats)));
-        for line in ["identity ip=1", "identity seed=0", "identity host=%20", "identity clock=-1"] {
+        for line in [
+            "identity ip=1",
+            "identity mac=01:00:00:00:00:00",
+            "identity mac=2:3:4:5:6:7",
+            "identity seed=0",
+            "identity host=%20",
+            "identity clock=-1",
+        ] {
             assert_eq!(HostLine::parse(line).unwrap_err().code(), "CONTROL_LINE_MALFORMED");
         }
         for line in ["ready", "ready port=80 capacity=1", "stopping code=256", "stats requests=1"] {

@@ -70,6 +70,22 @@ pub(crate) fn network(text: &str) -> Option<Ipv4Network> {
     Ipv4Network::new(address(&text[..slash])?, number(&text[slash + 1..])?)
 }
 
+/// `xx:xx:xx:xx:xx:xx`, a unicast address other than zero.
+pub(crate) fn mac(text: &str) -> Option<[u8; 6]> {
+    let text = text.as_bytes();
+    let mut mac = [0; 6];
+    if text.len() != 17 {
+        return None;
+    }
+    for (byte, part) in mac.iter_mut().zip(text.chunks(3)) {
+        if part.get(2).is_some_and(|colon| *colon != b':') {
+            return None;
+        }
+        *byte = hex_digit(part[0])? << 4 | hex_digit(part[1])?;
+    }
+    (mac[0] & 1 == 0 && mac != [0; 6]).then_some(mac)
+}
+
 /// 64 hexadecimal digits.
 pub(crate) fn seed(text: &str) -> Option<Seed> {
     let digits = text.as_bytes();

@@ -1,6 +1,5 @@
 //! The echo machine.
 
-#![no_std]
-#![no_main]
+#![cfg_attr(skein_guest, no_std, no_main)]
 
 skein_unikernel::main!(echo::handle);
