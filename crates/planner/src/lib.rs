@@ -1,0 +1,18 @@
+//! Capacity planning: simulate and solve a scenario with the decision code of the live system.
+
+mod output;
+mod random;
+mod scenario;
+mod sim;
+
+pub use output::{Estimate, mser5, student_t};
+pub use random::{Distribution, Purpose, RandomKind, Stream};
+pub use scenario::{
+    Assumptions, BackgroundChanges, ChainReplicas, FailureLoses, FailuresHit, LastReplica,
+    Mobility, Network, NodeGroup, QueueCounts, QueueKind, Repair, Run, Scenario, ScenarioError,
+    Service, ThroughputIs, Topology, User, WarmUp,
+};
+pub use sim::{
+    Measure, Measured, Progress, Recording, Replication, ServiceReport, SimReport, Sums, replicate,
+    simulate,
+};

@@ -1,0 +1,112 @@
+//! The pending events: earliest first, and in the order of their making when they are due together.
+
+use dary_heap::QuaternaryHeap;
+use std::cmp::Ordering;
+
+/// Simulated time, nanoseconds since the start of the run.
+pub(super) type Nanos = u64;
+
+/// Nanoseconds of so many seconds; at least 0, at most 500 years.
+#[inline]
+pub(super) fn nanos(secs: f64) -> Nanos {
+    (secs * 1e9) as Nanos
+}
+
+/// Seconds of so many nanoseconds.
+#[inline]
+pub(super) fn secs(nanos: Nanos) -> f64 {
+    nanos as f64 * 1e-9
+}
+
+/// What is to happen. A token that the addressee no longer has makes an event void.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Due {
+    /// A user sends a request.
+    Arrival { user: u32 },
+    /// A replica is done with a request.
+    Served { service: u32, slot: u32, token: u32 },
+    /// A replica listens.
+    Started { service: u32, slot: u32, token: u32 },
+    /// A node fails.
+    Failure { node: u32 },
+    /// A node works again.
+    Repaired { node: u32 },
+    /// A transfer is through.
+    Transferred { flow: u32, token: u32 },
+    /// A transfer's last byte arrives.
+    Delivered { flow: u32 },
+    /// The policy asked to be asked again.
+    Plan { service: u32, token: u32 },
+    /// A cell of the statistics ends.
+    Cell,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Pending {
+    /// Time in the upper half, number in the lower: one comparison orders both.
+    key: u128,
+    due: Due,
+}
+
+impl PartialEq for Pending {
+    fn eq(&self, other: &Self) -> bool {
+        self.key == other.key
+    }
+}
+impl Eq for Pending {}
+impl PartialOrd for Pending {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Pending {
+    #[inline]
+    fn cmp(&self, other: &Self) -> Ordering {
+        // The heap gives its greatest first.
+        other.key.cmp(&self.key)
+    }
+}
+
+/// The pending events.
+#[derive(Debug, Default)]
+pub(super) struct Events {
+    heap: QuaternaryHeap<Pending>,
+    made: u64,
+}
+
+impl Events {
+    #[inline]
+    pub(super) fn add(&mut self, at: Nanos, due: Due) {
+        self.made += 1;
+        self.heap.push(Pending { key: u128::from(at) << 64 | u128::from(self.made), due });
+    }
+
+    #[inline]
+    pub(super) fn next(&mut self) -> Option<(Nanos, Due)> {
+        self.heap.pop().map(|pending| ((pending.key >> 64) as Nanos, pending.due))
+    }
+
+    /// How many were made so far.
+    #[cfg(test)]
+    pub(super) fn made(&self) -> u64 {
+        self.made
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_come_by_time_and_then_by_age() {
+        let mut events = Events::default();
+        for (at, node) in [(5, 1), (3, 2), (5, 3), (0, 4), (3, 5)] {
+            events.add(at, Due::Failure { node });
+        }
+        let order: Vec<_> = std::iter::from_fn(|| events.next()).collect();
+        let node = |node| Due::Failure { node };
+        let expect = [(0, node(4)), (3, node(2)), (3, node(5)), (5, node(1)), (5, node(3))];
+        assert_eq!(order, expect);
+        assert_eq!(events.made(), 5);
+    }
+}

@@ -1,0 +1,201 @@
+//! The history of a replication, in the events that the live system writes too.
+
+use super::events::Nanos;
+use super::service::Request;
+use crate::scenario::Scenario;
+use skein_model::{
+    Event, EventKind, EventSubject, JobId, MachineId, NodeName, ProjectName, ServiceName, Timestamp,
+};
+use skein_policy::Reason;
+use std::time::Duration;
+
+/// Writes events, or nothing at all.
+#[derive(Debug)]
+pub(super) struct History(Option<Box<Writer>>);
+
+#[derive(Debug)]
+struct Writer {
+    project: ProjectName,
+    nodes: Vec<NodeName>,
+    services: Vec<ServiceName>,
+    events: Vec<Event>,
+}
+
+fn at(now: Nanos) -> Timestamp {
+    Timestamp::from_micros(now / 1000)
+}
+
+impl History {
+    pub(super) fn new(of: Option<(&Scenario, Vec<(String, usize)>)>) -> Self {
+        Self(of.map(|(scenario, names)| {
+            // A name with a number may be too long for a name: then the node goes by its number.
+            let name = |(number, (name, _)): (usize, &(String, usize))| {
+                name.parse().or_else(|_| format!("n{number}").parse()).ok()
+            };
+            Box::new(Writer {
+                project: ProjectName::default(),
+                nodes: names.iter().enumerate().filter_map(name).collect(),
+                services: scenario.services.iter().map(|it| it.name.clone()).collect(),
+                events: vec![],
+            })
+        }))
+    }
+
+    pub(super) fn take(&mut self) -> Vec<Event> {
+        self.0.take().map(|writer| writer.events).unwrap_or_default()
+    }
+
+    fn node(&mut self, now: Nanos, node: usize, kind: EventKind) {
+        if let Some(writer) = &mut self.0 {
+            let node = writer.nodes.get(node).cloned();
+            let subject = EventSubject { node, ..EventSubject::default() };
+            writer.events.push(Event { at: at(now), subject, kind });
+        }
+    }
+
+    pub(super) fn node_joined(&mut self, now: Nanos, node: usize) {
+        self.node(now, node, EventKind::NodeJoined);
+    }
+
+    pub(super) fn node_lost(&mut self, now: Nanos, node: usize) {
+        self.node(now, node, EventKind::NodeLost);
+    }
+
+    fn job(&mut self, now: Nanos, service: usize, request: &Request, kind: EventKind) {
+        if let Some(writer) = &mut self.0 {
+            let subject = EventSubject {
+                project: Some(writer.project.clone()),
+                service: Some(writer.services[service].clone()),
+                job: Some(JobId::new(at(request.sent), request.number.into())),
+                ..EventSubject::default()
+            };
+            writer.events.push(Event { at: at(now), subject, kind });
+        }
+    }
+
+    pub(super) fn accepted(&mut self, now: Nanos, service: usize, request: &Request) {
+        self.job(now, service, request, EventKind::JobAccepted);
+    }
+
+    pub(super) fn refused(&mut self, now: Nanos, service: usize, request: &Request, depth: u32) {
+        self.job(now, service, request, EventKind::JobRefused { depth });
+    }
+
+    pub(super) fn dead(&mut self, now: Nanos, service: usize, request: &Request) {
+        if self.0.is_some() {
+            let (code, message) = ("MACHINE_LOST".to_owned(), "lost with its node".to_owned());
+            self.job(now, service, request, EventKind::JobDeadLettered { code, message });
+        }
+    }
+
+    /// Adds the machine to the latest event.
+    fn at_machine(&mut self, service: usize, (number, node): (u64, usize)) {
+        if let Some(writer) = &mut self.0 {
+            let machine = MachineId::new(&writer.services[service], number);
+            let node = writer.nodes.get(node).cloned();
+            if let Some(event) = writer.events.last_mut() {
+                event.subject.machine = Some(machine);
+                event.subject.node = node;
+            }
+        }
+    }
+
+    pub(super) fn begun(
+        &mut self,
+        now: Nanos,
+        service: usize,
+        machine: (u64, usize),
+        request: &Request,
+    ) {
+        self.job(now, service, request, EventKind::JobStarted { attempt: request.attempts });
+        self.at_machine(service, machine);
+    }
+
+    pub(super) fn served(
+        &mut self,
+        now: Nanos,
+        service: usize,
+        machine: (u64, usize),
+        request: &Request,
+        spent: Nanos,
+    ) {
+        let kind = EventKind::JobDone { queue_us: request.waited / 1000, service_us: spent / 1000 };
+        self.job(now, service, request, kind);
+        self.at_machine(service, machine);
+    }
+
+    fn machine(
+        &mut self,
+        now: Nanos,
+        service: usize,
+        machine: (u64, usize),
+        kind: impl FnOnce() -> EventKind,
+    ) {
+        if let Some(writer) = &mut self.0 {
+            let subject = EventSubject {
+                project: Some(writer.project.clone()),
+                service: Some(writer.services[service].clone()),
+                ..EventSubject::default()
+            };
+            writer.events.push(Event { at: at(now), subject, kind: kind() });
+            self.at_machine(service, machine);
+        }
+    }
+
+    pub(super) fn replicated(
+        &mut self,
+        now: Nanos,
+        service: usize,
+        machine: (u64, usize),
+        reason: &Reason,
+    ) {
+        let kind = || EventKind::Replicated { reason: reason.text(at(now)).to_string() };
+        self.machine(now, service, machine, kind);
+    }
+
+    pub(super) fn dereplicated(
+        &mut self,
+        now: Nanos,
+        service: usize,
+        machine: (u64, usize),
+        reason: &Reason,
+    ) {
+        let kind = || EventKind::Dereplicated { reason: reason.text(at(now)).to_string() };
+        self.machine(now, service, machine, kind);
+    }
+
+    pub(super) fn ready(
+        &mut self,
+        now: Nanos,
+        service: usize,
+        machine: (u64, usize),
+        start: Duration,
+    ) {
+        let start_us = u64::try_from(start.as_micros()).unwrap_or(u64::MAX);
+        self.machine(now, service, machine, || EventKind::MachineReady {
+            start_us,
+            boot_us: start_us,
+        });
+    }
+
+    fn ended(
+        &mut self,
+        now: Nanos,
+        service: usize,
+        machine: (u64, usize),
+        (code, message): (&str, &str),
+    ) {
+        self.machine(now, service, machine, || EventKind::MachineGone {
+            code: code.to_owned(),
+            message: message.to_owned(),
+        });
+    }
+
+    pub(super) fn gone(&mut self, now: Nanos, service: usize, machine: (u64, usize)) {
+        self.ended(now, service, machine, ("STOPPED", "stopped"));
+    }
+
+    pub(super) fn lost(&mut self, now: Nanos, service: usize, machine: (u64, usize)) {
+        self.ended(now, service, machine, ("MACHINE_LOST", "lost"));
+    }
+}

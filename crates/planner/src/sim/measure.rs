@@ -1,0 +1,228 @@
+//! From sums to measures with their confidence intervals.
+
+use super::Replication;
+use super::stats::Measured;
+use crate::output::Estimate;
+use crate::scenario::Scenario;
+use serde::Serialize;
+
+/// What is reported of a service. The same words as in the chain and in live statistics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Measure {
+    /// Share of the requests that were refused because the queue was full.
+    Refusal,
+    /// Share of the requests that were lost with a node.
+    Loss,
+    /// Share of the requests that were served; 1 - refusal - loss.
+    Service,
+    /// Requests served, per second.
+    Throughput,
+    /// Requests lost, per second.
+    LostRate,
+    /// Ready replicas.
+    Replicas,
+    /// Requests that wait.
+    QueueLength,
+    /// Requests that wait or are served.
+    InSystem,
+    /// Seconds from sending to answer.
+    TimeInSystem,
+    /// Seconds in the queue.
+    TimeInQueue,
+    /// Seconds at a machine.
+    TimeInService,
+    /// Median of the seconds from sending to answer.
+    P50,
+    /// 90 % quantile.
+    P90,
+    /// 99 % quantile.
+    P99,
+    /// Nodes that work.
+    WorkingNodes,
+    /// Replicas added, per hour.
+    ReplicationRate,
+    /// Replicas removed, per hour.
+    DereplicationRate,
+    /// Changes from adding to removing and back, per hour.
+    Oscillation,
+    /// Code and state sent to new replicas, MiB per hour.
+    TransferRate,
+    /// Replicas that start.
+    Starting,
+}
+
+impl Measure {
+    /// All, in the order of a report.
+    pub const ALL: [Self; 20] = [
+        Self::Refusal,
+        Self::Loss,
+        Self::Service,
+        Self::Throughput,
+        Self::LostRate,
+        Self::Replicas,
+        Self::Starting,
+        Self::QueueLength,
+        Self::InSystem,
+        Self::TimeInSystem,
+        Self::TimeInQueue,
+        Self::TimeInService,
+        Self::P50,
+        Self::P90,
+        Self::P99,
+        Self::WorkingNodes,
+        Self::ReplicationRate,
+        Self::DereplicationRate,
+        Self::Oscillation,
+        Self::TransferRate,
+    ];
+
+    /// As written in reports, files and goals.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Refusal => "refusal",
+            Self::Loss => "loss",
+            Self::Service => "service",
+            Self::Throughput => "throughput",
+            Self::LostRate => "lost_rate",
+            Self::Replicas => "replicas",
+            Self::QueueLength => "queue_length",
+            Self::InSystem => "in_system",
+            Self::TimeInSystem => "time_in_system",
+            Self::TimeInQueue => "time_in_queue",
+            Self::TimeInService => "time_in_service",
+            Self::P50 => "p50",
+            Self::P90 => "p90",
+            Self::P99 => "p99",
+            Self::WorkingNodes => "working_nodes",
+            Self::ReplicationRate => "replication_rate",
+            Self::DereplicationRate => "dereplication_rate",
+            Self::Oscillation => "oscillation",
+            Self::TransferRate => "transfer_rate",
+            Self::Starting => "starting",
+        }
+    }
+
+    /// Its unit; empty for numbers and shares.
+    pub const fn unit(self) -> &'static str {
+        match self {
+            Self::Throughput | Self::LostRate => "/s",
+            Self::TimeInSystem
+            | Self::TimeInQueue
+            | Self::TimeInService
+            | Self::P50
+            | Self::P90
+            | Self::P99 => "s",
+            Self::ReplicationRate | Self::DereplicationRate | Self::Oscillation => "/h",
+            Self::TransferRate => "MiB/h",
+            Self::Refusal
+            | Self::Loss
+            | Self::Service
+            | Self::Replicas
+            | Self::QueueLength
+            | Self::InSystem
+            | Self::WorkingNodes
+            | Self::Starting => "",
+        }
+    }
+
+    /// The value that a replication measured; not a number when nothing was there to measure.
+    pub fn of(self, measured: &Measured) -> f64 {
+        let sums = &measured.sums;
+        let share = |part: f64| if sums.generated > 0.0 { part / sums.generated } else { 0.0 };
+        let each = |part: f64| part / sums.served;
+        let hourly = |count: f64| count * 3600.0 / sums.secs;
+        match self {
+            Self::Refusal => share(sums.refused),
+            Self::Loss => share(sums.lost),
+            Self::Service => 1.0 - share(sums.refused) - share(sums.lost),
+            Self::Throughput => sums.served / sums.secs,
+            Self::LostRate => sums.lost / sums.secs,
+            Self::Replicas => sums.area_ready / sums.secs,
+            Self::QueueLength => sums.area_waiting / sums.secs,
+            Self::InSystem => (sums.area_waiting + sums.area_busy) / sums.secs,
+            Self::TimeInSystem => each(sums.in_system),
+            Self::TimeInQueue => each(sums.in_queue),
+            Self::TimeInService => each(sums.in_service),
+            Self::P50 => measured.time_quantile(0.5).unwrap_or(f64::NAN),
+            Self::P90 => measured.time_quantile(0.9).unwrap_or(f64::NAN),
+            Self::P99 => measured.time_quantile(0.99).unwrap_or(f64::NAN),
+            Self::WorkingNodes => sums.area_nodes / sums.secs,
+            Self::ReplicationRate => hourly(sums.replications),
+            Self::DereplicationRate => hourly(sums.dereplications),
+            Self::Oscillation => hourly(sums.turns),
+            Self::TransferRate => hourly(sums.transferred_mib),
+            Self::Starting => sums.area_starting / sums.secs,
+        }
+    }
+}
+
+impl std::str::FromStr for Measure {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::ALL.into_iter().find(|measure| measure.as_str() == text).ok_or_else(|| {
+            let all: Vec<&str> = Self::ALL.iter().map(|measure| measure.as_str()).collect();
+            format!("{text:?} is not a measure: there are {}", all.join(", "))
+        })
+    }
+}
+
+/// What was measured of a service over all replications.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ServiceReport {
+    /// Its name.
+    pub service: String,
+    /// Each measure with its interval, in the order of [`Measure::ALL`].
+    pub measures: Vec<(Measure, Estimate)>,
+}
+
+impl ServiceReport {
+    /// One measure.
+    pub fn get(&self, measure: Measure) -> Estimate {
+        let found = self.measures.iter().find(|(of, _)| *of == measure);
+        found.map_or(Estimate { mean: f64::NAN, half_width: f64::INFINITY, n: 0 }, |it| it.1)
+    }
+}
+
+/// What a simulation measured.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SimReport {
+    /// Name of the scenario.
+    pub scenario: String,
+    /// Replications that were done.
+    pub replications: usize,
+    /// Confidence level of the intervals.
+    pub confidence: f64,
+    /// Events handled in all.
+    pub events: u64,
+    /// Mean of what was cut off at the beginning, seconds.
+    pub cut_secs: f64,
+    /// Each service.
+    pub services: Vec<ServiceReport>,
+}
+
+impl SimReport {
+    /// Sums replications up.
+    pub fn of(scenario: &Scenario, done: &[Replication]) -> Self {
+        let confidence = scenario.run.confidence;
+        let services = scenario.services.iter().enumerate().map(|(at, service)| {
+            let estimate = |measure: Measure| {
+                let values = done.iter().map(|it| measure.of(&it.services[at]));
+                (measure, Estimate::of(values, confidence))
+            };
+            ServiceReport {
+                service: service.name.to_string(),
+                measures: Measure::ALL.into_iter().map(estimate).collect(),
+            }
+        });
+        let cuts = done.iter().flat_map(|it| it.services.iter().map(|of| of.cut_secs));
+        Self {
+            scenario: scenario.name.clone(),
+            replications: done.len(),
+            confidence,
+            events: done.iter().map(|it| it.events).sum(),
+            cut_secs: Estimate::of(cuts, confidence).mean,
+            services: services.collect(),
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! Discrete-event simulation of a scenario, with the policy of the live system deciding.
+//!
+//! ```text
+//!   arrival ──▶ queue ──▶ replica: input ▸ work ▸ output ──▶ answer
+//!                 ▲                     │ node fails
+//!                 └── retried, or lost ─┘
+//!   after each change: skein_policy::plan_service ──▶ boots (code and state over the links, start-up) and removals
+//! ```
+//! A replication is one thread's work and draws from streams of its own; replications run in parallel. The same scenario
+//! and seed give the same history, byte for byte, on any number of threads.
+
+mod events;
+mod history;
+mod measure;
+mod network;
+mod service;
+mod stats;
+mod world;
+
+pub use measure::{Measure, ServiceReport, SimReport};
+pub use stats::{Measured, Sums};
+
+use crate::scenario::Scenario;
+use rayon::prelude::*;
+use skein_model::Event;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+/// One replication.
+#[derive(Debug, Clone)]
+pub struct Replication {
+    /// What was measured of each service, in the order of the scenario.
+    pub services: Vec<Measured>,
+    /// Events handled.
+    pub events: u64,
+    /// What happened, when it was asked for.
+    pub history: Vec<Event>,
+}
+
+/// Whether a replication writes its history.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Recording {
+    /// It does not.
+    Off,
+    /// It does: memory grows with the length of the run.
+    On,
+}
+
+/// Runs one replication.
+pub fn replicate(scenario: &Scenario, replication: u32, recording: Recording) -> Replication {
+    let mut world = world::World::new(scenario, replication, recording == Recording::On);
+    let services = world.run();
+    Replication { services, events: world.handled, history: world.history.take() }
+}
+
+/// Progress of a simulation, and the wish to end it early. Shared with whoever shows the one and wishes the other.
+#[derive(Debug, Default)]
+pub struct Progress {
+    done: AtomicU32,
+    stopped: AtomicBool,
+}
+
+impl Progress {
+    /// Replications done.
+    pub fn done(&self) -> u32 {
+        self.done.load(Ordering::Relaxed)
+    }
+
+    /// No further replication begins.
+    pub fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Runs all replications of a scenario, in parallel, and sums them up. When it is stopped early, what is known so far:
+/// those replications that were done, at least the first.
+pub fn simulate(scenario: &Scenario, progress: &Progress) -> SimReport {
+    let all: Vec<Option<Replication>> = (0..scenario.run.replications)
+        .into_par_iter()
+        .map(|number| {
+            if number > 0 && progress.stopped.load(Ordering::Relaxed) {
+                return None;
+            }
+            let replication = replicate(scenario, number, Recording::Off);
+            progress.done.fetch_add(1, Ordering::Relaxed);
+            Some(replication)
+        })
+        .collect();
+    let done: Vec<Replication> = all.into_iter().flatten().collect();
+    SimReport::of(scenario, &done)
+}

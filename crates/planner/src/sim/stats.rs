@@ -1,0 +1,222 @@
+//! What a replication measures: sums in cells of equal length, so that the beginning can be cut off afterwards, and memory
+//! does not grow with the length of the run.
+
+use super::events::{Nanos, secs};
+use crate::output::mser5;
+use crate::scenario::WarmUp;
+use hdrhistogram::Histogram;
+
+/// Cells of a replication: multiples of 5 and 8. 1,000 for few services, 200 for many.
+const CELLS: usize = 1000;
+
+/// Parts of a replication that have a histogram each.
+const PARTS: usize = 8;
+
+/// Longest time that is counted exactly, microseconds: 100 days. What takes longer counts as this.
+const LONGEST_US: u64 = 100 * 24 * 3600 * 1_000_000;
+
+/// Sums over a span of time, of one service.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Sums {
+    /// Length of the span, seconds.
+    pub secs: f64,
+    /// Requests sent.
+    pub generated: f64,
+    /// Requests answered.
+    pub served: f64,
+    /// Requests refused because the queue was full.
+    pub refused: f64,
+    /// Requests lost with a node.
+    pub lost: f64,
+    /// Requests that went back to the queue because their machine went.
+    pub returned: f64,
+    /// Time from sending to answer of the answered ones, seconds.
+    pub in_system: f64,
+    /// Time in the queue of the answered ones, seconds.
+    pub in_queue: f64,
+    /// Time at a machine of the answered ones, seconds.
+    pub in_service: f64,
+    /// Waiting requests times seconds.
+    pub area_waiting: f64,
+    /// Requests in service times seconds.
+    pub area_busy: f64,
+    /// Ready replicas times seconds.
+    pub area_ready: f64,
+    /// Starting replicas times seconds.
+    pub area_starting: f64,
+    /// Working nodes times seconds.
+    pub area_nodes: f64,
+    /// Replicas added.
+    pub replications: f64,
+    /// Replicas removed.
+    pub dereplications: f64,
+    /// Changes from adding to removing and back.
+    pub turns: f64,
+    /// Code and state sent to new replicas, MiB.
+    pub transferred_mib: f64,
+    /// Plans that could not place a machine.
+    pub unplaceable: f64,
+}
+
+impl Sums {
+    fn fields(&mut self) -> [&mut f64; 19] {
+        [
+            &mut self.secs,
+            &mut self.generated,
+            &mut self.served,
+            &mut self.refused,
+            &mut self.lost,
+            &mut self.returned,
+            &mut self.in_system,
+            &mut self.in_queue,
+            &mut self.in_service,
+            &mut self.area_waiting,
+            &mut self.area_busy,
+            &mut self.area_ready,
+            &mut self.area_starting,
+            &mut self.area_nodes,
+            &mut self.replications,
+            &mut self.dereplications,
+            &mut self.turns,
+            &mut self.transferred_mib,
+            &mut self.unplaceable,
+        ]
+    }
+
+    fn add(&mut self, mut other: Self) {
+        for (sum, more) in self.fields().into_iter().zip(other.fields()) {
+            *sum += *more;
+        }
+    }
+}
+
+/// What is counted of one service while a replication runs.
+#[derive(Debug)]
+pub(super) struct Meter {
+    /// Sums of the current cell.
+    pub(super) sums: Sums,
+    since: Nanos,
+    /// Requests waiting.
+    pub(super) waiting: u32,
+    /// Requests in service.
+    pub(super) busy: u32,
+    /// Ready replicas.
+    pub(super) ready: u32,
+    /// Starting replicas.
+    pub(super) starting: u32,
+    /// Working nodes.
+    pub(super) nodes: u32,
+    cells: Vec<Sums>,
+    times: Vec<Histogram<u32>>,
+    cells_max: usize,
+}
+
+impl Meter {
+    pub(super) fn new(cells_max: usize) -> Self {
+        Self {
+            sums: Sums::default(),
+            since: 0,
+            waiting: 0,
+            busy: 0,
+            ready: 0,
+            starting: 0,
+            nodes: 0,
+            cells: Vec::with_capacity(cells_max),
+            times: vec![],
+            cells_max,
+        }
+    }
+
+    /// Brings the areas up to date. To be called before any of the counts changes.
+    #[inline]
+    pub(super) fn touch(&mut self, now: Nanos) {
+        let dt = secs(now - self.since);
+        self.since = now;
+        self.sums.area_waiting += dt * f64::from(self.waiting);
+        self.sums.area_busy += dt * f64::from(self.busy);
+        self.sums.area_ready += dt * f64::from(self.ready);
+        self.sums.area_starting += dt * f64::from(self.starting);
+        self.sums.area_nodes += dt * f64::from(self.nodes);
+    }
+
+    /// Counts an answered request: times from sending to answer, in the queue, and at a machine.
+    #[inline]
+    pub(super) fn answered(&mut self, system: Nanos, queue: Nanos, service: Nanos) {
+        self.sums.served += 1.0;
+        self.sums.in_system += secs(system);
+        self.sums.in_queue += secs(queue);
+        self.sums.in_service += secs(service);
+        let part = self.cells.len() * PARTS / self.cells_max;
+        if self.times.len() <= part {
+            self.times.resize_with(part + 1, histogram);
+        }
+        self.times[part].saturating_record(system / 1000);
+    }
+
+    /// Ends a cell.
+    pub(super) fn cell(&mut self, now: Nanos, length_secs: f64) {
+        self.touch(now);
+        self.sums.secs = length_secs;
+        self.cells.push(std::mem::take(&mut self.sums));
+    }
+
+    /// What is left after the beginning is cut off.
+    pub(super) fn result(self, warm_up: WarmUp) -> Measured {
+        let length: f64 = self.cells.iter().map(|cell| cell.secs).sum();
+        let cut = match warm_up {
+            WarmUp::None => 0,
+            WarmUp::Fixed { secs } => ((secs / length) * self.cells.len() as f64).ceil() as usize,
+            WarmUp::Mser5 => {
+                let in_system =
+                    |cell: &Sums| (cell.area_waiting + cell.area_busy) / cell.secs.max(1e-12);
+                let series: Vec<f64> = self.cells.iter().map(in_system).collect();
+                mser5(&series)
+            }
+        };
+        let cut = cut.min(self.cells.len());
+        let mut sums = Sums::default();
+        for cell in &self.cells[cut..] {
+            sums.add(*cell);
+        }
+        let mut times = histogram();
+        let first = (cut * PARTS).div_ceil(self.cells_max);
+        for part in self.times.iter().skip(first) {
+            // Both have the same bounds.
+            let _ = times.add(part);
+        }
+        let cut_secs = self.cells[..cut].iter().map(|cell| cell.secs).sum();
+        Measured { sums, times, cut_secs, left_waiting: self.waiting, left_in_service: self.busy }
+    }
+}
+
+fn histogram() -> Histogram<u32> {
+    let made = Histogram::new_with_bounds(1, LONGEST_US, 2);
+    made.unwrap_or_else(|_| unreachable!("1 to LONGEST_US with two digits is a valid range"))
+}
+
+/// Cells for a run of so many services.
+pub(super) const fn cells_for(services: usize) -> usize {
+    if services <= 32 { CELLS } else { CELLS / 5 }
+}
+
+/// What a replication measured of one service.
+#[derive(Debug, Clone)]
+pub struct Measured {
+    /// Sums after the beginning was cut off.
+    pub sums: Sums,
+    /// Times from sending to answer, microseconds, to 1 %.
+    times: Histogram<u32>,
+    /// What was cut off, seconds.
+    pub cut_secs: f64,
+    /// Requests that wait at the end.
+    pub left_waiting: u32,
+    /// Requests in service at the end.
+    pub left_in_service: u32,
+}
+
+impl Measured {
+    /// A quantile of the time from sending to answer, seconds, to 1 %; none when nothing was answered.
+    pub fn time_quantile(&self, quantile: f64) -> Option<f64> {
+        (!self.times.is_empty()).then(|| self.times.value_at_quantile(quantile) as f64 * 1e-6)
+    }
+}

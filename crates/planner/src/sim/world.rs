@@ -1,0 +1,882 @@
+//! The simulated cloud: events change it, and after each one the policy of each service that is concerned is asked.
+
+use super::events::{Due, Events, Nanos, nanos, secs};
+use super::history::History;
+use super::network::Network;
+use super::service::{Request, Running, Service};
+use super::stats::{Measured, cells_for};
+use crate::random::{Distribution, Purpose, Stream};
+use crate::scenario::{
+    BackgroundChanges, FailureLoses, FailuresHit, LastReplica, Mobility, NodeGroup, Repair,
+    Scenario, User as UserSpec,
+};
+use skein_model::{NodeState, Timestamp};
+use skein_policy::{Move, Node, ReplicaPhase, Room, plan_service};
+use std::collections::VecDeque;
+
+/// A user while it is simulated.
+#[derive(Debug)]
+struct User<'a> {
+    spec: &'a UserSpec,
+    service: u32,
+    node: usize,
+    intervals: Stream,
+    requests: Stream,
+    arrival: usize,
+}
+
+/// What is simulated of a node beside what the policy sees.
+#[derive(Debug)]
+struct Host<'a> {
+    spec: &'a NodeGroup,
+    failures: Stream,
+    repairs: Stream,
+    background: Stream,
+    /// Background load, where it never changes.
+    fixed_background: f64,
+    /// Service and slot of the replicas on it.
+    replicas: Vec<(u32, u32)>,
+}
+
+/// What a transfer is for.
+#[derive(Debug)]
+enum Transfer {
+    /// Code and state of a replica.
+    Code { service: u32, slot: u32, token: u32 },
+    /// Input of a request at a replica.
+    Input { service: u32, slot: u32, token: u32 },
+    /// Output of a request, with the time it spent at the machine.
+    Output { service: u32, request: Request, served: Nanos },
+}
+
+/// A replication in progress.
+#[derive(Debug)]
+pub(super) struct World<'a> {
+    scenario: &'a Scenario,
+    now: Nanos,
+    events: Events,
+    nodes: Vec<Node>,
+    hosts: Vec<Host<'a>>,
+    users: Vec<User<'a>>,
+    services: Vec<Service<'a>>,
+    network: Option<Network<Transfer>>,
+    /// Failed nodes that wait for the single crew.
+    to_repair: VecDeque<u32>,
+    tokens: u32,
+    requests: u64,
+    replicas: u64,
+    moves: Vec<Move>,
+    cell: (Nanos, u32),
+    pub(super) history: History,
+    pub(super) handled: u64,
+}
+
+impl<'a> World<'a> {
+    pub(super) fn new(scenario: &'a Scenario, replication: u32, history: bool) -> Self {
+        let seed = scenario.run.seed;
+        let stream =
+            |entity: usize, purpose| Stream::new(seed, replication, entity as u32, purpose);
+        let names = scenario.node_names();
+        let hosts: Vec<Host<'a>> = names
+            .iter()
+            .enumerate()
+            .map(|(at, (_, group))| {
+                let spec = &scenario.nodes[*group];
+                let mut background = stream(at, Purpose::Background);
+                Host {
+                    spec,
+                    failures: stream(at, Purpose::Failure),
+                    repairs: stream(at, Purpose::Repair),
+                    fixed_background: spec.background.sample(&mut background),
+                    background,
+                    replicas: vec![],
+                }
+            })
+            .collect();
+        let nodes = hosts.iter().map(|host| node_of(host.spec)).collect();
+        let cells = cells_for(scenario.services.len());
+        let services = (0..scenario.services.len())
+            .map(|at| Service::new(scenario, at, replication, cells))
+            .collect();
+        let network = scenario.network.as_ref().map(|network| {
+            Network::new(network, &names, scenario.assumptions, stream(0, Purpose::Link))
+        });
+        let end = nanos(scenario.run.duration_secs);
+        Self {
+            scenario,
+            now: 0,
+            events: Events::default(),
+            nodes,
+            hosts,
+            users: users_of(scenario, &names, &stream),
+            services,
+            network,
+            to_repair: VecDeque::new(),
+            tokens: 0,
+            requests: 0,
+            replicas: 0,
+            moves: vec![],
+            cell: ((end / cells as u64).max(1), cells as u32),
+            history: History::new(history.then_some((scenario, names))),
+            handled: 0,
+        }
+    }
+
+    /// Runs to the end; what was measured of each service.
+    pub(super) fn run(&mut self) -> Vec<Measured> {
+        self.begin();
+        while let Some((at, due)) = self.events.next() {
+            self.now = at;
+            self.handled += 1;
+            match due {
+                Due::Arrival { user } => self.arrival(user as usize),
+                Due::Served { service, slot, token } => self.served(service, slot, token),
+                Due::Started { service, slot, token } => self.started(service, slot, token),
+                Due::Failure { node } => self.failure(node as usize),
+                Due::Repaired { node } => self.repaired(node as usize),
+                Due::Transferred { flow, token } => self.transferred(flow, token),
+                Due::Delivered { flow } => self.delivered(flow),
+                Due::Plan { service, token } => {
+                    if self.services[service as usize].plan_token == token {
+                        self.services[service as usize].plan_at = None;
+                        self.plan(service as usize);
+                    }
+                }
+                Due::Cell => {
+                    if self.end_cell() {
+                        break;
+                    }
+                }
+            }
+        }
+        let warm_up = self.scenario.run.warm_up;
+        self.services.drain(..).map(|service| service.meter.result(warm_up)).collect()
+    }
+
+    fn begin(&mut self) {
+        for node in 0..self.hosts.len() {
+            self.history.node_joined(self.now, node);
+            self.schedule_failure(node);
+        }
+        for service in 0..self.services.len() {
+            self.services[service].meter.nodes = self.nodes.len() as u32;
+            self.plan(service);
+        }
+        for user in 0..self.users.len() {
+            self.schedule_arrival(user);
+        }
+        self.events.add(self.cell.0, Due::Cell);
+    }
+
+    /// Ends a cell of the statistics; true when it was the last.
+    fn end_cell(&mut self) -> bool {
+        for service in &mut self.services {
+            service.meter.cell(self.now, secs(self.cell.0));
+        }
+        self.cell.1 -= 1;
+        if self.cell.1 > 0 {
+            self.events.add(self.now + self.cell.0, Due::Cell);
+        }
+        self.cell.1 == 0
+    }
+
+    fn token(&mut self) -> u32 {
+        self.tokens = self.tokens.wrapping_add(1);
+        self.tokens
+    }
+
+    fn timestamp(&self) -> Timestamp {
+        Timestamp::from_micros(self.now / 1000)
+    }
+
+    // ---- users and requests
+
+    fn schedule_arrival(&mut self, user: usize) {
+        let it = &mut self.users[user];
+        let at = if it.spec.arrivals_secs.is_empty() {
+            self.now + nanos(it.spec.interval_secs.sample(&mut it.intervals)).max(1)
+        } else {
+            let Some(at) = it.spec.arrivals_secs.get(it.arrival) else { return };
+            it.arrival += 1;
+            nanos(*at)
+        };
+        self.events.add(at, Due::Arrival { user: user as u32 });
+    }
+
+    fn arrival(&mut self, user: usize) {
+        let it = &mut self.users[user];
+        let request = Request {
+            number: self.requests,
+            user: user as u32,
+            sent: self.now,
+            queued: self.now,
+            waited: 0,
+            work: it.spec.work_secs.sample(&mut it.requests),
+            input_mib: it.spec.input_kib.sample(&mut it.requests) / 1024.0,
+            output_mib: it.spec.output_kib.sample(&mut it.requests) / 1024.0,
+            attempts: 0,
+        };
+        self.requests += 1;
+        let (service, waits) = (it.service as usize, it.spec.waits_for_answer);
+        if !waits {
+            self.schedule_arrival(user);
+        }
+        let meter = &mut self.services[service].meter;
+        meter.touch(self.now);
+        meter.sums.generated += 1.0;
+        if self.accept(service, request) {
+            self.history.accepted(self.now, service, &request);
+        } else {
+            let meter = &mut self.services[service].meter;
+            meter.sums.refused += 1.0;
+            self.history.refused(self.now, service, &request, meter.waiting);
+            self.answered_user(user);
+        }
+        self.plan_for_load(service);
+    }
+
+    /// A user that waits for answers has one, or will get none.
+    fn answered_user(&mut self, user: usize) {
+        if self.users[user].spec.waits_for_answer {
+            self.schedule_arrival(user);
+        }
+    }
+
+    /// Gives a request to a replica or to a queue; false when it is refused.
+    fn accept(&mut self, at: usize, request: Request) -> bool {
+        let counts = self.scenario.assumptions.queue_counts;
+        let service = &mut self.services[at];
+        if service.spec.queue.is_distributed() && service.meter.ready > 0 {
+            let Some(index) = service.dispatch() else { return false };
+            if service.has_room(index) && service.bodies[index].queue.is_empty() {
+                self.begin_service(at, index, request);
+            } else {
+                service.bodies[index].queue.push_back(request);
+                service.meter.waiting += 1;
+            }
+            return true;
+        }
+        if service.meter.waiting == 0
+            && let Some(index) = service.replica_with_room()
+        {
+            self.begin_service(at, index, request);
+            return true;
+        }
+        // With no replica there is nothing to count the bound by: the queue of the one to come.
+        let bound = match service.meter.ready {
+            0 => service.spec.queue_bound,
+            _ => service.bound(counts),
+        };
+        if service.meter.waiting >= bound {
+            return false;
+        }
+        service.queue.push_back(request);
+        service.meter.waiting += 1;
+        true
+    }
+
+    /// A request comes to a machine. The meter is up to date.
+    fn begin_service(&mut self, at: usize, index: usize, mut request: Request) {
+        let token = self.token();
+        request.waited += self.now - request.queued;
+        request.attempts += 1;
+        let service = &mut self.services[at];
+        service.meter.busy += 1;
+        service.seen[index].in_service += 1;
+        let (node, slot) = (service.seen[index].node, service.bodies[index].slot);
+        let slowness = self.slowness(node);
+        let running = Running { request, token, begun: self.now, working: None, slowness };
+        let service = &mut self.services[at];
+        service.bodies[index].running.push(running);
+        let number = service.bodies[index].number;
+        self.history.begun(self.now, at, (number, node), &request);
+        let from = self.users[request.user as usize].node;
+        if self.needs_transfer(from, node, request.input_mib) {
+            let what = Transfer::Input { service: at as u32, slot, token };
+            self.transfer((from, node), request.input_mib, what);
+        } else {
+            self.begin_work(at, index);
+        }
+    }
+
+    /// The latest request of a replica has its input.
+    fn begin_work(&mut self, at: usize, index: usize) {
+        let now = self.now;
+        let body = &mut self.services[at].bodies[index];
+        let slot = body.slot;
+        let Some(running) = body.running.last_mut() else { return };
+        running.working = Some(now);
+        let end = now + nanos(running.request.work * running.slowness);
+        let token = running.token;
+        self.events.add(end, Due::Served { service: at as u32, slot, token });
+    }
+
+    /// Seconds that one second of work takes on a node now.
+    fn slowness(&mut self, node: usize) -> f64 {
+        let host = &mut self.hosts[node];
+        let background = match (&host.spec.background, self.scenario.assumptions.background_changes)
+        {
+            (Distribution::Constant(share), _) => *share,
+            (_, BackgroundChanges::Never) => host.fixed_background,
+            (drawn, BackgroundChanges::EachUse) => drawn.sample(&mut host.background),
+        };
+        // A hundredth is left, or a request might never end.
+        1.0 / (host.spec.performance * (1.0 - background).max(0.01))
+    }
+
+    fn served(&mut self, at: u32, slot: u32, token: u32) {
+        let at = at as usize;
+        let service = &mut self.services[at];
+        let Some(index) = service.index(slot) else { return };
+        let running = &mut service.bodies[index].running;
+        let Some(which) = running.iter().position(|running| running.token == token) else {
+            return;
+        };
+        let done = running.swap_remove(which);
+        service.meter.touch(self.now);
+        service.meter.busy -= 1;
+        service.seen[index].in_service -= 1;
+        let (node, number) = (service.seen[index].node, service.bodies[index].number);
+        let (request, spent) = (done.request, self.now - done.begun);
+        let to = self.users[request.user as usize].node;
+        if self.needs_transfer(node, to, request.output_mib) {
+            let what = Transfer::Output { service: at as u32, request, served: spent };
+            self.transfer((node, to), request.output_mib, what);
+        } else {
+            self.answered(at, request, spent);
+        }
+        self.history.served(self.now, at, (number, node), &request, spent);
+        self.next_request(at, index);
+        self.plan_for_load(at);
+    }
+
+    fn answered(&mut self, at: usize, request: Request, served: Nanos) {
+        let system = self.now - request.sent;
+        self.services[at].meter.answered(system, request.waited, served);
+        self.answered_user(request.user as usize);
+    }
+
+    /// A replica has room: it takes what waits, or goes if it drains and has nothing left.
+    fn next_request(&mut self, at: usize, index: usize) {
+        while self.services[at].has_room(index) {
+            let service = &mut self.services[at];
+            let next =
+                service.bodies[index].queue.pop_front().or_else(|| service.queue.pop_front());
+            let Some(request) = next else {
+                service.list(index);
+                return;
+            };
+            service.meter.waiting -= 1;
+            self.begin_service(at, index, request);
+        }
+        let seen = &self.services[at].seen[index];
+        if seen.phase == ReplicaPhase::Draining && seen.in_service == 0 {
+            self.gone(at, index);
+        }
+    }
+
+    // ---- transfers
+
+    fn needs_transfer(&self, from: usize, to: usize, mib: f64) -> bool {
+        self.network.is_some() && from != to && mib > 0.0
+    }
+
+    fn transfer(&mut self, route: (usize, usize), mib: f64, what: Transfer) {
+        if let Some(network) = &mut self.network {
+            network.start(self.now, route, mib, what);
+        }
+        self.schedule_transfers();
+    }
+
+    fn schedule_transfers(&mut self) {
+        if let Some(network) = &mut self.network {
+            for (flow, token, end) in network.moved.drain(..) {
+                self.events.add(end, Due::Transferred { flow, token });
+            }
+        }
+    }
+
+    fn transferred(&mut self, flow: u32, token: u32) {
+        let Some(network) = &mut self.network else { return };
+        let Some(latency) = network.finish(self.now, flow, token) else { return };
+        self.schedule_transfers();
+        match latency {
+            0 => self.delivered(flow),
+            _ => self.events.add(self.now + latency, Due::Delivered { flow }),
+        }
+    }
+
+    fn delivered(&mut self, flow: u32) {
+        let Some(what) = self.network.as_mut().and_then(|network| network.take(flow)) else {
+            return;
+        };
+        match what {
+            Transfer::Code { service, slot, token } => self.start_up(service, slot, token),
+            Transfer::Input { service, slot, token } => {
+                let at = service as usize;
+                let Some(index) = self.services[at].index(slot) else { return };
+                let running = &mut self.services[at].bodies[index].running;
+                if let Some(which) = running.iter().position(|running| running.token == token) {
+                    // Work begins on the latest.
+                    let last = running.len() - 1;
+                    running.swap(which, last);
+                    self.begin_work(at, index);
+                }
+            }
+            Transfer::Output { service, request, served } => {
+                self.services[service as usize].meter.touch(self.now);
+                self.answered(service as usize, request, served);
+            }
+        }
+    }
+
+    // ---- replicas
+
+    /// Asks the policy after a change of load, unless the answer cannot depend on it.
+    #[inline]
+    fn plan_for_load(&mut self, at: usize) {
+        let service = &self.services[at];
+        if service.fixed && service.seen.len() as u32 == service.spec.scaling.replicas_max {
+            return;
+        }
+        self.plan(at);
+    }
+
+    fn plan(&mut self, at: usize) {
+        let now = self.timestamp();
+        let barred = self.bar_nodes(at);
+        let mut moves = std::mem::take(&mut self.moves);
+        let service = &mut self.services[at];
+        let (mut memory, mut rng) =
+            (std::mem::take(&mut service.memory), service.policy_rng.clone());
+        let asked = service.asked();
+        let verdict = plan_service(&asked, &mut self.nodes, &mut memory, now, &mut rng, &mut moves);
+        let service = &mut self.services[at];
+        (service.memory, service.policy_rng) = (memory, rng);
+        for node in barred {
+            self.nodes[node].state = NodeState::Ready;
+        }
+        // An earlier question is as good: it is asked again then.
+        let later = |at: &Timestamp| service.plan_at.is_some_and(|pending| pending <= *at);
+        if let Some(next) = verdict.next_at.filter(|at| !service.fixed && !later(at)) {
+            service.plan_at = Some(next);
+            service.plan_token = service.plan_token.wrapping_add(1);
+            let due = Due::Plan { service: at as u32, token: service.plan_token };
+            self.events.add(next.as_micros().saturating_mul(1000).max(self.now), due);
+        }
+        if !moves.is_empty() {
+            service.meter.touch(self.now);
+            service.count_change(&moves);
+            self.carry_out(at, &moves);
+            moves.clear();
+        }
+        self.moves = moves;
+    }
+
+    /// A service whose last replica is gone may be bound to its initial node: the others are barred meanwhile.
+    fn bar_nodes(&mut self, at: usize) -> Vec<usize> {
+        let service = &self.services[at];
+        let bound = self.scenario.assumptions.last_replica == LastReplica::InitialNode
+            && service.meter.ready == 0;
+        if !bound {
+            return vec![];
+        }
+        let others = self
+            .nodes
+            .iter_mut()
+            .enumerate()
+            .filter(|(node, it)| *node != service.initial_node && it.state == NodeState::Ready);
+        others
+            .map(|(node, it)| {
+                it.state = NodeState::Cordoned;
+                node
+            })
+            .collect()
+    }
+
+    fn carry_out(&mut self, at: usize, moves: &[Move]) {
+        // Removals first, by slot: indices change as replicas go.
+        let slot = |replica: usize| self.services[at].bodies[replica].slot;
+        let goes: Vec<(u32, &Move)> = moves
+            .iter()
+            .filter_map(|step| match step {
+                Move::Drain { replica, .. } | Move::Stop { replica, .. } => {
+                    Some((slot(*replica), step))
+                }
+                Move::Boot { .. } | Move::Hold { .. } => None,
+            })
+            .collect();
+        for (slot, step) in goes {
+            self.let_go(at, slot, step);
+        }
+        for step in moves {
+            if let Move::Boot { node, reason, .. } = step {
+                self.boot(at, *node);
+                let number = self.replicas - 1;
+                self.history.replicated(self.now, at, (number, *node), reason);
+            }
+        }
+    }
+
+    fn boot(&mut self, at: usize, node: usize) {
+        let token = self.token();
+        let (number, now) = (self.replicas, self.timestamp());
+        self.replicas += 1;
+        let source = self.source_for(at, node);
+        let service = &mut self.services[at];
+        let mib = service.spec.code_mib + service.spec.state_mib;
+        service.meter.starting += 1;
+        service.meter.sums.transferred_mib += mib;
+        let slot = service.add(node, number, token, now);
+        self.hosts[node].replicas.push((at as u32, slot));
+        match source {
+            Some(from) if self.needs_transfer(from, node, mib) => {
+                let what = Transfer::Code { service: at as u32, slot, token };
+                self.transfer((from, node), mib, what);
+            }
+            _ => self.start_up(at as u32, slot, token),
+        }
+    }
+
+    /// Where a replica's code and state come from: the nearest node that has them; none when it has them itself, or when
+    /// they come from a store beside the network.
+    fn source_for(&self, at: usize, node: usize) -> Option<usize> {
+        let network = self.network.as_ref()?;
+        let service = &self.services[at];
+        let ready = service.seen.iter().filter(|replica| replica.phase == ReplicaPhase::Ready);
+        let initial = Some(service.initial_node)
+            .filter(|initial| self.nodes[*initial].state != NodeState::Lost);
+        ready
+            .map(|replica| replica.node)
+            .chain(initial)
+            .min_by_key(|from| (network.hops(*from, node), *from))
+    }
+
+    /// Code and state are there: the machine starts.
+    fn start_up(&mut self, at: u32, slot: u32, token: u32) {
+        let service = &mut self.services[at as usize];
+        let waits = service.index(slot).is_some_and(|index| service.bodies[index].token == token);
+        if waits {
+            let start = service.spec.start_secs.sample(&mut service.start_stream);
+            self.events.add(self.now + nanos(start), Due::Started { service: at, slot, token });
+        }
+    }
+
+    fn started(&mut self, at: u32, slot: u32, token: u32) {
+        let (at, now) = (at as usize, self.timestamp());
+        let service = &mut self.services[at];
+        let Some(index) = service.index(slot) else { return };
+        if service.bodies[index].token != token
+            || service.seen[index].phase != ReplicaPhase::Starting
+        {
+            return;
+        }
+        service.meter.touch(self.now);
+        service.meter.starting -= 1;
+        service.meter.ready += 1;
+        service.seen[index].phase = ReplicaPhase::Ready;
+        let since = std::mem::replace(&mut service.seen[index].since, now);
+        let (number, node) = (service.bodies[index].number, service.seen[index].node);
+        self.history.ready(self.now, at, (number, node), now.since(since));
+        if self.services[at].spec.queue.is_distributed() {
+            self.redistribute(at);
+        } else {
+            self.next_request(at, index);
+        }
+        self.plan(at);
+    }
+
+    /// Deals the waiting requests of a distributed queue out anew, in the order in which they came.
+    fn redistribute(&mut self, at: usize) {
+        let service = &mut self.services[at];
+        let mut waiting: Vec<Request> = service.queue.drain(..).collect();
+        for body in &mut service.bodies {
+            waiting.extend(body.queue.drain(..));
+        }
+        waiting.sort_unstable_by_key(|request| request.number);
+        service.meter.waiting -= waiting.len() as u32;
+        for request in waiting {
+            if !self.accept(at, request) {
+                // No replica has room for it: it waits for the next one, for accepted is accepted.
+                let service = &mut self.services[at];
+                service.queue.push_back(request);
+                service.meter.waiting += 1;
+            }
+        }
+    }
+
+    fn let_go(&mut self, at: usize, slot: u32, step: &Move) {
+        let service = &mut self.services[at];
+        let Some(index) = service.index(slot) else { return };
+        let (Move::Drain { reason, .. } | Move::Stop { reason, .. }) = step else { return };
+        let (number, node) = (service.bodies[index].number, service.seen[index].node);
+        self.history.dereplicated(self.now, at, (number, node), reason);
+        let service = &mut self.services[at];
+        if service.seen[index].phase == ReplicaPhase::Ready {
+            service.meter.ready -= 1;
+            service.seen[index].phase = ReplicaPhase::Draining;
+        } else if service.seen[index].phase == ReplicaPhase::Starting {
+            service.meter.starting -= 1;
+            service.seen[index].phase = ReplicaPhase::Ending;
+        }
+        if service.spec.interruptible {
+            self.interrupt(at, index);
+        }
+        if self.services[at].seen[index].in_service == 0 {
+            self.gone(at, index);
+        } else if self.services[at].spec.queue.is_distributed() {
+            self.redistribute(at);
+        }
+    }
+
+    /// What a replica serves goes back to the head of the queue.
+    fn interrupt(&mut self, at: usize, index: usize) {
+        let now = self.now;
+        let service = &mut self.services[at];
+        let mobility = service.spec.mobility;
+        let mut back: Vec<Running> = service.bodies[index].running.drain(..).collect();
+        back.sort_unstable_by_key(|running| running.request.number);
+        service.seen[index].in_service = 0;
+        for running in back.into_iter().rev() {
+            let mut request = running.request;
+            if let (Mobility::Strong, Some(since)) = (mobility, running.working) {
+                request.work = (request.work - secs(now - since) / running.slowness).max(0.0);
+            }
+            request.queued = now;
+            service.meter.busy -= 1;
+            service.meter.waiting += 1;
+            service.meter.sums.returned += 1.0;
+            service.queue.push_front(request);
+        }
+    }
+
+    /// A replica is gone: its room is free, its queue goes to the others.
+    fn gone(&mut self, at: usize, index: usize) {
+        let (seen, body) = self.services[at].remove(index);
+        let node = &mut self.nodes[seen.node];
+        node.reserved = node.reserved.minus(self.services[at].room);
+        let there = (at as u32, body.slot);
+        self.hosts[seen.node].replicas.retain(|replica| *replica != there);
+        self.history.gone(self.now, at, (body.number, seen.node));
+        let service = &mut self.services[at];
+        service.queue.extend(body.queue);
+        if service.spec.queue.is_distributed() {
+            self.redistribute(at);
+        } else {
+            // What an interrupted machine gave back may find room at another.
+            self.fill(at);
+        }
+    }
+
+    // ---- nodes
+
+    fn schedule_failure(&mut self, node: usize) {
+        let host = &mut self.hosts[node];
+        if let Some(time) = &host.spec.time_to_failure_secs {
+            let at = self.now + nanos(time.sample(&mut host.failures)).max(1);
+            self.events.add(at, Due::Failure { node: node as u32 });
+        }
+    }
+
+    fn schedule_repair(&mut self, node: usize) {
+        let host = &mut self.hosts[node];
+        let at = self.now + nanos(host.spec.time_to_repair_secs.sample(&mut host.repairs)).max(1);
+        self.events.add(at, Due::Repaired { node: node as u32 });
+    }
+
+    fn failure(&mut self, node: usize) {
+        let spared = self.scenario.assumptions.failures_hit == FailuresHit::NodesWithMachines
+            && self.hosts[node].replicas.is_empty();
+        if spared {
+            self.schedule_failure(node);
+            return;
+        }
+        self.nodes[node].state = NodeState::Lost;
+        self.nodes[node].reserved = Room::default();
+        self.history.node_lost(self.now, node);
+        match self.scenario.assumptions.repair {
+            Repair::PerNode => self.schedule_repair(node),
+            Repair::SingleCrew => {
+                self.to_repair.push_back(node as u32);
+                if self.to_repair.len() == 1 {
+                    self.schedule_repair(node);
+                }
+            }
+        }
+        for service in &mut self.services {
+            service.meter.touch(self.now);
+            service.meter.nodes -= 1;
+        }
+        let mut replicas = std::mem::take(&mut self.hosts[node].replicas);
+        replicas.sort_unstable();
+        for (at, slot) in &replicas {
+            if let Some(index) = self.services[*at as usize].index(*slot) {
+                self.lose(*at as usize, index);
+            }
+        }
+        replicas.dedup_by_key(|(at, _)| *at);
+        for (at, _) in replicas {
+            self.plan(at as usize);
+        }
+    }
+
+    /// A replica is lost with its node.
+    fn lose(&mut self, at: usize, index: usize) {
+        let loses = self.scenario.assumptions.failure_loses;
+        let service = &mut self.services[at];
+        let held = service.meter.waiting + service.meter.busy;
+        let sharing = service.meter.ready.max(1);
+        match service.seen[index].phase {
+            ReplicaPhase::Ready => service.meter.ready -= 1,
+            ReplicaPhase::Starting => service.meter.starting -= 1,
+            ReplicaPhase::DrainAsked | ReplicaPhase::Draining | ReplicaPhase::Ending => {}
+        }
+        let in_service = service.seen[index].in_service;
+        match loses {
+            FailureLoses::Nothing | FailureLoses::Overflow => self.interrupt(at, index),
+            FailureLoses::InService | FailureLoses::Held => self.drop_running(at, index),
+        }
+        let (seen, body) = self.services[at].remove(index);
+        self.history.lost(self.now, at, (body.number, seen.node));
+        let own = body.queue.len() as u32;
+        if loses == FailureLoses::Held {
+            for request in &body.queue {
+                self.drop_request(at, request);
+            }
+            self.services[at].meter.waiting -= own;
+            if !self.services[at].spec.queue.is_distributed() {
+                self.drop_share(at, (held, sharing), in_service);
+            }
+        } else {
+            self.services[at].queue.extend(body.queue);
+        }
+        if loses != FailureLoses::Nothing {
+            self.drop_overflow(at);
+        }
+        if self.services[at].spec.queue.is_distributed() {
+            self.redistribute(at);
+        } else {
+            self.fill(at);
+        }
+    }
+
+    /// Replicas with room take what waits.
+    fn fill(&mut self, at: usize) {
+        while !self.services[at].queue.is_empty() {
+            let Some(index) = self.services[at].replica_with_room() else { break };
+            let Some(request) = self.services[at].queue.pop_front() else { break };
+            self.services[at].meter.waiting -= 1;
+            self.begin_service(at, index, request);
+        }
+    }
+
+    fn drop_running(&mut self, at: usize, index: usize) {
+        let running = std::mem::take(&mut self.services[at].bodies[index].running);
+        self.services[at].meter.busy -= running.len() as u32;
+        self.services[at].seen[index].in_service = 0;
+        for running in &running {
+            self.drop_request(at, &running.request);
+        }
+    }
+
+    fn drop_request(&mut self, at: usize, request: &Request) {
+        self.services[at].meter.sums.lost += 1.0;
+        self.history.dead(self.now, at, request);
+        self.answered_user(request.user as usize);
+    }
+
+    /// L3: the replica's share of all that the service held, less what it served, goes from the tail of the queue.
+    fn drop_share(&mut self, at: usize, (held, sharing): (u32, u32), in_service: u32) {
+        let service = &mut self.services[at];
+        let extra = service.dispatch.below(sharing as usize) < (held % sharing) as usize;
+        let share = held / sharing + u32::from(extra);
+        for _ in 0..share.saturating_sub(in_service) {
+            self.drop_last(at);
+        }
+    }
+
+    /// L1: what the smaller queue no longer holds goes from its tail.
+    fn drop_overflow(&mut self, at: usize) {
+        let counts = self.scenario.assumptions.queue_counts;
+        // Replicas with room take theirs first.
+        if !self.services[at].spec.queue.is_distributed() {
+            self.fill(at);
+        }
+        let bound = self.services[at].bound(counts);
+        while self.services[at].meter.waiting > bound {
+            if !self.drop_last(at) {
+                break;
+            }
+        }
+    }
+
+    fn drop_last(&mut self, at: usize) -> bool {
+        let service = &mut self.services[at];
+        let Some(request) = service.queue.pop_back() else { return false };
+        service.meter.waiting -= 1;
+        self.drop_request(at, &request);
+        true
+    }
+
+    fn repaired(&mut self, node: usize) {
+        self.nodes[node].state = NodeState::Ready;
+        self.history.node_joined(self.now, node);
+        if self.scenario.assumptions.repair == Repair::SingleCrew {
+            self.to_repair.pop_front();
+            if let Some(next) = self.to_repair.front() {
+                self.schedule_repair(*next as usize);
+            }
+        }
+        self.schedule_failure(node);
+        for at in 0..self.services.len() {
+            let service = &mut self.services[at];
+            service.meter.touch(self.now);
+            service.meter.nodes += 1;
+            // Room came: only who lacks some is concerned.
+            let live = service.meter.ready + service.meter.starting;
+            if live < service.spec.scaling.replicas_min.max(1) || service.meter.waiting > 0 {
+                self.plan(at);
+            }
+        }
+    }
+}
+
+fn node_of(spec: &NodeGroup) -> Node {
+    Node {
+        state: NodeState::Ready,
+        capacity: Room {
+            memory_mib: spec.memory_mib,
+            cpu_milli: spec.cpu_milli,
+            machines: spec.machines_max,
+        },
+        reserved: Room::default(),
+        performance: spec.performance,
+    }
+}
+
+fn users_of<'a>(
+    scenario: &'a Scenario,
+    names: &[(String, usize)],
+    stream: &impl Fn(usize, Purpose) -> Stream,
+) -> Vec<User<'a>> {
+    let mut users = vec![];
+    for spec in &scenario.users {
+        let service = scenario.services.iter().position(|it| it.name == spec.service);
+        let node = spec
+            .node
+            .as_ref()
+            .and_then(|node| names.iter().position(|(name, _)| name == node.as_str()));
+        for _ in 0..spec.count {
+            let entity = users.len();
+            users.push(User {
+                spec,
+                service: service.unwrap_or(0) as u32,
+                node: node.unwrap_or(0),
+                intervals: stream(entity, Purpose::Interval),
+                requests: stream(entity, Purpose::Request),
+                arrival: 0,
+            });
+        }
+    }
+    users
+}
