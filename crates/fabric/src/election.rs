@@ -12,11 +12,10 @@ use crate::state::{
 use std::sync::Arc;
 use std::time::Duration;
 
-/// An election for a name, among everyone who uses the same state.
+/// Elections by name, among everyone who uses the same state.
 #[derive(Debug, Clone)]
 pub struct Election {
     state: Arc<dyn State>,
-    key: Key,
 }
 
 /// Who leads.
@@ -35,52 +34,59 @@ pub struct Leadership {
     key: Key,
     epoch: Revision,
     lease: HeldLease,
+    ttl: Duration,
 }
 
 impl Election {
-    /// The election for `name`, a path of at most 400 bytes.
-    ///
-    /// # Errors
-    /// [`StateError::Invalid`] for a name that does not fit a key.
-    pub fn new(state: Arc<dyn State>, name: &str) -> Result<Self, StateError> {
-        Ok(Self { state, key: Key::new(format!("elect/{name}"))? })
+    /// The elections in `state`.
+    pub fn new(state: Arc<dyn State>) -> Self {
+        Self { state }
     }
 
-    /// Waits until this candidate leads. `id` is for the others to read; `ttl` is how long the others wait at most after
-    /// this process has died.
+    /// Waits until this candidate leads `name`, a path of at most 400 bytes. `candidate` is for the others to read;
+    /// `ttl` is how long they wait at most after this process has died.
     ///
     /// # Errors
-    /// Whatever stops the state from answering: then this candidate does not lead, and campaigns again.
+    /// [`StateError::Invalid`] for a name that does not fit a key, and whatever stops the state from answering: then
+    /// this candidate does not lead, and campaigns again.
     ///
     /// # Cancel safety
     /// A dropped campaign may have won; its lease then runs out.
-    pub async fn campaign(&self, id: &str, ttl: Duration) -> Result<Leadership, StateError> {
+    pub async fn campaign(
+        &self,
+        name: &str,
+        candidate: &str,
+        ttl: Duration,
+    ) -> Result<Leadership, StateError> {
+        let key = key(name)?;
         let lease = HeldLease::take(self.state.clone(), ttl).await?;
         loop {
             let txn = Txn::new()
-                .when(Compare::missing(self.key.clone()))
-                .then(Op::put_leased(self.key.clone(), id.to_owned(), lease.id()))
-                .otherwise(Op::get(self.key.clone()));
+                .when(Compare::missing(key.clone()))
+                .then(Op::put_leased(key.clone(), candidate.to_owned(), lease.id()))
+                .otherwise(Op::get(key.clone()));
             let reply = self.state.txn(txn).await?;
             if reply.succeeded {
-                let (state, key) = (self.state.clone(), self.key.clone());
-                return Ok(Leadership { state, key, epoch: reply.revision, lease });
+                return Ok(self.won(key, reply.revision, lease, ttl));
             }
             if let Some(OpReply::Range(found)) = reply.replies.first()
                 && let Some(entry) = found.entries.first()
                 && entry.lease == Some(lease.id())
             {
                 // Won by a transaction whose answer got lost.
-                let (state, key) = (self.state.clone(), self.key.clone());
-                return Ok(Leadership { state, key, epoch: entry.create_revision, lease });
+                return Ok(self.won(key, entry.create_revision, lease, ttl));
             }
-            self.vacancy(reply.revision, &lease.lost()).await?;
+            self.vacancy(&key, reply.revision, &lease.lost()).await?;
         }
     }
 
+    fn won(&self, key: Key, epoch: Revision, lease: HeldLease, ttl: Duration) -> Leadership {
+        Leadership { state: self.state.clone(), key, epoch, lease, ttl }
+    }
+
     /// Waits until the key may be free, or the candidate's lease is lost.
-    async fn vacancy(&self, seen: Revision, lost: &Lost) -> Result<(), StateError> {
-        let span = KeySpan::one(&self.key);
+    async fn vacancy(&self, key: &Key, seen: Revision, lost: &Lost) -> Result<(), StateError> {
+        let span = KeySpan::one(key);
         let mut watch = match self.state.watch(span, WatchFrom::Revision(seen.next())).await {
             Ok(watch) => watch,
             // What happened since is forgotten: look at once.
@@ -108,12 +114,12 @@ impl Election {
         }
     }
 
-    /// Who leads now, if anyone.
+    /// Who leads `name` now, if anyone.
     ///
     /// # Errors
     /// As [`State::range`].
-    pub async fn leader(&self) -> Result<Option<Leader>, StateError> {
-        let entry = self.state.get(&self.key).await?;
+    pub async fn leader(&self, name: &str) -> Result<Option<Leader>, StateError> {
+        let entry = self.state.get(&key(name)?).await?;
         Ok(entry.map(|entry| Leader {
             id: String::from_utf8_lossy(&entry.value).into_owned(),
             epoch: entry.create_revision,
@@ -132,9 +138,17 @@ impl Leadership {
         Compare::created_at(self.key.clone(), self.epoch)
     }
 
-    /// Tells when the leadership is, or may be, lost.
-    pub fn lost(&self) -> Lost {
-        self.lease.lost()
+    /// How long the leader may be silent.
+    pub fn lease(&self) -> Duration {
+        self.ttl
+    }
+
+    /// Returns when the leadership is, or may be, lost.
+    ///
+    /// # Cancel safety
+    /// It only looks.
+    pub async fn lost(&self) {
+        self.lease.lost().wait().await;
     }
 
     /// Hands over now.
@@ -146,4 +160,8 @@ impl Leadership {
         self.state.txn(txn).await?;
         self.lease.release().await
     }
+}
+
+fn key(name: &str) -> Result<Key, StateError> {
+    Key::new(format!("election/{name}"))
 }

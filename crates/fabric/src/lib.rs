@@ -2,7 +2,6 @@
 mod blob;
 mod bus;
 mod election;
-mod election;
 mod embedded;
 mod lease;
 mod lock;
@@ -18,7 +17,6 @@ pub use bus::{
     SUBJECT_BYTES_MAX, Subject, SubjectError, Subscribe, Subscription,
 };
 pub use election::{Election, Leader, Leadership};
-pub use election::{Election, Leadership};
 pub use embedded::{EmbeddedOptions, EmbeddedState};
 pub use lease::{HeldLease, Lost};
 pub use queue::{
