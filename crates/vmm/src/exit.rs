@@ -142,7 +142,7 @@ fn log_message(log: &str, prefix: &str) -> Option<String> {
 }
 
 /// What QEMU complained about: its standard error without the notes that belong to a healthy start.
-fn vmm_message(stderr: &str) -> String {
+pub(crate) fn vmm_message(stderr: &str) -> String {
     let complaint = |line: &&str| !line.contains("info: QEMU waiting for connection");
     let lines: Vec<_> = stderr.lines().filter(complaint).take(MESSAGE_LINES_MAX).collect();
     printable(&lines.join("\n"))

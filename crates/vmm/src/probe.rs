@@ -1,11 +1,12 @@
 //! Who runs guests on this host: KVM where KVM really runs them, emulation elsewhere, found by trying.
 //!
-//! That `/dev/kvm` opens says little: hosts are known where it opens, a machine is made, and the guest then hangs for
-//! ever. So a guest of four instructions is booted, and must end with its code in time. The verdict is remembered for this
-//! boot of the host and this QEMU.
+//! That `/dev/kvm` opens says little, and that a guest of four instructions runs says hardly more: there are hosts that
+//! emulate the instructions of old, and stand still at the first SSE instruction, which every compiler emits. So
+//! a guest is booted that switches to 64 bits, pages and computes with SSE, and it must end with its code in time. The
+//! verdict is remembered for this boot of the host and this QEMU.
 
 use crate::accel::Accel;
-use crate::exit::RawExit;
+use crate::exit::{RawExit, vmm_message};
 use crate::probe_guest::TinyGuest;
 use crate::proc::{self, ProcessMark};
 use crate::qemu::spawn::{Order, SpawnThread};
@@ -15,7 +16,7 @@ use crate::spec::RunAs;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, Permissions};
-use std::io::{self, Write};
+use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::time::Duration;
@@ -26,6 +27,8 @@ const PROBE_DEADLINE: Duration = Duration::from_secs(2);
 /// Code the probe's guest ends with, and QEMU's status for it.
 const PROBE_CODE: u8 = 0x10;
 const PROBE_STATUS: i32 = 0x21;
+/// How much of what a short-lived QEMU says is read, bytes.
+const OUTPUT_BYTES_MAX: u64 = 4096;
 const KVM: &str = "/dev/kvm";
 const VERDICT: &str = "accel.json";
 
@@ -176,6 +179,7 @@ async fn try_kvm(
     let unable = |error: io::Error| format!("the probe could not run: {error}");
     let kernel = kernel().map_err(unable)?;
     let output = tempfile::tempfile().map_err(unable)?;
+    let said = output.try_clone().map_err(unable)?;
     let report = ProbeReport::settled(Accel::Kvm, "");
     let order = Order {
         program: program.to_owned(),
@@ -186,7 +190,10 @@ async fn try_kvm(
     };
     match run_briefly(spawner, order, PROBE_DEADLINE).await {
         Ok(RawExit::Exited(PROBE_STATUS)) => Ok(()),
-        Ok(RawExit::Exited(status)) => Err(format!("QEMU ended with status {status} under KVM")),
+        Ok(RawExit::Exited(status)) => {
+            let said = read_output(said).unwrap_or_default();
+            Err(format!("QEMU ended with status {status} under KVM: {}", vmm_message(&said)))
+        }
         Ok(RawExit::Signalled(signal)) => Err(format!("QEMU died of signal {signal} under KVM")),
         Ok(RawExit::Unknown) => Err("QEMU ended under KVM, and nobody saw how".to_owned()),
         Err(error) if error.kind() == io::ErrorKind::TimedOut => {
@@ -196,10 +203,18 @@ async fn try_kvm(
     }
 }
 
+/// The beginning of what a process wrote into a file that is shared with it.
+pub(crate) fn read_output(mut file: File) -> io::Result<String> {
+    let mut said = Vec::new();
+    file.rewind()?;
+    file.take(OUTPUT_BYTES_MAX).read_to_end(&mut said)?;
+    Ok(String::from_utf8_lossy(&said).into_owned())
+}
+
 /// The probe's guest, in a file that any user may read and nobody can find.
 fn kernel() -> io::Result<OwnedFd> {
     let mut file = tempfile::tempfile()?;
-    file.write_all(&TinyGuest::new().exit(PROBE_CODE).elf())?;
+    file.write_all(&TinyGuest::new().long_mode().sse().exit(PROBE_CODE).elf())?;
     file.set_permissions(Permissions::from_mode(0o444))?;
     Ok(file.into())
 }

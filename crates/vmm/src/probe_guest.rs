@@ -1,5 +1,5 @@
 //! The smallest guests there are: a few instructions in an ELF file with a PVH note, made byte by byte. The probe
-//! boots one to see whether KVM runs guests at all; tests boot others.
+//! boots one to see whether KVM runs guests as compilers make them; tests boot others.
 //!
 //! ```text
 //! 0x0000  ELF header, two program headers (code, note), the note itself
@@ -14,7 +14,10 @@ const CODE_OFFSET: usize = 0x1000;
 /// Xen's note that carries the 32-bit entry point.
 const XEN_ELFNOTE_PHYS32_ENTRY: u32 = 18;
 
-/// A guest made of 32-bit instructions.
+/// Where [`TinyGuest::long_mode`] builds its page tables: behind the code, and free memory in any machine.
+const TABLES: u32 = 0x0020_0000;
+
+/// A guest made of single instructions: of 32 bits, until [`TinyGuest::long_mode`].
 #[derive(Debug, Clone, Default)]
 pub struct TinyGuest {
     code: Vec<u8>,
@@ -48,6 +51,72 @@ impl TinyGuest {
         self.code.extend([0xb0, code]); //             mov al, code
         self.code.extend([0xee]); //                   out dx, al
         self
+    }
+
+    /// Switches to 64 bits with paging, the first 2 MiB of memory mapped to itself. The instructions of the other methods
+    /// mean the same there, except those of [`Self::forever`] and [`Self::triple_fault`].
+    #[must_use]
+    pub fn long_mode(mut self) -> Self {
+        const PRESENT_WRITABLE: u32 = 0x3;
+        const LARGE_PAGE: u32 = 0x80;
+        for (at, entry) in [
+            (TABLES, (TABLES + 0x1000) | PRESENT_WRITABLE), //          level 4 -> level 3
+            (TABLES + 0x1000, (TABLES + 0x2000) | PRESENT_WRITABLE), // level 3 -> level 2
+            (TABLES + 0x2000, PRESENT_WRITABLE | LARGE_PAGE), //        level 2: 2 MiB at 0
+        ] {
+            for (at, half) in [(at, entry), (at + 4, 0)] {
+                self.code.extend([0xc7, 0x05]); // mov dword [at], half
+                self.code.extend(at.to_le_bytes());
+                self.code.extend(half.to_le_bytes());
+            }
+        }
+        self.code.push(0xb8); //                                     mov eax, TABLES
+        self.code.extend(TABLES.to_le_bytes());
+        self.code.extend([0x0f, 0x22, 0xd8]); //                     mov cr3, eax
+        self.code.extend([0x0f, 0x20, 0xe0]); //                     mov eax, cr4
+        self.code.extend([0x83, 0xc8, 0x20]); //                     or eax, 0x20 (PAE)
+        self.code.extend([0x0f, 0x22, 0xe0]); //                     mov cr4, eax
+        self.code.extend([0xb9, 0x80, 0x00, 0x00, 0xc0]); //         mov ecx, 0xc0000080 (EFER)
+        self.code.extend([0x0f, 0x32]); //                           rdmsr
+        self.code.extend([0x0d, 0x00, 0x01, 0x00, 0x00]); //         or eax, 0x100 (LME)
+        self.code.extend([0x0f, 0x30]); //                           wrmsr
+        self.code.extend([0x0f, 0x20, 0xc0]); //                     mov eax, cr0
+        self.code.extend([0x0d, 0x01, 0x00, 0x00, 0x80]); //         or eax, 0x80000001 (PG, PE)
+        self.code.extend([0x0f, 0x22, 0xc0]); //                     mov cr0, eax
+        self.code.extend([0xeb, 22]); //                             jmp over the tables that follow
+        let gdt = self.here();
+        self.code.extend(0u64.to_le_bytes());
+        self.code.extend(0x00af_9a00_0000_ffff_u64.to_le_bytes()); // selector 8: code of 64 bits
+        let pointer = self.here();
+        self.code.extend(15u16.to_le_bytes());
+        self.code.extend(gdt.to_le_bytes());
+        self.code.extend([0x0f, 0x01, 0x15]); //                     lgdt [pointer]
+        self.code.extend(pointer.to_le_bytes());
+        let after = self.here() + 7;
+        self.code.push(0xea); //                                     jmp 8:after
+        self.code.extend(after.to_le_bytes());
+        self.code.extend(8u16.to_le_bytes());
+        self
+    }
+
+    /// Computes with SSE, which every compiler uses for 64 bits. Only after [`Self::long_mode`].
+    #[must_use]
+    pub fn sse(mut self) -> Self {
+        self.code.extend([0x0f, 0x20, 0xc0]); //                     mov rax, cr0
+        self.code.extend([0x48, 0x83, 0xe0, 0xfb]); //               and rax, ~4 (EM)
+        self.code.extend([0x48, 0x83, 0xc8, 0x02]); //               or rax, 2 (MP)
+        self.code.extend([0x0f, 0x22, 0xc0]); //                     mov cr0, rax
+        self.code.extend([0x0f, 0x20, 0xe0]); //                     mov rax, cr4
+        self.code.extend([0x48, 0x0d, 0x00, 0x06, 0x00, 0x00]); //   or rax, 0x600 (OSFXSR, OSXMMEXCPT)
+        self.code.extend([0x0f, 0x22, 0xe0]); //                     mov cr4, rax
+        self.code.extend([0x0f, 0x57, 0xc0]); //                     xorps xmm0, xmm0
+        self.code.extend([0x66, 0x0f, 0xef, 0xc0]); //               pxor xmm0, xmm0
+        self
+    }
+
+    /// Address of the next instruction.
+    fn here(&self) -> u32 {
+        LOAD_ADDRESS + u32::try_from(self.code.len()).unwrap_or(0)
     }
 
     /// Resets the processor by a triple fault: no interrupt table, and an invalid instruction.

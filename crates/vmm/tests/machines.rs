@@ -29,6 +29,7 @@ async fn a_guest_ends_as_it_says() {
     };
     let tiny = TinyGuest::new;
     check("ordered", tiny().exit(0x10), ExitCause::Stopped).await;
+    check("ordinary", tiny().long_mode().sse().exit(0x10), ExitCause::Stopped).await;
     let message = "src/main.rs:7: no".to_owned();
     let panic = tiny().print("hello\npanic: src/main.rs:7: no\n").exit(0x11);
     check("panics", panic, ExitCause::Panicked { message }).await;

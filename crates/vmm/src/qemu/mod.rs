@@ -17,25 +17,22 @@ use crate::spec::{LaunchSpec, RunAs};
 use crate::supervise::Supervisor;
 use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
-use std::io::{self, Read, Seek};
+use std::io;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// The full emulator.
+/// The full emulator, under KVM too: Debian's small `qemu-system-x86_64-microvm` has neither a sandbox nor the device by
+/// which a guest says how it ended.
 const PROGRAM: &str = "qemu-system-x86_64";
-/// Debian's and Ubuntu's small build, for KVM only.
-const PROGRAM_KVM: &str = "qemu-system-x86_64-microvm";
 /// How long `--version` may take; it takes 20 ms.
 const VERSION_DEADLINE: Duration = Duration::from_secs(10);
-/// Longest answer to `--version` that is read, bytes.
-const VERSION_BYTES_MAX: u64 = 4096;
 
 /// How a [`QemuDriver`] is set up.
 #[derive(Debug, Clone)]
 pub struct QemuConfig {
     /// QEMU's program: a path, or a name to be searched in `/usr/bin`, `/usr/local/bin` and `/bin`. `None` for
-    /// `qemu-system-x86_64`, and where KVM works Debian's `qemu-system-x86_64-microvm` if it is installed.
+    /// `qemu-system-x86_64`.
     pub program: Option<Utf8PathBuf>,
     /// Who runs the guests' instructions.
     pub accel: AccelChoice,
@@ -133,13 +130,7 @@ impl QemuDriver {
         if version < QEMU_OLDEST {
             return Err(OpenError::TooOld { program, version });
         }
-        let small = config.program.is_none().then(|| find(PROGRAM_KVM.into())).flatten();
-        let candidate = small.unwrap_or_else(|| program.clone());
-        let report = probe::decide(&spawner, &config, &candidate, version).await?;
-        let program = match report.accel {
-            crate::Accel::Kvm => candidate,
-            crate::Accel::Tcg => program,
-        };
+        let report = probe::decide(&spawner, &config, &program, version).await?;
         tracing::info!(%program, %version, accel = %report.accel, why = report.reason, "QEMU found");
         let (tasks, detach) = (TaskTracker::new(), CancellationToken::new());
         Ok(Self { program, version, report, spawner, tasks, detach })
@@ -226,11 +217,7 @@ async fn ask_version(spawner: &SpawnThread, program: &Utf8Path) -> Result<QemuVe
         run_as: None,
     };
     probe::run_briefly(spawner, order, VERSION_DEADLINE).await.map_err(failed)?;
-    let mut said = String::new();
-    let mut output = output;
-    let read =
-        output.rewind().and_then(|()| output.take(VERSION_BYTES_MAX).read_to_string(&mut said));
-    read.map_err(failed)?;
+    let said = probe::read_output(output).map_err(failed)?;
     QemuVersion::from_output(&said).ok_or_else(|| OpenError::NotQemu {
         program: program.to_owned(),
         said: said.chars().take(80).collect(),

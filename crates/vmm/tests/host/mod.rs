@@ -1,5 +1,9 @@
 //! A place to run machines in, which leaves nothing behind.
 
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+pub(crate) mod echo;
+
 use camino::{Utf8Path, Utf8PathBuf};
 use skein_model::{Generation, MemoryMib};
 use skein_vmm::{
