@@ -4,9 +4,9 @@ use crate::config::{AgentConfig, ConfigError};
 use crate::machine::Keeper;
 use crate::node::{Node, NodeParts};
 use crate::{report as figures, requests};
-use skein_fabric::{Bus, LeaseId, Op, Queue, State, StateError, Txn};
+use skein_fabric::{Bus, HeldLease, LeaseId, Op, Queue, State, StateError, Txn};
 use skein_model::{
-    EventKind, EventSubject, MachineId, MachineRecord, MachineStatus, NodeRecord, PhaseName,
+    EventKind, EventSubject, MachineGoal, MachineId, MachineRecord, MachineStatus, NodeRecord, PhaseName,
 };
 use skein_net::{NetError, NetworkSpec, NodeNetwork};
 use skein_registry::{Alive, EventSink, Mirror, RecordKey, RegistryError};
@@ -16,10 +16,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 /// However quiet it is, everything is read again after this long.
 const RECONCILE_EVERY: Duration = Duration::from_secs(5);
+/// Between two attempts to join again.
+const JOIN_RETRY: Duration = Duration::from_millis(500);
 /// How long the tasks of an agent may take to end.
 const SHUTDOWN_BUDGET: Duration = Duration::from_secs(10);
 
@@ -110,7 +113,8 @@ impl Agent {
         let mirror = Mirror::start(parts.state.clone(), &tasks).await?;
         let events = EventSink::start(parts.bus.clone(), &tasks);
         let lease = join(&config, &parts).await?;
-        let (lease_out, lease_in) = watch::channel(Some(lease));
+        let (tell, lease_in) = watch::channel(Some(lease.id()));
+        let copy = parts.clone();
         let node = Node::new(NodeParts {
             config,
             state: parts.state,
@@ -127,7 +131,8 @@ impl Agent {
         })?;
         node.events.emit(subject(&node), EventKind::NodeJoined);
         requests::start(node.clone()).await;
-        lease_tasks.spawn(keep_lease(node.clone(), lease_out, lease_tasks.stop_token().clone()));
+        let stop = lease_tasks.stop_token().clone();
+        lease_tasks.spawn(keep_lease(node.clone(), copy, lease, tell, stop));
         tasks.spawn(converge(node.clone()));
         tasks.spawn(figures::run(node.clone()));
         Ok(Self { node, lease_tasks })
@@ -139,10 +144,6 @@ impl Agent {
         self.node.events.emit(subject(&self.node), EventKind::NodeLeft);
         self.node.tasks.shutdown(SHUTDOWN_BUDGET).await;
         self.lease_tasks.shutdown(SHUTDOWN_BUDGET).await;
-        let lease = *self.node.lease.borrow();
-        if let Some(lease) = lease {
-            let _ = self.node.state.revoke(lease).await;
-        }
     }
 
     /// Ends all machines of the node, hard if need be, and removes its network and folders. For a cloud that shall leave
@@ -188,8 +189,8 @@ fn subject(node: &Node) -> EventSubject {
 }
 
 /// Grants a lease and writes the node's records under it.
-async fn join(config: &AgentConfig, parts: &Parts) -> Result<LeaseId, AgentError> {
-    let lease = parts.state.grant(config.lease).await?;
+async fn join(config: &AgentConfig, parts: &Parts) -> Result<HeldLease, AgentError> {
+    let lease = HeldLease::take(parts.state.clone(), config.lease).await?;
     let record = NodeRecord {
         name: config.name.clone(),
         memory_mib: config.memory_mib,
@@ -201,55 +202,51 @@ async fn join(config: &AgentConfig, parts: &Parts) -> Result<LeaseId, AgentError
         network: config.cidr.to_string(),
         joined_at: now(),
     };
-    let alive = Alive { lease, since: now() };
+    let alive = Alive { lease: lease.id(), since: now() };
     let ops: [Op; 2] = [
         RecordKey::Node(config.name.clone()).put(&record)?,
-        RecordKey::Alive(config.name.clone()).put_leased(&alive, lease)?,
+        RecordKey::Alive(config.name.clone()).put_leased(&alive, lease.id())?,
     ];
     let txn = ops.into_iter().fold(Txn::new(), Txn::then);
     parts.state.txn(txn).await?;
     Ok(lease)
 }
 
-/// Keeps the lease alive. When it is lost, no job is claimed until there is a new one.
+/// Watches over the lease. When it is lost, no job is claimed until there is a new one; when the agent leaves, it is given
+/// back.
 async fn keep_lease(
     node: Arc<Node>,
-    lease: watch::Sender<Option<LeaseId>>,
-    stop: tokio_util::sync::CancellationToken,
+    parts: Parts,
+    mut held: HeldLease,
+    tell: watch::Sender<Option<LeaseId>>,
+    stop: CancellationToken,
 ) {
-    let every = node.config.lease / 3;
     loop {
+        let lost = held.lost();
         tokio::select! {
-            () = stop.cancelled() => return,              // cancel-safe: token
-            () = tokio::time::sleep(every) => {}          // cancel-safe: timer
-        }
-        let held = *lease.borrow();
-        let Some(id) = held else {
-            let parts = Parts {
-                state: node.state.clone(),
-                bus: node.bus.clone(),
-                queue: node.queue.clone(),
-                images: node.images.clone(),
-                driver: node.driver.clone(),
-            };
-            match join(&node.config, &parts).await {
-                Ok(id) => {
-                    info!(node.id = %node.config.name, "joined again");
-                    node.events.emit(subject(&node), EventKind::NodeJoined);
-                    lease.send_replace(Some(id));
+            () = stop.cancelled() => {                    // cancel-safe: token
+                if let Err(error) = held.release().await {
+                    warn!(error = %report::chain(&error), "the agent's lease was not given back; it will run out");
                 }
+                return;
+            }
+            () = lost.wait() => {}                        // cancel-safe: it only watches
+        }
+        warn!(node.id = %node.config.name, "the agent's lease ended; its jobs fall back");
+        tell.send_replace(None);
+        held = loop {
+            if stop.is_cancelled() {
+                return;
+            }
+            match join(&node.config, &parts).await {
+                Ok(lease) => break lease,
                 Err(error) => warn!(error = %report::chain(&error), "joining failed"),
             }
-            continue;
+            tokio::time::sleep(JOIN_RETRY).await;
         };
-        match node.state.keep_alive(id).await {
-            Ok(_) => {}
-            Err(StateError::LeaseNotFound { .. }) => {
-                warn!(node.id = %node.config.name, "the agent's lease ended; its jobs fall back");
-                lease.send_replace(None);
-            }
-            Err(error) => warn!(error = %report::chain(&error), "keeping the lease failed"),
-        }
+        info!(node.id = %node.config.name, "joined again");
+        node.events.emit(subject(&node), EventKind::NodeJoined);
+        tell.send_replace(Some(held.id()));
     }
 }
 
@@ -285,10 +282,10 @@ fn reconcile(node: &Arc<Node>, kept: &mut BTreeMap<MachineId, watch::Sender<Arc<
             })
             .collect()
     });
-    kept.retain(|id, _| {
+    kept.retain(|id, sender| {
         let wanted = mine.iter().any(|(record, _)| record.id == *id);
         if !wanted {
-            forget(node, id);
+            forget(node, id, sender);
         }
         wanted
     });
@@ -313,12 +310,18 @@ fn reconcile(node: &Arc<Node>, kept: &mut BTreeMap<MachineId, watch::Sender<Arc<
     }
 }
 
-/// The record of a machine is deleted: so is what is left of it. A machine that still runs ends by its keeper, whose
-/// channel closes; its folder goes when the strays are looked for the next time.
-fn forget(node: &Node, id: &MachineId) {
-    if node.live(id).is_none() {
+/// The record of a machine is deleted: so is what is left of it. One that still runs is told to end, and its keeper
+/// removes its folder.
+fn forget(node: &Node, id: &MachineId, keeper: &watch::Sender<Arc<MachineRecord>>) {
+    if keeper.is_closed() {
         let _ = std::fs::remove_dir_all(node.machine_dir(id));
+        return;
     }
+    keeper.send_modify(|record| {
+        let record = Arc::make_mut(record);
+        record.goal = MachineGoal::Stop;
+        record.generation = record.generation.next();
+    });
 }
 
 /// Ends machines whose folder is here and whose record is not: nobody wants them.

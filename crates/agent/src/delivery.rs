@@ -147,9 +147,15 @@ impl Delivery {
         client.max_buf_size(HEAD_MAX).max_headers(FIELDS_MAX);
         let exchange = |source| DeliveryError::Exchange { to: self.to, source };
         let (sender, connection) = client.handshake(TokioIo::new(stream)).await.map_err(exchange)?;
+        let stop = self.tasks.stop_token().clone();
         self.tasks.spawn(async move {
-            if let Err(error) = connection.await {
-                debug!(error = %report::chain(&error), "a connection to a machine ended");
+            tokio::select! {
+                () = stop.cancelled() => {}              // cancel-safe: token
+                ended = connection => {                  // what was under way is answered by no one, and falls back
+                    if let Err(error) = ended {
+                        debug!(error = %report::chain(&error), "a connection to a machine ended");
+                    }
+                }
             }
         });
         Ok(sender)

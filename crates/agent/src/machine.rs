@@ -11,7 +11,7 @@ use skein_model::{
     MachineStatus, PhaseName,
 };
 use skein_net::{Mac, Peers, PortSpec};
-use skein_shell::{now, report};
+use skein_shell::{fault, now, report};
 use skein_vmm::{
     Adopted, Grace, GuestAddress, GuestConfig, LaunchSpec, MacAddress, Machine, Nic, RunAs,
 };
@@ -31,9 +31,11 @@ pub(crate) struct Live {
     record: watch::Receiver<Arc<MachineRecord>>,
     pub(crate) machine: Machine,
     pub(crate) delivery: Delivery,
+    /// Slots that are taken: by jobs, or by a claim that is under way.
+    taken: AtomicU32,
     /// Jobs in service on it.
     in_service: AtomicU32,
-    /// Woken when a job ends.
+    /// Woken when a slot is given back.
     eased: Notify,
     /// Woken when a job has run past its time.
     hung: Notify,
@@ -50,15 +52,31 @@ impl Live {
         self.in_service.load(Ordering::Acquire)
     }
 
-    /// A job begins on it.
+    /// Slots that are taken: by jobs, or by a claim that is under way.
+    pub(crate) fn taken(&self) -> u32 {
+        self.taken.load(Ordering::Acquire)
+    }
+
+    /// Takes a slot.
+    pub(crate) fn take(&self) {
+        self.taken.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Gives a slot back.
+    pub(crate) fn give(&self) {
+        self.taken.fetch_sub(1, Ordering::AcqRel);
+        self.eased.notify_waiters();
+    }
+
+    /// A job begins in a slot that was taken.
     pub(crate) fn begin(&self) {
         self.in_service.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// A job ended on it.
+    /// A job ended; its slot is given back.
     pub(crate) fn end(&self) {
         self.in_service.fetch_sub(1, Ordering::AcqRel);
-        self.eased.notify_waiters();
+        self.give();
     }
 
     /// A job ran past its time: the machine is to be killed.
@@ -71,7 +89,7 @@ impl Live {
             let eased = self.eased.notified();
             tokio::pin!(eased);
             eased.as_mut().enable();
-            if self.in_service() == 0 {
+            if self.taken() == 0 {
                 return;
             }
             eased.await;
@@ -200,6 +218,7 @@ impl Keeper {
             record: self.wanted.clone(),
             machine,
             delivery,
+            taken: AtomicU32::new(0),
             in_service: AtomicU32::new(0),
             eased: Notify::new(),
             hung: Notify::new(),
@@ -221,8 +240,10 @@ impl Keeper {
         let address = node.allocate().map_err(|e| failed(format!("{}: {e}", e.code())))?;
         let launched_at = now();
         self.status.address = Some(address);
+        fault::point("machine.assigned", node.config.network.as_str()).await;
         match self.launch_at(&record, address).await {
             Ok(machine) => {
+                fault::point("machine.launched", node.config.network.as_str()).await;
                 self.status.launched_at = Some(launched_at);
                 let ready_by = now() + node.config.boot_timeout;
                 // Written only when it is ready: until then the run directory says all that an agent needs.
@@ -251,6 +272,7 @@ impl Keeper {
             peers: Peers::Reachable,
         };
         let port = node.network.plug(port).await.map_err(|e| format!("{}: {}", e.code(), report::chain(&e)))?;
+        fault::point("machine.plugged", node.config.network.as_str()).await;
         let run_as = node.config.uid_base.map(|base| {
             let id = base + spec.cidr().index_of(address).unwrap_or(0);
             RunAs { uid: id, gid: id }
@@ -300,6 +322,7 @@ impl Keeper {
         };
         match ready {
             Ok(ready) => {
+                fault::point("machine.listening", self.node.config.network.as_str()).await;
                 let at = now();
                 self.status.ready_at = Some(at);
                 let boot_us = u64::try_from(ready.boot.as_micros()).unwrap_or(u64::MAX);
@@ -341,6 +364,7 @@ impl Keeper {
         if self.status.phase.name() == PhaseName::Ready {
             node.dispatchers.add(&node, live.clone());
         }
+        fault::point("machine.unwritten", node.config.network.as_str()).await;
         self.write().await;
         let mut wanted = self.wanted.clone();
         loop {
@@ -374,13 +398,7 @@ impl Keeper {
                     let grace = self.grace();
                     return self.end(held, grace).await.unwrap_or(ExitCause::Stopped);
                 }
-                changed = wanted.changed() => {                       // cancel-safe: watch; the value is re-read
-                    if changed.is_err() {
-                        // The record is gone: nobody wants this machine.
-                        node.dispatchers.remove(live);
-                        return self.end(held, Grace::NONE).await.unwrap_or(ExitCause::Stopped);
-                    }
-                }
+                () = changed(&mut wanted) => {}                       // cancel-safe: watch; the value is re-read
             }
         }
     }
@@ -459,8 +477,16 @@ impl Keeper {
     }
 }
 
-/// Returns when the record is gone or wants the machine to end.
+/// Returns when the record has changed. The agent that ends says nothing more, and the machine goes on.
+async fn changed(wanted: &mut watch::Receiver<Arc<MachineRecord>>) {
+    if wanted.changed().await.is_err() {
+        std::future::pending().await
+    }
+}
+
+/// Returns when the machine is wanted to end.
 async fn told_to_go(wanted: &mut watch::Receiver<Arc<MachineRecord>>) {
-    // An error says that the record is gone, which is an answer too.
-    let _ = wanted.wait_for(|record| record.goal != MachineGoal::Run).await;
+    if wanted.wait_for(|record| record.goal != MachineGoal::Run).await.is_err() {
+        std::future::pending().await
+    }
 }

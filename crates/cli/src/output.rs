@@ -59,7 +59,8 @@ pub(crate) fn list<T: Serialize>(format: Format, items: &[T], columns: &[Column<
                 table.add_row(shown.iter().map(|c| (c.cell)(item)));
             }
             for line in table.lines() {
-                writeln!(out, "{}", line.trim_end())?;
+                // The table's style pads each cell by a blank on both sides.
+                writeln!(out, "{}", line.strip_prefix(' ').unwrap_or(&line).trim_end())?;
             }
         }
     }

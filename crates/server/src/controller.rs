@@ -6,10 +6,11 @@
 
 use crate::app::App;
 use crate::observe::{QueueView, observe};
-use skein_fabric::{Compare, Leadership, Op, Revision, Txn};
+use crate::reserved::{Pools, amounts, pool};
+use skein_fabric::{self as fabric, Compare, Leadership, Op, Reservations, Revision, Txn};
 use skein_model::{
     EventKind, EventSubject, Generation, MachineGoal, MachineId, MachinePhase,
-    MachineRecord, NodeName, NodeState, ProjectName, ServiceName, ServiceRecord, Timestamp,
+    MachineRecord, NodeName, NodeState, PhaseName, ProjectName, ServiceName, ServiceRecord, Timestamp,
 };
 use skein_policy::{Desired, Memory, Observed, Plan, PlanRng, ServiceKey, Step};
 use skein_registry::{RecordKey, RegistryError, Stored, View};
@@ -31,10 +32,11 @@ const GONE_KEPT_MAX: usize = 100;
 const LOST_KEPT: Duration = Duration::from_secs(24 * 3600);
 
 /// Leads until the leadership is lost or the server stops.
-pub(crate) async fn lead(app: &App, leadership: Leadership) {
+pub(crate) async fn lead(app: &App, leadership: &Leadership) {
     let mut controller = Controller {
         app: app.clone(),
         epoch: leadership.guard(),
+        pools: Pools::new(Reservations::new(app.state.clone())),
         memory: Memory::default(),
         rng: PlanRng::from_seed(skein_shell::random_u64()),
         lost: BTreeSet::new(),
@@ -96,6 +98,7 @@ struct Controller {
     app: App,
     /// Holds while this process leads.
     epoch: Compare,
+    pools: Pools,
     memory: Memory,
     rng: PlanRng,
     /// Nodes that were lost when last seen.
@@ -108,6 +111,7 @@ impl Controller {
         let app = self.app.clone();
         self.announce_lost();
         self.bury().await?;
+        self.keep_pools().await?;
         let (seen, services) = self.look().await?;
         let at = now();
         let desired = Desired { services: &services };
@@ -206,13 +210,41 @@ impl Controller {
         })
     }
 
-    /// Makes a machine's record, which is also its reservation.
+    /// Sets and clears what the nodes' pools say.
+    async fn keep_pools(&mut self) -> Result<(), RegistryError> {
+        let (nodes, gone) = self.app.mirror.read(|view| {
+            let nodes = view.nodes.values().map(|node| node.value.clone()).collect();
+            let gone = view.machines.values().filter(|machine| {
+                let status = view.statuses.get(&machine.value.id).map(|status| &*status.value);
+                crate::observe::phase(status) == PhaseName::Gone
+            });
+            let gone = gone.map(|m| (m.value.id.clone(), m.value.node.clone())).collect();
+            (nodes, gone)
+        });
+        self.pools.set_capacities(nodes).await?;
+        self.pools.release(gone).await?;
+        Ok(())
+    }
+
+    /// Makes a machine's record and its reservation in one transaction. Nothing, if the node's pool has changed or has no
+    /// room after all: the next plan sees why.
     async fn boot(&self, record: &MachineRecord) -> Result<Option<Revision>, RegistryError> {
+        let (pool, holder) = (pool(&record.node), record.id.as_str());
+        let reservations = &self.pools.reservations;
+        let step = match reservations.plan_reserve(&pool, holder, amounts(record)).await? {
+            fabric::Plan::Fits(step) => step,
+            fabric::Plan::Exhausted { free, wanted } => {
+                warn!(machine.id = %record.id, node.id = %record.node, ?free, ?wanted, "no room after all");
+                return Ok(None);
+            }
+        };
         let key = RecordKey::Machine(record.id.clone());
-        let txn = Txn::new()
+        let mut txn = Txn::new()
             .when(self.epoch.clone())
             .when(Compare::missing(key.key()))
             .then(key.put(record)?);
+        txn.compares.extend(step.compares);
+        txn.then.extend(step.ops);
         let reply = self.app.state.txn(txn).await?;
         if !reply.succeeded {
             return Ok(None);
@@ -283,7 +315,8 @@ impl Controller {
 
     /// Deletes the records of ended machines that nobody needs any more.
     async fn bury(&self) -> Result<(), RegistryError> {
-        for id in self.app.mirror.read(|view| to_bury(view, now())) {
+        for (id, node) in self.app.mirror.read(|view| to_bury(view, now())) {
+            self.pools.reservations.release(&pool(&node), id.as_str()).await?;
             let txn = Txn::new()
                 .when(self.epoch.clone())
                 .then(Op::delete(&RecordKey::Machine(id.clone()).key()))
@@ -296,8 +329,8 @@ impl Controller {
 
 /// Machines whose records are to be deleted: those that ended some time ago, all but the last ones of each service, and
 /// those of nodes that were lost long ago.
-fn to_bury(view: &View, at: Timestamp) -> Vec<MachineId> {
-    let mut ended: BTreeMap<(&ProjectName, &ServiceName), Vec<(Timestamp, &MachineId)>> =
+fn to_bury(view: &View, at: Timestamp) -> Vec<(MachineId, NodeName)> {
+    let mut ended: BTreeMap<(&ProjectName, &ServiceName), Vec<(Timestamp, &MachineRecord)>> =
         BTreeMap::new();
     let mut bury = Vec::new();
     for (id, stored) in &view.machines {
@@ -305,12 +338,12 @@ fn to_bury(view: &View, at: Timestamp) -> Vec<MachineId> {
         match view.statuses.get(id).map(|status| &status.value.phase) {
             Some(MachinePhase::Gone { at, .. }) => {
                 let of_service = ended.entry((&record.project, &record.service)).or_default();
-                of_service.push((*at, id));
+                of_service.push((*at, record));
             }
             Some(_) | None => {
                 let lost = view.node_state(&record.node) == NodeState::Lost;
                 if lost && at.since(record.created_at) > LOST_KEPT {
-                    bury.push(id.clone());
+                    bury.push((id.clone(), record.node.clone()));
                 }
             }
         }
@@ -320,7 +353,7 @@ fn to_bury(view: &View, at: Timestamp) -> Vec<MachineId> {
         let old = machines.into_iter().enumerate().filter(|(place, (ended, _))| {
             *place >= GONE_KEPT_MAX || at.since(*ended) > GONE_KEPT
         });
-        bury.extend(old.map(|(_, (_, id))| id.clone()));
+        bury.extend(old.map(|(_, (_, record))| (record.id.clone(), record.node.clone())));
     }
     bury
 }

@@ -175,8 +175,12 @@ async fn govern(app: App, lease: Duration) {
             Ok(leadership) => {
                 let sweeping = sweeper::run(&app);
                 tokio::select! {
-                    () = controller::lead(&app, leadership) => {}   // owns all it needs; each step is one transaction
+                    () = controller::lead(&app, &leadership) => {}  // each step is one transaction
                     () = sweeping => {}                             // as above
+                }
+                // So that another need not wait for the lease to run out.
+                if let Err(error) = leadership.resign().await {
+                    warn!(error = %report::chain(&error), "the leadership was not handed over");
                 }
             }
             Err(error) => {
