@@ -1,16 +1,15 @@
-//! A service is one function: request in, response out.
-
 #![no_std]
 #![no_main]
 
 extern crate alloc;
 
 use alloc::format;
-use skein_unikernel::{Request, Response};
+use skein_unikernel::{Request, Response, main, param};
 
-skein_unikernel::main!(handle);
-
-async fn handle(request: Request) -> Response {
-    let name = core::str::from_utf8(request.body()).unwrap_or("stranger");
-    Response::text(format!("Hello, {name}!\n"))
+async fn hello(request: Request) -> Response {
+    let greeting = param("GREETING").unwrap_or("Hello");
+    let name = request.query_param("name").unwrap_or_else(|| "world".into());
+    Response::text(format!("{greeting}, {name}!\n"))
 }
+
+main!(hello);

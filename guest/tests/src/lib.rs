@@ -1,5 +1,5 @@
-//! Real machines for tests: builds an image, boots it in QEMU with user-mode networking on loopback, talks HTTP and
-//! the control channel to it, and cleans up however a test ends.
+//! Real machines for tests: builds an image, boots it in QEMU with user-mode networking on
+//! loopback, talks HTTP and the control channel to it, and cleans up however a test ends.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 
 use skein_wire::{BootConfig, GuestLine, HostLine, Ipv4Network, Stats};
 
-/// How long anything in a test may take: generous, because machines are emulated on hosts that do other work.
+/// How long anything in a test may take: generous, because machines are emulated on hosts that do
+/// other work.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";

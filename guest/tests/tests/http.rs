@@ -137,3 +137,20 @@ fn clients_that_say_nothing_do_not_keep_others_out() {
     drop(silent);
     assert_eq!(machine.request("POST", "/", b"hello").body, b"hello");
 }
+
+#[test]
+fn more_connections_than_sockets() {
+    let machine = Machine::start(&image("echo"), &Options::default());
+    // 10 sockets at capacity 1. Those who have asked once and idle now give way after a second.
+    let idle: Vec<_> = (0..40).map(|_| machine.connect()).collect();
+    let end = std::time::Instant::now() + machine_tests::DEADLINE;
+    loop {
+        let mut client = machine.connect();
+        client.send_request("POST", "/", b"a newcomer");
+        if client.try_answer("POST").is_some_and(|answer| answer.body == b"a newcomer") {
+            break;
+        }
+        assert!(std::time::Instant::now() < end, "nobody gave way");
+    }
+    drop(idle);
+}

@@ -1,9 +1,9 @@
 //! Time.
 //!
-//! The time stamp counter gives the time; its rate is the one unknown. A hypervisor may tell it (CPUID); else
-//! it is measured against the local APIC's timer, which counts at 1 GHz under QEMU and KVM alike. Nothing waits
-//! for that measurement: it begins at boot, and every later reading makes it more exact, until the window is
-//! a minute long.
+//! The time stamp counter gives the time; its rate is the one unknown. A hypervisor may tell it
+//! (CPUID); else it is measured against the local APIC's timer, which counts at 1 GHz under QEMU
+//! and KVM alike. Nothing waits for that measurement: it begins at boot, and every later reading
+//! makes it more exact, until the window is a minute long.
 
 use alloc::collections::BTreeMap;
 use core::future::Future;
@@ -111,13 +111,15 @@ pub(crate) fn calibrate() {
     }
 }
 
-/// Forgets what was measured: the machine may have moved to a host whose counter runs at another rate.
+/// Forgets what was measured: the machine may have moved to a host whose counter runs at another
+/// rate.
 pub(crate) fn distrust() {
     let mut clock = CLOCK.lock();
     clock.best_window = clock.best_window.min(WINDOW_MIN_STEPS);
 }
 
-/// Lets the CPU be woken in `ns`; `None` for never. Called with interrupts disabled, right before sleeping.
+/// Lets the CPU be woken in `ns`; `None` for never. Called with interrupts disabled, right before
+/// sleeping.
 pub(crate) fn arm(ns: Option<u64>) {
     calibrate();
     let steps = match ns {
@@ -143,15 +145,15 @@ pub(crate) fn set_unix_ns(unix_ns: u64) {
     }
 }
 
-/// Time since the machine's kernel was entered. Never goes back; advances while the machine sleeps, and stands
-/// while the host holds it stopped or saved, as far as the host's counter does.
+/// Time since the machine's kernel was entered. Never goes back; advances while the machine sleeps,
+/// and stands while the host holds it stopped or saved, as far as the host's counter does.
 #[must_use]
 pub fn now() -> Duration {
     Duration::from_nanos(now_ns())
 }
 
-/// Time since the Unix epoch: what the host said at launch (or in a new identity), plus the time since. `None`
-/// when the host said nothing.
+/// Time since the Unix epoch: what the host said at launch (or in a new identity), plus the time
+/// since. `None` when the host said nothing.
 #[must_use]
 pub fn unix_time() -> Option<Duration> {
     let clock = CLOCK.lock();

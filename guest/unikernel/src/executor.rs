@@ -1,7 +1,7 @@
 //! Runs futures on the one CPU.
 //!
-//! Each task has a number and is polled only when its waker was called. Tasks are polled in the order in which
-//! they were woken.
+//! Each task has a number and is polled only when its waker was called. Tasks are polled in the
+//! order in which they were woken.
 
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;

@@ -1,5 +1,5 @@
-//! The ways a machine ends that nobody asked for. Each says why, on log and serial port, and exits with the code
-//! that `docs/guest-abi.md` gives it.
+//! The ways a machine ends that nobody asked for. Each says why, on log and serial port, and exits
+//! with the code that `docs/guest-abi.md` gives it.
 
 use core::fmt::{self, Write};
 
@@ -109,7 +109,8 @@ fn is_stack_guard(_address: u64) -> bool {
 /// How the standard library's panic for a failed allocation begins.
 const OUT_OF_MEMORY: &str = "memory allocation of ";
 
-/// Whether a message is that of a failed allocation. Looks at its first bytes only, without allocating.
+/// Whether a message is that of a failed allocation. Looks at its first bytes only, without
+/// allocating.
 fn says_out_of_memory(message: &dyn fmt::Display) -> bool {
     struct Prefix<'a>(&'a str);
     impl fmt::Write for Prefix<'_> {

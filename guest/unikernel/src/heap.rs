@@ -1,7 +1,8 @@
 //! The heap.
 //!
-//! It grows on demand from the bottom of free memory upwards, in steps: a page of the machine that was never
-//! touched costs the host nothing, and the allocator writes at both ends of what it is given.
+//! It grows on demand from the bottom of free memory upwards, in steps: a page of the machine that
+//! was never touched costs the host nothing, and the allocator writes at both ends of what it is
+//! given.
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::NonNull;
@@ -44,7 +45,8 @@ unsafe impl Source for Reserve {
         let end = left.start.saturating_add(wanted.max(STEP)).min(left.end);
         let end_pointer = end as *mut u8;
         let grown = match heap_end {
-            // SAFETY: the memory from the heap's end on is free, was kept for this, and lies directly behind.
+            // SAFETY: the memory from the heap's end on is free, was kept for this, and lies
+            // directly behind.
             Some(heap_end) => Some(unsafe { talc.extend(heap_end, end_pointer) }),
             // SAFETY: the region is free memory that belongs to nobody else.
             None => unsafe { talc.claim(left.start as *mut u8, end - left.start) },

@@ -1,4 +1,5 @@
-//! What passes between the machine and its host beside HTTP: parameters, modules, counters, the control channel.
+//! What passes between the machine and its host beside HTTP: parameters, modules, counters, the
+//! control channel.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -46,7 +47,8 @@ pub fn host_name() -> &'static str {
     &config().host
 }
 
-/// The content of the data module at `path`. It lies in memory for the machine's life and cannot be written.
+/// The content of the data module at `path`. It lies in memory for the machine's life and cannot be
+/// written.
 #[must_use]
 pub fn module(path: &str) -> Option<&'static [u8]> {
     ARCHIVE.lock().as_ref()?.get(path)
@@ -124,8 +126,8 @@ pub(crate) fn tell(line: GuestLine) {
     }
 }
 
-/// Tells the host with which code the machine is about to end, and waits until it was read, for at most 100 ms.
-/// Works without the heap: the machine may end because that is exhausted.
+/// Tells the host with which code the machine is about to end, and waits until it was read, for at
+/// most 100 ms. Works without the heap: the machine may end because that is exhausted.
 pub(crate) fn tell_stopping(code: u8) {
     let Some(mut control) = CONTROL.try_lock() else { return };
     let Some(control) = control.as_mut() else { return };

@@ -1,5 +1,5 @@
-//! A library OS: it turns one Rust function into a machine that boots in milliseconds and serves that function
-//! over HTTP.
+//! A library OS: it turns one Rust function into a machine that boots in milliseconds and serves
+//! that function over HTTP.
 //!
 //! ```text
 //! main!(handle)                 the service: request in, response out
@@ -8,16 +8,17 @@
 //!   virtio, arch                devices, page tables, interrupts, PVH boot
 //! ```
 //!
-//! One CPU, one address space, one thread. Handlers are futures: while one waits (`sleep`, `yield_now`), others
-//! and the network go on; while one computes, everything else waits. A handler that computes for longer than
-//! some milliseconds should call [`yield_now`] now and then.
+//! One CPU, one address space, one thread. Handlers are futures: while one waits (`sleep`,
+//! `yield_now`), others and the network go on; while one computes, everything else waits. A handler
+//! that computes for longer than some milliseconds should call [`yield_now`] now and then.
 //!
-//! A machine has no file system, no processes and no user. What it may see is what `docs/guest-abi.md` lists:
-//! parameters ([`param`]), data modules ([`module`]), clock ([`now`], [`unix_time`]), random numbers
-//! ([`fill_random`]) and its counters ([`stats`]). A panic ends the machine; the host starts another.
+//! A machine has no file system, no processes and no user. What it may see is what
+//! `docs/guest-abi.md` lists: parameters ([`param`]), data modules ([`module`]), clock ([`now`],
+//! [`unix_time`]), random numbers ([`fill_random`]) and its counters ([`stats`]). A panic ends the
+//! machine; the host starts another.
 //!
-//! Without `--cfg skein_guest` (see `build-flags.toml`) the crate is an ordinary library, so that the logic of
-//! a service can be tested on the host.
+//! Without `--cfg skein_guest` (see `build-flags.toml`) the crate is an ordinary library, so that
+//! the logic of a service can be tested on the host.
 
 #![no_std]
 #![cfg_attr(not(skein_guest), allow(dead_code, reason = "hosts use the logic, not the machine"))]
@@ -55,9 +56,10 @@ pub use service::Started;
 
 /// Makes a service out of a function, and the crate into a machine.
 ///
-/// The function takes a [`Request`] and gives something that becomes a [`Response`] (a `Response`, text, bytes, or
-/// a `Result` of two of these); it may be `async`. With `init = function`, a `fn()` runs once before the machine
-/// listens, for example to read its modules; it may return a `Result` whose error ends the machine.
+/// The function takes a [`Request`] and gives something that becomes a [`Response`] (a `Response`,
+/// text, bytes, or a `Result` of two of these); it may be `async`. With `init = function`, a `fn()`
+/// runs once before the machine listens, for example to read its modules; it may return a `Result`
+/// whose error ends the machine.
 ///
 /// ```ignore
 /// #![no_std]
@@ -88,8 +90,8 @@ macro_rules! main {
     };
 }
 
-/// Makes a service out of a function. Built for the host, the program only checks that it is one, and says how to
-/// build the machine.
+/// Makes a service out of a function. Built for the host, the program only checks that it is one,
+/// and says how to build the machine.
 #[cfg(not(skein_guest))]
 #[macro_export]
 macro_rules! main {

@@ -1,4 +1,5 @@
-//! Where messages go: the log console if the machine has one, else the serial port. Last words go to both.
+//! Where messages go: the log console if the machine has one, else the serial port. Last words go
+//! to both.
 
 use alloc::string::String;
 use core::fmt::{self, Write};
@@ -45,7 +46,8 @@ struct Output;
 
 impl Log for Output {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        // Libraries underneath report every packet; only this crate's and the service's messages are wanted.
+        // Libraries underneath report every packet; only this crate's and the service's messages
+        // are wanted.
         !metadata.target().starts_with("virtio_drivers")
     }
 

@@ -1,6 +1,6 @@
 //! A machine's life: boot, main loop, stop.
 
-use alloc::sync::Arc;
+use alloc::rc::Rc;
 use core::net::Ipv4Addr;
 use core::sync::atomic::Ordering;
 
@@ -44,7 +44,8 @@ pub(crate) fn run(start_info: u32, entry_tsc: u64) -> ! {
     let layout = Layout::get();
     // SAFETY: this is the first call.
     unsafe { interrupts::install(&layout) };
-    // SAFETY: the address is the boot protocol's; the first GiB is mapped and nothing has been written yet.
+    // SAFETY: the address is the boot protocol's; the first GiB is mapped and nothing has been
+    // written yet.
     let Some(boot) = (unsafe { BootInfo::read(start_info) }) else {
         fatal::fatal(format_args!("the boot information is not that of PVH version 1"));
     };
@@ -84,7 +85,7 @@ pub(crate) fn run(start_info: u32, entry_tsc: u64) -> ! {
     }
     let machine = Machine {
         executor: Executor::default(),
-        service: Arc::new(service),
+        service: Rc::new(service),
         entropy,
         boot_us: 0,
         dhcp_end: None,
@@ -173,7 +174,7 @@ fn seed(config: &BootConfig, entropy: Option<&mut EntropyDevice>) {
 /// What the main loop works on.
 struct Machine {
     executor: Executor,
-    service: Arc<Service>,
+    service: Rc<Service>,
     entropy: Option<EntropyDevice>,
     /// Kernel entry to listening; 0 until the machine listens.
     boot_us: u64,
@@ -182,8 +183,8 @@ struct Machine {
 }
 
 impl Machine {
-    /// The main loop. Devices are acknowledged before their queues are looked at, and interrupts are enabled
-    /// only inside the sleep, so whatever comes in between wakes it.
+    /// The main loop. Devices are acknowledged before their queues are looked at, and interrupts
+    /// are enabled only inside the sleep, so whatever comes in between wakes it.
     fn live(mut self) -> ! {
         match net::address() {
             Some(address) => self.listen(address),
@@ -194,7 +195,7 @@ impl Machine {
             let pending = interrupts::take_pending();
             let polled = net::poll(pending);
             for connection in polled.accepted {
-                self.executor.spawn(server::run(connection, Arc::clone(&self.service)));
+                self.executor.spawn(server::run(connection, Rc::clone(&self.service)));
             }
             if let Some(lease) = polled.lease {
                 self.on_lease(lease);

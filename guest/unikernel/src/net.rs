@@ -4,9 +4,10 @@
 //! free --> listening --SYN--> half-open --ACK--> accepted (a task owns it) --> free
 //!                                 \---- 3 s ----> free
 //! ```
-//! One socket listens at a time, and frames are taken one by one, so that a fresh one listens before the next
-//! SYN is looked at. When all sockets are in use, half-open ones give way to newcomers; when there are none,
-//! newcomers are refused with a reset.
+//! One socket listens at a time, and frames are taken one by one, so that a fresh one listens
+//! before the next SYN is looked at. When all sockets are in use, the oldest half-open one or the
+//! connection that has been idle longest gives way; when none may, newcomers are refused with a
+//! reset.
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -27,13 +28,18 @@ use crate::clock;
 use crate::sync::Mutex;
 use crate::virtio::network::Network;
 
-/// 16 KiB each way per connection: eleven full frames in flight, more than a round trip between machines of
-/// one host needs.
+/// 16 KiB each way per connection: eleven full frames in flight, more than a round trip between
+/// machines of one host needs.
 const BUFFER: usize = 16 << 10;
 /// Memory of one socket, bytes.
 pub(crate) const SOCKET_BYTES: usize = 2 * BUFFER + 1024;
 /// 3 s: the time of two retransmissions of a SYN.
 const HALF_OPEN_NS: u64 = 3_000_000_000;
+/// 200 ms: a peer that has not confirmed by then, while others ask for its place, is not a real
+/// one.
+const HALF_OPEN_LEAST_NS: u64 = 200_000_000;
+/// 1 s: a connection that idles longer gives way when all sockets are in use.
+const IDLE_LEAST_NS: u64 = 1_000_000_000;
 /// 64 frames before tasks get their turn again.
 const FRAMES_PER_POLL: usize = 64;
 
@@ -47,6 +53,8 @@ pub(crate) struct Net {
     /// With the time from which on they are given up, oldest first.
     half_open: VecDeque<(SocketHandle, u64)>,
     free: Vec<SocketHandle>,
+    /// Accepted connections between two requests, with the time since when, longest first.
+    idle: VecDeque<(SocketHandle, u64)>,
     tcp_count: usize,
     tcp_max: usize,
     /// 0 until the server listens, and again once it stops.
@@ -71,8 +79,8 @@ fn instant(ns: u64) -> Instant {
 }
 
 impl Net {
-    /// A network without address. `tcp_max`: sockets, at least 4. `random_seed` makes sequence numbers and
-    /// transaction numbers differ.
+    /// A network without address. `tcp_max`: sockets, at least 4. `random_seed` makes sequence
+    /// numbers and transaction numbers differ.
     pub(crate) fn new(mut card: Network, tcp_max: usize, random_seed: u64) -> Self {
         let mac = HardwareAddress::Ethernet(EthernetAddress(card.mac_address()));
         let mut config = Config::new(mac);
@@ -86,6 +94,7 @@ impl Net {
             listening: None,
             half_open: VecDeque::new(),
             free: Vec::new(),
+            idle: VecDeque::new(),
             tcp_count: 0,
             tcp_max: tcp_max.max(4),
             port: 0,
@@ -178,7 +187,7 @@ impl Net {
             }
         }
         if self.listening.is_none() && self.port != 0 {
-            self.listen();
+            self.listen(now);
         }
     }
 
@@ -191,16 +200,21 @@ impl Net {
     }
 
     /// Puts a socket to listening, if one can be had.
-    fn listen(&mut self) {
+    fn listen(&mut self, now: u64) {
+        let oldest_may_go = |(_, end): &(SocketHandle, u64)| {
+            now.saturating_add(HALF_OPEN_NS) >= end.saturating_add(HALF_OPEN_LEAST_NS)
+        };
         let handle = if let Some(handle) = self.free.pop() {
             handle
         } else if self.tcp_count < self.tcp_max {
             self.tcp_count += 1;
             let buffer = || tcp::SocketBuffer::new(alloc::vec![0; BUFFER]);
             self.sockets.add(tcp::Socket::new(buffer(), buffer()))
-        } else if let Some((oldest, _)) = self.half_open.pop_front() {
+        } else if self.half_open.front().is_some_and(oldest_may_go) {
+            let Some((oldest, _)) = self.half_open.pop_front() else { return };
             oldest
         } else {
+            self.end_longest_idle(now);
             return;
         };
         let port = self.port;
@@ -213,8 +227,20 @@ impl Net {
         self.listening = Some(handle);
     }
 
-    /// Takes a socket back. A connection that is still there is reset; one that only waits out its time is
-    /// forgotten.
+    /// Resets the connection that has been idle longest, if that is long enough. Its task gives the
+    /// socket back, which then listens.
+    fn end_longest_idle(&mut self, now: u64) {
+        let long_enough =
+            |(_, since): &(SocketHandle, u64)| now >= since.saturating_add(IDLE_LEAST_NS);
+        if self.idle.front().is_some_and(long_enough)
+            && let Some((handle, _)) = self.idle.pop_front()
+        {
+            self.socket(handle).abort();
+        }
+    }
+
+    /// Takes a socket back. A connection that is still there is reset; one that only waits out its
+    /// time is forgotten.
     fn release(&mut self, handle: SocketHandle) {
         let port = self.port.max(1);
         let socket = self.socket(handle);
@@ -226,11 +252,17 @@ impl Net {
             socket.abort();
         }
         self.free.push(handle);
+        self.idle.retain(|(idle, _)| *idle != handle);
+        if self.listening.is_none() && self.port != 0 {
+            self.listen(clock::now_ns());
+        }
     }
 
     /// Takes frames, moves sockets on, sends frames.
     fn poll(&mut self, now: u64) -> Polled {
         let mut polled = Polled::default();
+        // A socket may have come free, or old enough to give way.
+        self.after_frame(now, &mut polled.accepted);
         for _ in 0..FRAMES_PER_POLL {
             let time = instant(now);
             let Self { card, interface, sockets, .. } = self;
@@ -241,7 +273,6 @@ impl Net {
             }
             self.after_frame(now, &mut polled.accepted);
         }
-        self.after_frame(now, &mut polled.accepted);
         polled.lease = self.poll_dhcp();
         polled
     }
@@ -340,13 +371,13 @@ pub(crate) fn listen(port: u16) {
                 net.release(handle);
             }
         } else if net.listening.is_none() {
-            net.listen();
+            net.listen(clock::now_ns());
         }
     });
 }
 
-/// Takes `mac`, or else the card's address as it is now. Connections belong to the old one; they are dropped
-/// silently.
+/// Takes `mac`, or else the card's address as it is now. Connections belong to the old one; they
+/// are dropped silently.
 pub(crate) fn renew_card(mac: Option<[u8; 6]>) {
     with(|net| {
         let mac = EthernetAddress(mac.unwrap_or_else(|| net.card.mac_address()));
@@ -383,8 +414,8 @@ impl Connection {
         with(|net| f(net.socket(self.handle)))
     }
 
-    /// Passes bytes that have arrived to `take`, which says how many it took. `Ok(None)` after the last byte;
-    /// pending while there are none.
+    /// Passes bytes that have arrived to `take`, which says how many it took. `Ok(None)` after the
+    /// last byte; pending while there are none.
     pub(crate) fn poll_receive<R>(
         &self,
         context: &mut Context<'_>,
@@ -423,6 +454,17 @@ impl Connection {
     /// Sends some of `bytes`; returns how many.
     pub(crate) async fn send(&self, bytes: &[u8]) -> Result<usize, Broken> {
         core::future::poll_fn(|context| self.poll_send(context, bytes)).await
+    }
+
+    /// Says whether the connection is between two requests, and may have to give way.
+    pub(crate) fn set_idle(&self, is_idle: bool) {
+        let now = clock::now_ns();
+        with(|net| {
+            net.idle.retain(|(handle, _)| *handle != self.handle);
+            if is_idle {
+                net.idle.push_back((self.handle, now));
+            }
+        });
     }
 
     /// Whether the peer has reset the connection.

@@ -1,7 +1,7 @@
 //! Random numbers: ChaCha20, keyed from every source there is.
 //!
-//! Sources are the host's `seed=`, virtio-rng and the time stamp counter. A new key is the old generator's
-//! output combined with the fresh entropy, so no source can make it worse.
+//! Sources are the host's `seed=`, virtio-rng and the time stamp counter. A new key is the old
+//! generator's output combined with the fresh entropy, so no source can make it worse.
 
 use rand_chacha::ChaCha20Rng;
 use rand_core::{Rng, SeedableRng};
@@ -56,8 +56,8 @@ pub(crate) fn add_entropy(entropy: &[u8]) {
     SOURCE.lock().add(entropy);
 }
 
-/// A number that differs from start to start, for sequence numbers and the like. Cheap: the first block of the
-/// generator costs as much as a tenth of a boot. Tells 64 bits about the key at most.
+/// A number that differs from start to start, for sequence numbers and the like. Cheap: the first
+/// block of the generator costs as much as a tenth of a boot. Tells 64 bits about the key at most.
 pub(crate) fn boot_number(seed: Option<&[u8; KEY]>) -> u64 {
     let mut number = cpu::rdtsc();
     for word in seed.iter().flat_map(|seed| seed.chunks_exact(8)) {
@@ -85,8 +85,8 @@ pub fn random_u64() -> u64 {
     u64::from_le_bytes(bytes)
 }
 
-/// The virtio entropy device. Its two buffers are asked for at once; what arrives is mixed in, and the device
-/// is asked again only for a new identity.
+/// The virtio entropy device. Its two buffers are asked for at once; what arrives is mixed in, and
+/// the device is asked again only for a new identity.
 pub(crate) struct EntropyDevice {
     device: Device,
     queue: ReceiveQueue<2>,

@@ -7,6 +7,7 @@
 //! ```
 
 use alloc::collections::VecDeque;
+use alloc::rc::Rc;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -36,7 +37,8 @@ const OWN_PATHS: &str = "/_skein/";
 /// Whether the machine is to stop: no new requests, then no connections.
 static STOPPING: AtomicBool = AtomicBool::new(false);
 
-/// Ends idle connections, and the others after the answer they wait for. All tasks must be woken afterwards.
+/// Ends idle connections, and the others after the answer they wait for. All tasks must be woken
+/// afterwards.
 pub(crate) fn stop() {
     STOPPING.store(true, Ordering::Relaxed);
 }
@@ -214,7 +216,10 @@ impl Session {
                 (false, false) => HEAD,
             };
             let idle = self.reader.is_idle() && !in_body;
-            let fed = match within(limit, self.receive()).await {
+            self.connection.set_idle(idle);
+            let received = within(limit, self.receive()).await;
+            self.connection.set_idle(false);
+            let fed = match received {
                 None if idle => return Err(Unread::End),
                 None => return Err(Unread::Timeout),
                 Some(Err(Broken)) if idle => return Err(Unread::End),
@@ -256,8 +261,8 @@ impl Session {
         Ok(())
     }
 
-    /// Sends an answer. Head and body are in the send buffer before anything leaves, so a small answer is one
-    /// frame.
+    /// Sends an answer. Head and body are in the send buffer before anything leaves, so a small
+    /// answer is one frame.
     async fn respond(
         &self,
         response: &Response,
@@ -342,8 +347,8 @@ fn feed(
     is_chunked: bool,
     bytes: &[u8],
 ) -> (usize, Fed) {
-    // A chunked body announces no length. Twice what there will be: a vector that grows exists twice for a
-    // moment.
+    // A chunked body announces no length. Twice what there will be: a vector that grows exists
+    // twice for a moment.
     if is_chunked && !reservation.grow_to(2 * (reader.body_held() + bytes.len())) {
         return (0, Fed::NoMemory);
     }
@@ -367,7 +372,7 @@ fn own(request: &Request) -> Response {
 }
 
 /// Serves a connection until it ends.
-pub(crate) async fn run(connection: Connection, service: Arc<Service>) {
+pub(crate) async fn run(connection: Connection, service: Rc<Service>) {
     let limits = Limits { body: host::config().body, ..Limits::default() };
     let mut session = Session {
         connection,

@@ -10,8 +10,8 @@ use skein_wire::http::{Request, Response};
 
 type Answer = Pin<Box<dyn Future<Output = Response>>>;
 
-/// A function that answers requests: `async fn(Request) -> impl Into<Response>`, or the same without `async`.
-/// `Kind` only tells the two apart.
+/// A function that answers requests: `async fn(Request) -> impl Into<Response>`, or the same
+/// without `async`. `Kind` only tells the two apart.
 pub trait Handler<Kind>: 'static {
     /// Begins to answer.
     fn call(&self, request: Request) -> Answer;

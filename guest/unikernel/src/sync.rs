@@ -2,13 +2,13 @@
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
-/// A lock that is never waited for: there is nobody else who could hold it, so finding it taken is a bug.
+/// A lock that is never waited for: there is nobody else who could hold it, so finding it taken is
+/// a bug.
 pub(crate) struct SingleCore(AtomicBool);
 
-// SAFETY: `lock` and `try_lock` succeed only for the one who changes the flag from false to true, and the flag
-// stays true until `unlock`.
+// SAFETY: `lock` and `try_lock` succeed only for the one who changes the flag from false to true,
+// and the flag stays true until `unlock`.
 unsafe impl lock_api::RawMutex for SingleCore {
-    #[expect(clippy::declare_interior_mutable_const, reason = "the trait asks for it")]
     const INIT: Self = Self(AtomicBool::new(false));
 
     type GuardMarker = lock_api::GuardNoSend;

@@ -27,8 +27,8 @@ pub struct Ipv4Network {
 }
 
 impl Ipv4Network {
-    /// `None` when `prefix` is more than 32 bits or the address cannot be a machine's own (unspecified,
-    /// loopback, multicast or broadcast).
+    /// `None` when `prefix` is more than 32 bits or the address cannot be a machine's own
+    /// (unspecified, loopback, multicast or broadcast).
     #[must_use]
     pub fn new(address: Ipv4Addr, prefix: u8) -> Option<Self> {
         let own = !(address.is_unspecified()
@@ -188,11 +188,12 @@ impl CommandLineError {
 }
 
 impl BootConfig {
-    /// Reads a command line. Unknown keys and words without `=` are ignored; of a repeated key the last
-    /// counts. Bytes from the first NUL on are ignored.
+    /// Reads a command line. Unknown keys and words without `=` are ignored; of a repeated key the
+    /// last counts. Bytes from the first NUL on are ignored.
     ///
     /// # Errors
-    /// [`CommandLineError`] when the line is too long, is not UTF-8, or gives a known key a bad value.
+    /// [`CommandLineError`] when the line is too long, is not UTF-8, or gives a known key a bad
+    /// value.
     pub fn parse(line: &[u8]) -> Result<Self, CommandLineError> {
         let line = line.split(|byte| *byte == 0).next().unwrap_or_default();
         if line.len() > COMMAND_LINE_MAX {
@@ -249,12 +250,13 @@ impl BootConfig {
         self.env.iter().find(|(known, _)| known == key).map(|(_, value)| value.as_str())
     }
 
-    /// Writes the command line that [`BootConfig::parse`] reads back as `self`. Keys that have their default
-    /// value are left out.
+    /// Writes the command line that [`BootConfig::parse`] reads back as `self`. Keys that have
+    /// their default value are left out.
     ///
     /// # Errors
-    /// [`CommandLineError::TooLong`], or [`CommandLineError::Value`] when a field holds what no command line
-    /// can say (a parameter's key with a blank or `=`, a host name with other characters, a capacity of 0).
+    /// [`CommandLineError::TooLong`], or [`CommandLineError::Value`] when a field holds what no
+    /// command line can say (a parameter's key with a blank or `=`, a host name with other
+    /// characters, a capacity of 0).
     pub fn encode(&self) -> Result<String, CommandLineError> {
         let default = Self::default();
         let mut line = String::new();

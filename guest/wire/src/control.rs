@@ -82,12 +82,12 @@ pub enum GuestLine {
     },
 }
 
-/// Who a machine is from now on. A key that is absent keeps its value; without `ip`, a machine that got its
-/// address by DHCP asks anew.
+/// Who a machine is from now on. A key that is absent keeps its value; without `ip`, a machine that
+/// got its address by DHCP asks anew.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Identity {
-    /// MAC address, a unicast one; absent: read again from the device. A device restored from saved state shows
-    /// the address it was saved with.
+    /// MAC address, a unicast one; absent: read again from the device. A device restored from saved
+    /// state shows the address it was saved with.
     pub mac: Option<[u8; 6]>,
     /// Static address.
     pub ip: Option<Ipv4Network>,
@@ -306,8 +306,9 @@ fn push_line(out: &mut Vec<u8>, line: &dyn fmt::Display) {
 }
 
 impl GuestLine {
-    /// Appends the line and its end to `out`. Says the same as `Display`, without its machinery: this runs while
-    /// a machine boots, where every instruction that runs for the first time counts.
+    /// Appends the line and its end to `out`. Says the same as `Display`, without its machinery:
+    /// this runs while a machine boots, where every instruction that runs for the first time
+    /// counts.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let (verb, pairs): (&str, &[(&str, u64)]) = match self {
             Self::Ready { port, capacity, boot_us } => (

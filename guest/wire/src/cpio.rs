@@ -80,11 +80,13 @@ pub struct Archive<'a> {
 }
 
 impl<'a> Archive<'a> {
-    /// Checks every entry up to the trailer; what follows the trailer is ignored. Empty input is an archive
-    /// without files. Directories and other entries that are not regular files are passed over.
+    /// Checks every entry up to the trailer; what follows the trailer is ignored. Empty input is an
+    /// archive without files. Directories and other entries that are not regular files are passed
+    /// over.
     ///
     /// # Errors
-    /// [`ArchiveError`] with the place of the first fault. Paths may occur twice; the first is found.
+    /// [`ArchiveError`] with the place of the first fault. Paths may occur twice; the first is
+    /// found.
     pub fn new(bytes: &'a [u8]) -> Result<Self, ArchiveError> {
         let mut offset = 0;
         if !bytes.is_empty() {
@@ -123,7 +125,8 @@ impl<'a> Archive<'a> {
 
 type Entry<'a> = Option<(Option<Module<'a>>, usize)>;
 
-/// Reads the entry at `offset`: `None` at the trailer, else the file (if it is one) and the next offset.
+/// Reads the entry at `offset`: `None` at the trailer, else the file (if it is one) and the next
+/// offset.
 fn entry(bytes: &[u8], offset: usize) -> Result<Entry<'_>, ArchiveError> {
     let truncated = ArchiveError::Truncated { offset };
     let header = bytes.get(offset..offset.saturating_add(HEADER)).ok_or(truncated.clone())?;
@@ -204,8 +207,8 @@ impl ArchiveBuilder {
     /// Appends a regular file.
     ///
     /// # Errors
-    /// [`ArchiveError::Path`] when a path component is empty, `.` or `..` or the path is longer than 255
-    /// bytes; [`ArchiveError::Duplicate`]; [`ArchiveError::TooLarge`].
+    /// [`ArchiveError::Path`] when a path component is empty, `.` or `..` or the path is longer
+    /// than 255 bytes; [`ArchiveError::Duplicate`]; [`ArchiveError::TooLarge`].
     pub fn add(&mut self, path: &str, data: &[u8]) -> Result<(), ArchiveError> {
         if !usable(path) {
             return Err(ArchiveError::Path { path: path.into() });
@@ -230,7 +233,8 @@ impl ArchiveBuilder {
     fn write(&mut self, path: &str, mode: u32, length: u32, data: &[u8]) {
         let inode = self.paths.len();
         let name = path.len() + 1;
-        // inode, mode, uid, gid, links, mtime, size, device (2), special device (2), name size, check sum.
+        // inode, mode, uid, gid, links, mtime, size, device (2), special device (2), name size,
+        // check sum.
         let header = format!(
             "070701{inode:08X}{mode:08X}{:08X}{:08X}{:08X}{:08X}{length:08X}{:08X}{:08X}{:08X}{:08X}{name:08X}{:08X}",
             0, 0, 1, 0, 0, 0, 0, 0, 0

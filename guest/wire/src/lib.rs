@@ -1,9 +1,9 @@
-//! The formats that pass between a guest and its host, as `docs/guest-abi.md` defines them: the kernel
-//! command line, the module archive, the control channel and HTTP/1.1.
+//! The formats that pass between a guest and its host, as `docs/guest-abi.md` defines them: the
+//! kernel command line, the module archive, the control channel and HTTP/1.1.
 //!
-//! Everything here is pure: bytes in, values or bytes out. No clock, no socket, no `unsafe`, no `std`. Both
-//! sides link this crate, so that one test suite speaks for the guest and for the host. Whatever is parsed
-//! here may come from an enemy; every parser is total and bounded.
+//! Everything here is pure: bytes in, values or bytes out. No clock, no socket, no `unsafe`, no
+//! `std`. Both sides link this crate, so that one test suite speaks for the guest and for the host.
+//! Whatever is parsed here may come from an enemy; every parser is total and bounded.
 
 #![no_std]
 

@@ -21,8 +21,8 @@ pub fn percent_encode(text: &str) -> String {
     out
 }
 
-/// Decodes `%XX` sequences; other characters stand for themselves. `None` when a `%` is not followed by two
-/// hexadecimal digits or the result is not UTF-8.
+/// Decodes `%XX` sequences; other characters stand for themselves. `None` when a `%` is not
+/// followed by two hexadecimal digits or the result is not UTF-8.
 #[must_use]
 pub fn percent_decode(text: &str) -> Option<String> {
     decode(text, false)

@@ -40,8 +40,8 @@ pub(crate) fn number<T: TryFrom<u64>>(text: &str) -> Option<T> {
     T::try_from(value).ok()
 }
 
-/// `A.B.C.D`: four numbers up to 255 without superfluous zeros. By hand, like [`pairs`], because it runs while a
-/// machine boots: the standard parser is four times as many instructions.
+/// `A.B.C.D`: four numbers up to 255 without superfluous zeros. By hand, like [`pairs`], because it
+/// runs while a machine boots: the standard parser is four times as many instructions.
 pub(crate) fn address(text: &str) -> Option<Ipv4Addr> {
     let mut octets = [0_u8; 4];
     let (mut place, mut digits) = (0, 0);

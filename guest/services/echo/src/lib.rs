@@ -1,7 +1,8 @@
 //! Answers with what it was sent, and misbehaves on request.
 //!
-//! `GET /` without parameters answers a small JSON about the machine; everything else is answered with the
-//! request's body and its `content-type`. Parameters of the query change that, in this order:
+//! `GET /` without parameters answers a small JSON about the machine; everything else is answered
+//! with the request's body and its `content-type`. Parameters of the query change that, in this
+//! order:
 //!
 //! | parameter | effect |
 //! | --- | --- |
@@ -93,7 +94,7 @@ fn misbehave(request: &Request) {
     }
     if asked("hang") {
         loop {
-            black_box(core::hint::spin_loop());
+            core::hint::spin_loop();
         }
     }
 }

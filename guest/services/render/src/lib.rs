@@ -1,9 +1,10 @@
 //! Renders one tile of a picture.
 //!
-//! `POST /` with JSON: `width` and `height` of the whole picture, `x`, `y`, `w`, `h` of the tile (default: the whole
-//! picture), `seed` of the scene (default 1), `samples` per pixel and axis, 1..=4 (default 2), and `format`, `rgb`
-//! (default: `h` rows of `w` pixels of three bytes) or `png`. `GET /` takes the same as parameters and answers a PNG.
-//! The same picture cut in any way gives the same pixels.
+//! `POST /` with JSON: `width` and `height` of the whole picture, `x`, `y`, `w`, `h` of the tile
+//! (default: the whole picture), `seed` of the scene (default 1), `samples` per pixel and axis,
+//! 1..=4 (default 2), and `format`, `rgb` (default: `h` rows of `w` pixels of three bytes) or
+//! `png`. `GET /` takes the same as parameters and answers a PNG. The same picture cut in any way
+//! gives the same pixels.
 
 #![no_std]
 #![forbid(unsafe_code)]

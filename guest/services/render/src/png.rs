@@ -11,7 +11,8 @@ pub(crate) fn encode(width: u32, height: u32, rgb: &[u8]) -> Vec<u8> {
     let mut rows = Vec::with_capacity(rgb.len() + height as usize);
     let row = (3 * width as usize).max(1);
     for line in rgb.chunks(row) {
-        // Filter 1: each byte less the one three before it, which smooth pictures compress well with.
+        // Filter 1: each byte less the one three before it, which smooth pictures compress well
+        // with.
         rows.push(1);
         rows.extend(line.iter().enumerate().map(|(at, byte)| {
             byte.wrapping_sub(at.checked_sub(3).map_or(0, |before| line[before]))

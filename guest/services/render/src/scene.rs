@@ -1,7 +1,7 @@
 //! The picture: balls of glass, metal and colour over calm water at dusk.
 //!
-//! A pixel's colour depends on nothing but the picture's size, its seed and the pixel's place, so tiles rendered by
-//! different machines fit together.
+//! A pixel's colour depends on nothing but the picture's size, its seed and the pixel's place, so
+//! tiles rendered by different machines fit together.
 
 use alloc::vec::Vec;
 

@@ -1,4 +1,5 @@
-//! Reads the data module, whose layout `data/build.py` describes. Nothing is indexed or copied at boot.
+//! Reads the data module, whose layout `data/build.py` describes. Nothing is indexed or copied at
+//! boot.
 //!
 //! Every access is checked: damaged data give wrong answers, never a fault.
 
@@ -158,7 +159,8 @@ impl<'a> Index<'a> {
         core::str::from_utf8(self.strings.get(offset + 1..offset + 1 + length)?).ok()
     }
 
-    /// Small letters without accents; blanks for punctuation: what the dictionary's words are made of.
+    /// Small letters without accents; blanks for punctuation: what the dictionary's words are made
+    /// of.
     #[must_use]
     pub fn fold(&self, text: &str) -> String {
         let mut out = String::with_capacity(text.len());
@@ -183,7 +185,8 @@ impl<'a> Index<'a> {
     #[must_use]
     pub fn words(&self, prefix: &'a str) -> Words<'a> {
         let prefix = prefix.as_bytes();
-        // The first block whose first word is not before the prefix; matches may begin in the one before it.
+        // The first block whose first word is not before the prefix; matches may begin in the one
+        // before it.
         let after = lower_bound(self.blocks.len(), |block| {
             self.first_word(block).is_some_and(|word| word < prefix)
         });

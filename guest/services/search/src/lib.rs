@@ -1,11 +1,13 @@
 //! Finds cities by their names in any language.
 //!
-//! `GET /?q=WORDS&limit=N`, or `POST /` with `{"q": "WORDS", "limit": N}` or with the words as plain text. A city is
-//! found when every word is, or begins, a word of one of its names; accents and case do not matter. `country:FR` among
-//! the words keeps to one country. The best match comes first: whole words count more than beginnings, the city's
-//! own name more than its names elsewhere, and large cities more than small ones.
+//! `GET /?q=WORDS&limit=N`, or `POST /` with `{"q": "WORDS", "limit": N}` or with the words as
+//! plain text. A city is found when every word is, or begins, a word of one of its names; accents
+//! and case do not matter. `country:FR` among the words keeps to one country. The best match comes
+//! first: whole words count more than beginnings, the city's own name more than its names
+//! elsewhere, and large cities more than small ones.
 //!
-//! The data are GeoNames' cities of 15,000 inhabitants and more, under CC BY 4.0; every answer says so.
+//! The data are GeoNames' cities of 15,000 inhabitants and more, under CC BY 4.0; every answer says
+//! so.
 
 #![no_std]
 #![forbid(unsafe_code)]

@@ -21,8 +21,8 @@ const PREFIX: u8 = 1;
 const WHOLE: u8 = 4;
 /// It is of the city's own name.
 const OWN: u8 = 1;
-/// A city with this many inhabitants gets no points for its size; each fourfold is one point, so that Munich comes
-/// before the village whose own name happens to contain `München`.
+/// A city with this many inhabitants gets no points for its size; each fourfold is one point, so
+/// that Munich comes before the village whose own name happens to contain `München`.
 const SMALL: u32 = 15_000;
 
 /// A query taken apart.

@@ -1,7 +1,7 @@
 //! From PVH entry (32 bits, no paging) to Rust (64 bits, first GiB mapped as it lies).
 //!
-//! The tables made here let everything be read, written and executed; [`super::paging`] replaces them with
-//! strict ones before anything from outside is looked at.
+//! The tables made here let everything be read, written and executed; [`super::paging`] replaces
+//! them with strict ones before anything from outside is looked at.
 
 use core::arch::global_asm;
 
@@ -96,7 +96,8 @@ unsafe extern "C" {
 
 /// First Rust code of a machine.
 extern "C" fn start(start_info: u32) -> ! {
-    // SAFETY: the entry code wrote the counter before it called this function, and nobody writes it again.
+    // SAFETY: the entry code wrote the counter before it called this function, and nobody writes it
+    // again.
     let entry_tsc = unsafe { BOOT_TSC };
     crate::machine::run(start_info, entry_tsc)
 }

@@ -12,7 +12,8 @@ pub(crate) fn rdtsc() -> u64 {
     unsafe { _rdtsc() }
 }
 
-/// CPU identification, leaf `leaf`. Hypervisor leaves are read only after leaf 0x40000000 named its bound.
+/// CPU identification, leaf `leaf`. Hypervisor leaves are read only after leaf 0x40000000 named its
+/// bound.
 pub(crate) fn cpuid(leaf: u32) -> CpuidResult {
     __cpuid(leaf)
 }
@@ -39,16 +40,16 @@ pub(crate) fn fault_address() -> u64 {
     value
 }
 
-/// Sleeps until an interrupt, with interrupts enabled only for that time. An interrupt that came before the
-/// call wakes at once: `sti` takes effect after the instruction that follows it.
+/// Sleeps until an interrupt, with interrupts enabled only for that time. An interrupt that came
+/// before the call wakes at once: `sti` takes effect after the instruction that follows it.
 pub(crate) fn wait_for_interrupt() {
     // SAFETY: interrupt handlers run on a stack of their own and touch nothing but atomics. Without
     // `nomem`, the compiler assumes that memory changed.
     unsafe { asm!("sti", "hlt", "cli") }
 }
 
-/// Ends the machine: the host sees `(value << 1) | 1` as QEMU's exit status. On a board without the exit
-/// device it sleeps for ever.
+/// Ends the machine: the host sees `(value << 1) | 1` as QEMU's exit status. On a board without the
+/// exit device it sleeps for ever.
 pub(crate) fn exit(value: u8) -> ! {
     out8(EXIT_PORT, value);
     loop {

@@ -1,11 +1,12 @@
 //! Exceptions and device interrupts.
 //!
-//! Interrupts are enabled only while the CPU sleeps ([`super::cpu::wait_for_interrupt`]), and every handler
-//! runs on a stack of its own (IST), so no code is interrupted that keeps data below its stack pointer. A
-//! device's handler only notes that the device asked; the main loop does the work.
+//! Interrupts are enabled only while the CPU sleeps ([`super::cpu::wait_for_interrupt`]), and every
+//! handler runs on a stack of its own (IST), so no code is interrupted that keeps data below its
+//! stack pointer. A device's handler only notes that the device asked; the main loop does the work.
 //!
-//! Device lines are edge-triggered at the IOAPIC. An edge that comes while interrupts are disabled waits in
-//! the local APIC; the main loop acknowledges a device *before* it looks at its queues, so nothing is lost.
+//! Device lines are edge-triggered at the IOAPIC. An edge that comes while interrupts are disabled
+//! waits in the local APIC; the main loop acknowledges a device *before* it looks at its queues, so
+//! nothing is lost.
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
@@ -55,13 +56,15 @@ fn apic_read(register: usize) -> u32 {
 }
 
 fn ioapic_write(register: u32, value: u32) {
-    // SAFETY: both registers are inside the IOAPIC's page, which is mapped; the window shows what was selected.
+    // SAFETY: both registers are inside the IOAPIC's page, which is mapped; the window shows what
+    // was selected.
     unsafe { (IOAPIC_SELECT as *mut u32).write_volatile(register) }
     // SAFETY: as above.
     unsafe { (IOAPIC_WINDOW as *mut u32).write_volatile(value) }
 }
 
-/// Enables the local APIC with its timer free-running, so that the clock can be calibrated against it.
+/// Enables the local APIC with its timer free-running, so that the clock can be calibrated against
+/// it.
 pub(crate) fn enable_apic() {
     apic_write(APIC_SPURIOUS, APIC_ENABLE | u32::from(SPURIOUS_VECTOR));
     apic_write(APIC_TIMER_DIVIDE, APIC_DIVIDE_16);
@@ -122,8 +125,8 @@ mod guest {
     const CODE_SELECTOR: u16 = 8;
     const TASK_SELECTOR: u16 = 24;
 
-    // One short stub per vector. Exceptions push their number (after a 0 where the CPU pushes no error code)
-    // and go to Rust; device stubs set the slot's bit, end the interrupt and return.
+    // One short stub per vector. Exceptions push their number (after a 0 where the CPU pushes no
+    // error code) and go to Rust; device stubs set the slot's bit, end the interrupt and return.
     global_asm!(
         r#"
     .section .text.interrupts, "ax", @progbits
@@ -294,7 +297,8 @@ spurious_stub:
         let descriptors = TablePointer { limit: 5 * 8 - 1, address: &raw const DESCRIPTORS as u64 };
         let gates =
             TablePointer { limit: (VECTORS * 16 - 1) as u16, address: &raw const GATES as u64 };
-        // SAFETY: the tables are complete and stay where they are; the selectors in use keep their meaning.
+        // SAFETY: the tables are complete and stay where they are; the selectors in use keep their
+        // meaning.
         unsafe {
             asm!(
                 "lgdt [{descriptors}]", "ltr {task:x}", "lidt [{gates}]",

@@ -1,9 +1,9 @@
 //! The functions that compiled code calls for copying, filling and comparing memory.
 //!
-//! Written in assembly for two reasons: Rust loops of this kind are recognised by the compiler and replaced
-//! by calls to these very functions; and the usual fast ways are slow where there is no hardware virtualisation.
-//! Copying 256 KiB emulated took 100 us by 64-bit words as below, 222 us through SSE registers and 1,390 us by
-//! `rep movsb`.
+//! Written in assembly for two reasons: Rust loops of this kind are recognised by the compiler and
+//! replaced by calls to these very functions; and the usual fast ways are slow where there is no
+//! hardware virtualisation. Copying 256 KiB emulated took 100 us by 64-bit words as below, 222 us
+//! through SSE registers and 1,390 us by `rep movsb`.
 
 use core::arch::global_asm;
 

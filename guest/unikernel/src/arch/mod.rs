@@ -1,4 +1,5 @@
-//! The processor and the board: boot, page tables, interrupts, ports. All of it is for one x86-64 CPU.
+//! The processor and the board: boot, page tables, interrupts, ports. All of it is for one x86-64
+//! CPU.
 
 #[cfg(skein_guest)]
 mod boot;
@@ -9,7 +10,8 @@ mod memory_functions;
 pub(crate) mod paging;
 pub(crate) mod pvh;
 
-/// Addresses that `skein.ld` defines. Only their places matter; nothing is stored there under these names.
+/// Addresses that `skein.ld` defines. Only their places matter; nothing is stored there under these
+/// names.
 #[cfg(skein_guest)]
 pub(crate) mod layout {
     macro_rules! places {

@@ -1,4 +1,5 @@
-//! The final page tables: everything lies where it lies physically, and has only the rights it needs.
+//! The final page tables: everything lies where it lies physically, and has only the rights it
+//! needs.
 //!
 //! ```text
 //! 0 .. 1 MiB                 not mapped (null, firmware)
@@ -60,7 +61,8 @@ impl Tables {
     /// Empty tables.
     ///
     /// # Safety
-    /// `free` must be page-aligned memory that is mapped where it lies, writable, and used by nobody else.
+    /// `free` must be page-aligned memory that is mapped where it lies, writable, and used by
+    /// nobody else.
     pub(crate) unsafe fn new(free: Region) -> Self {
         let mut tables = Self { root: core::ptr::null_mut(), free };
         tables.root = tables.page();
@@ -94,7 +96,8 @@ impl Tables {
         }
     }
 
-    /// The entry for `address` in the table of `level` (0: pages, 1: large pages), making tables on the way.
+    /// The entry for `address` in the table of `level` (0: pages, 1: large pages), making tables on
+    /// the way.
     fn entry(&mut self, address: usize, level: u32) -> *mut u64 {
         let mut table = self.root;
         for depth in (level + 1..4).rev() {
@@ -116,7 +119,8 @@ impl Tables {
 
     #[expect(clippy::unused_self, reason = "ties the reference to the tables")]
     fn table(&mut self, table: *mut Table) -> &mut Table {
-        // SAFETY: all tables come from `page`, are initialised there, and are reached only through `self`.
+        // SAFETY: all tables come from `page`, are initialised there, and are reached only through
+        // `self`.
         unsafe { &mut *table }
     }
 
@@ -149,7 +153,8 @@ mod tests {
     use super::*;
     use alloc::alloc::{Layout, alloc, dealloc};
 
-    /// What the hardware would find: the physical address and entry bits of the page that holds `address`.
+    /// What the hardware would find: the physical address and entry bits of the page that holds
+    /// `address`.
     fn walk(tables: &Tables, address: usize) -> Option<(usize, u64)> {
         let mut table = tables.root;
         for level in (0..4).rev() {

@@ -73,7 +73,8 @@ impl BootInfo {
     /// Copies the start info. `None` when it is not one.
     ///
     /// # Safety
-    /// `address` must be what the boot protocol passed, and all it points to must be mapped and unchanged.
+    /// `address` must be what the boot protocol passed, and all it points to must be mapped and
+    /// unchanged.
     pub(crate) unsafe fn read(address: u32) -> Option<Self> {
         // SAFETY: the caller vouches for the address; the protocol aligns the structure.
         let info = unsafe { *(address as usize as *const StartInfo) };

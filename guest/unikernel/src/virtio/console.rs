@@ -1,7 +1,7 @@
 //! A virtio console: port 0 of a `virtio-serial-device`, whose other ports are not asked for.
 //!
-//! Nothing waits for the host. What does not fit is dropped and counted: a host that does not read must not
-//! stop a machine.
+//! Nothing waits for the host. What does not fit is dropped and counted: a host that does not read
+//! must not stop a machine.
 
 use super::{Device, ReceiveQueue, TransmitQueue};
 

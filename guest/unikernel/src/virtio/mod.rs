@@ -1,7 +1,8 @@
 //! Devices: what is found in the board's virtio-mmio slots, and the queues to talk to them.
 //!
-//! Transport and virtqueues are those of the `virtio-drivers` crate; its device drivers are not used, because they
-//! wait for the device in a loop, interrupt on every transmission, and cannot read a MAC address again.
+//! Transport and virtqueues are those of the `virtio-drivers` crate; its device drivers are not
+//! used, because they wait for the device in a loop, interrupt on every transmission, and cannot
+//! read a MAC address again.
 
 pub(crate) mod console;
 pub(crate) mod network;
@@ -31,8 +32,8 @@ pub(crate) struct Device {
 }
 
 impl Device {
-    /// Resets the device and agrees on features: those of `wanted` that it offers, and virtio 1. Returns what
-    /// was agreed.
+    /// Resets the device and agrees on features: those of `wanted` that it offers, and virtio 1.
+    /// Returns what was agreed.
     pub(crate) fn negotiate(&mut self, wanted: u64) -> u64 {
         self.transport.set_status(DeviceStatus::empty());
         self.transport.set_status(DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER);

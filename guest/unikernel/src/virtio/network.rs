@@ -87,8 +87,8 @@ impl phy::RxToken for RxToken<'_> {
             .take(|bytes| read.take().map(|read| read(bytes.get(HEADER..).unwrap_or_default())));
         match frame.flatten() {
             Some(result) => result,
-            // The token was made because a frame waits. Should the device have broken its queue, the stack
-            // sees an empty frame.
+            // The token was made because a frame waits. Should the device have broken its queue,
+            // the stack sees an empty frame.
             None => read.map_or_else(|| unreachable!("a frame was read"), |read| read(&[])),
         }
     }

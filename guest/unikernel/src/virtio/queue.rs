@@ -16,8 +16,8 @@ use super::Device;
 /// Memory for devices: they see it where the CPU sees it.
 pub(super) struct Identity;
 
-// SAFETY: `dma_alloc` gives out zeroed, page-aligned heap blocks, which are unique until freed; addresses are
-// physical addresses, because everything is mapped where it lies.
+// SAFETY: `dma_alloc` gives out zeroed, page-aligned heap blocks, which are unique until freed;
+// addresses are physical addresses, because everything is mapped where it lies.
 unsafe impl Hal for Identity {
     fn dma_alloc(pages: usize, _: BufferDirection) -> (PhysAddr, NonNull<u8>) {
         // SAFETY: queues ask for at least one page.
@@ -79,7 +79,8 @@ impl<const N: usize> Buffers<N> {
         unsafe { core::slice::from_raw_parts_mut(start.as_ptr(), self.size) }
     }
 
-    /// The buffer that descriptor `token` carries. A device that invents a token gets the machine ended.
+    /// The buffer that descriptor `token` carries. A device that invents a token gets the machine
+    /// ended.
     fn of(&self, token: u16) -> u16 {
         self.owner[usize::from(token)]
     }
@@ -175,7 +176,8 @@ impl<const N: usize> TransmitQueue<N> {
             let buffer = self.buffers.of(token);
             // SAFETY: the device has finished with it, and `pop_used` is about to say so.
             let memory = unsafe { self.buffers.get(buffer) };
-            // SAFETY: a prefix of the same buffer was given to `add` for this token, and lengths are not used.
+            // SAFETY: a prefix of the same buffer was given to `add` for this token, and lengths
+            // are not used.
             if unsafe { self.queue.pop_used(token, &[memory], &mut []) }.is_err() {
                 return;
             }
@@ -184,7 +186,8 @@ impl<const N: usize> TransmitQueue<N> {
         }
     }
 
-    /// Whether a buffer is free. When none is, the device is asked to interrupt as soon as it has sent one.
+    /// Whether a buffer is free. When none is, the device is asked to interrupt as soon as it has
+    /// sent one.
     pub(crate) fn can_send(&mut self) -> bool {
         if self.free_count < N {
             self.reclaim();
@@ -205,7 +208,8 @@ impl<const N: usize> TransmitQueue<N> {
         self.free_count == N
     }
 
-    /// Lets `write` fill `length` bytes and queues them. `None` when no buffer is free or `length` is too much.
+    /// Lets `write` fill `length` bytes and queues them. `None` when no buffer is free or `length`
+    /// is too much.
     pub(crate) fn send<R>(
         &mut self,
         length: usize,

@@ -62,8 +62,8 @@ impl Decoder {
         self.state == State::Done
     }
 
-    /// Appends decoded data to `body`, which never grows beyond `body_max`. Returns the bytes consumed; less
-    /// than given only once the body is complete.
+    /// Appends decoded data to `body`, which never grows beyond `body_max`. Returns the bytes
+    /// consumed; less than given only once the body is complete.
     pub(super) fn feed(
         &mut self,
         bytes: &[u8],

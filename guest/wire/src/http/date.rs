@@ -26,8 +26,8 @@ impl fmt::Display for HttpDate {
     }
 }
 
-/// Year, month 0..=11 and day 1..=31 of a day counted from 1970-01-01, by the 400-year cycle of the calendar
-/// with years that begin in March.
+/// Year, month 0..=11 and day 1..=31 of a day counted from 1970-01-01, by the 400-year cycle of the
+/// calendar with years that begin in March.
 fn civil(days: u64) -> (u64, usize, u64) {
     let days = days + 719_468;
     let (era, of_era) = (days / 146_097, days % 146_097);

@@ -27,7 +27,8 @@ impl Span {
     }
 }
 
-/// Method, target and header fields of a request. The text stays where it arrived; this holds places in it.
+/// Method, target and header fields of a request. The text stays where it arrived; this holds
+/// places in it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Head {
     pub(super) block: Vec<u8>,
@@ -61,7 +62,8 @@ impl Head {
         self.query.map(|span| self.text(span))
     }
 
-    /// The first value of parameter `name` in the query, decoded. `None` too when it cannot be decoded.
+    /// The first value of parameter `name` in the query, decoded. `None` too when it cannot be
+    /// decoded.
     #[must_use]
     pub fn query_param(&self, name: &str) -> Option<String> {
         self.query()?.split('&').find_map(|pair| {
@@ -70,8 +72,8 @@ impl Head {
         })?
     }
 
-    /// The first header field of that name (in any case), without surrounding blanks. `None` too when its
-    /// value is not UTF-8.
+    /// The first header field of that name (in any case), without surrounding blanks. `None` too
+    /// when its value is not UTF-8.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&str> {
         self.raw_headers(name).next().and_then(|value| core::str::from_utf8(value).ok())
@@ -161,8 +163,8 @@ impl Request {
         &self.head
     }
 
-    /// A request as a test or another part of a service would write it: `GET`, `POST` and so on, a target
-    /// such as `/path?a=b`, and a body.
+    /// A request as a test or another part of a service would write it: `GET`, `POST` and so on, a
+    /// target such as `/path?a=b`, and a body.
     ///
     /// # Errors
     /// The refusal a client would get for it.

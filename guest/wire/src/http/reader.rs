@@ -88,7 +88,8 @@ impl Refusal {
 pub enum Step<'a> {
     /// All bytes were consumed; more are needed.
     More,
-    /// The head of a request is complete and acceptable. Feed on for the body (with no bytes, if need be).
+    /// The head of a request is complete and acceptable. Feed on for the body (with no bytes, if
+    /// need be).
     Head(&'a Head),
     /// A request is complete. The next byte belongs to the next one.
     Request(Request),
@@ -138,8 +139,8 @@ impl RequestReader {
         }
     }
 
-    /// Takes bytes off the front of `bytes`; returns how many, and what they amount to. The rest must be fed
-    /// again.
+    /// Takes bytes off the front of `bytes`; returns how many, and what they amount to. The rest
+    /// must be fed again.
     ///
     /// # Errors
     /// [`Refusal`]; every later call returns the same one.
@@ -245,8 +246,8 @@ enum Outcome {
     Request(Request),
 }
 
-/// The offset after the blank line that ends a head block. Only bytes from `from` on are new. Line ends may
-/// be bare LF, as the parser accepts them.
+/// The offset after the blank line that ends a head block. Only bytes from `from` on are new. Line
+/// ends may be bare LF, as the parser accepts them.
 fn end_of_head(block: &[u8], from: usize) -> Option<usize> {
     let start = from.saturating_sub(2);
     let mut at = start;
@@ -328,7 +329,8 @@ fn split_target<'a>(method: &str, target: &'a str) -> Result<(&'a str, Option<&'
     }
     let local = match target.split_once("://") {
         Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => {
-            // Without a path the target is `/`; the one of `://` serves, because places in the block are kept.
+            // Without a path the target is `/`; the one of `://` serves, because places in the
+            // block are kept.
             rest.find(['/', '?'])
                 .map_or(&target[scheme.len() + 1..scheme.len() + 2], |at| &rest[at..])
         }

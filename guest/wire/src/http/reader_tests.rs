@@ -4,7 +4,8 @@ use alloc::string::{String, ToString};
 use alloc::vec;
 use proptest::prelude::*;
 
-/// Everything a connection that sends `bytes` in `pieces` amounts to: requests, and the refusal if any.
+/// Everything a connection that sends `bytes` in `pieces` amounts to: requests, and the refusal if
+/// any.
 fn read(pieces: &[&[u8]], limits: Limits) -> (Vec<Request>, Option<Refusal>) {
     let mut reader = RequestReader::new(limits);
     let mut requests = vec![];

@@ -7,8 +7,8 @@ use core::fmt::Write;
 
 use super::date::HttpDate;
 
-/// An answer: status, header fields, body. `content-length`, `connection` and `date` are the server's to
-/// write and are ignored when a service sets them; so is `transfer-encoding`.
+/// An answer: status, header fields, body. `content-length`, `connection` and `date` are the
+/// server's to write and are ignored when a service sets them; so is `transfer-encoding`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Response {
     status: u16,
@@ -76,8 +76,8 @@ impl Response {
         Self { status: Self::new(status).status, ..self }
     }
 
-    /// The same answer with one more header field; a field of that name is replaced. A name that is not a
-    /// token is ignored; control characters in the value become blanks.
+    /// The same answer with one more header field; a field of that name is replaced. A name that is
+    /// not a token is ignored; control characters in the value become blanks.
     #[must_use]
     pub fn with_header(
         mut self,
@@ -117,7 +117,8 @@ impl Response {
         &self.body
     }
 
-    /// Appends status line and header block to `out`. `date` is left out when the clock is not known.
+    /// Appends status line and header block to `out`. `date` is left out when the clock is not
+    /// known.
     pub fn encode_head(&self, keep_alive: bool, date: Option<HttpDate>, out: &mut Vec<u8>) {
         let mut put = |part: &str| out.extend_from_slice(part.as_bytes());
         put("HTTP/1.1 ");
