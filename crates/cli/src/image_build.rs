@@ -52,7 +52,8 @@ struct Module {
     path: String,
     /// File, relative to the manifest.
     file: PathBuf,
-    /// What makes the file, run beside the manifest when the file is missing or older than what makes it.
+    /// What makes the file: run in the manifest's folder, with the file as one more argument, when the file is missing
+    /// or older than the manifest or any file beside the script (the second word, if that is a file).
     #[serde(default)]
     build: Vec<String>,
 }
@@ -90,9 +91,12 @@ fn make_module(folder: &Path, module: &Module, quiet: bool) -> Result<PathBuf> {
     let file = folder.join(&module.file);
     let [program, arguments @ ..] = module.build.as_slice() else { return Ok(file) };
     let changed = |path: &Path| fs::metadata(path).and_then(|m| m.modified()).ok();
-    let inputs = arguments.iter().map(|argument| folder.join(argument));
-    let newest: Option<SystemTime> = inputs
-        .filter(|path| path.is_file() && *path != file)
+    let script = arguments.first().map(|script| folder.join(script)).filter(|path| path.is_file());
+    let beside = script.as_deref().and_then(Path::parent).map(fs::read_dir).transpose()?;
+    let newest: Option<SystemTime> = beside
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path()).filter(|path| path.is_file() && *path != file))
         .filter_map(|path| changed(&path))
         .chain(changed(&folder.join(MANIFEST)))
         .max();
@@ -104,6 +108,7 @@ fn make_module(folder: &Path, module: &Module, quiet: bool) -> Result<PathBuf> {
     }
     let status = Command::new(program)
         .args(arguments)
+        .arg(&module.file)
         .current_dir(folder)
         .stdout(Stdio::from(std::io::stderr()))
         .status()
