@@ -1,6 +1,7 @@
 //! State and bus, behind one small interface each, and what is built on them once.
 mod blob;
 mod bus;
+pub mod conformance;
 mod election;
 mod embedded;
 mod lease;
