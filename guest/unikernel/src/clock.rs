@@ -18,6 +18,8 @@ use crate::sync::Mutex;
 const RATE_UNKNOWN: u64 = 1 << 32;
 /// A window shorter than this, 100 us, would measure the cost of reading the timer.
 const WINDOW_MIN_STEPS: u32 = 6_250;
+/// A window of 100 ms is exact to some microseconds.
+const WINDOW_EXACT_STEPS: u32 = 6_250_000;
 
 struct Clock {
     /// Counter value and time since boot that belong together.
@@ -58,6 +60,15 @@ impl Clock {
     }
 }
 
+impl Clock {
+    /// Whether a measurement shows that the rate is not what it was: off by half a percent over a
+    /// time that is exact to a hundredth of one. The machine moved to a host whose counter runs at
+    /// another rate.
+    fn is_contradicted(&self, window: u32, rate: u64) -> bool {
+        window >= WINDOW_EXACT_STEPS && rate.abs_diff(self.rate) > self.rate / 200
+    }
+}
+
 /// `ticks * rate / 2^32`.
 fn scale(ticks: u64, rate: u64) -> u64 {
     ((u128::from(ticks) * u128::from(rate)) >> 32) as u64
@@ -84,7 +95,8 @@ fn told_frequency() -> Option<u32> {
     Some(cpu::cpuid(0x4000_0010).eax).filter(|khz| *khz > 0)
 }
 
-/// Measures the counter's rate over the window that is running, if that is the longest yet.
+/// Measures the counter's rate over the window that is running, and takes it if that window is the
+/// longest yet, or contradicts the rate.
 pub(crate) fn calibrate() {
     let mut clock = CLOCK.lock();
     let Some((tsc, steps)) = clock.window else { return };
@@ -95,20 +107,21 @@ pub(crate) fn calibrate() {
     let now = cpu::rdtsc();
     let window = steps.saturating_sub(left);
     // A timer that has run out says nothing about how long ago.
-    if left == 0 || window < WINDOW_MIN_STEPS || window <= clock.best_window {
+    if left == 0 || window < WINDOW_MIN_STEPS {
         return;
     }
     let ns = u128::from(window) * u128::from(interrupts::TIMER_STEP_NS);
     let rate = (ns << 32) / u128::from(now.wrapping_sub(tsc).max(1));
-    let first = clock.best_window == 0;
-    clock.best_window = window;
     let rate = u64::try_from(rate).unwrap_or(RATE_UNKNOWN);
-    if first {
+    if clock.best_window == 0 {
         // What was shown before the first measurement was a guess; the counter since entry is not.
         clock.rate = rate;
-    } else {
+    } else if window > clock.best_window || clock.is_contradicted(window, rate) {
         clock.set_rate(now, rate);
+    } else {
+        return;
     }
+    clock.best_window = window;
 }
 
 /// Forgets what was measured: the machine may have moved to a host whose counter runs at another
@@ -239,4 +252,41 @@ pub(crate) async fn within<F: Future>(limit: Duration, future: F) -> Option<F::O
         sleep.as_mut().poll(context).map(|()| None)
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_goes_on_when_the_rate_changes() {
+        let mut clock = Clock {
+            base_tsc: 1_000,
+            base_ns: 0,
+            rate: 1 << 31,
+            rate_is_known: false,
+            best_window: 0,
+            window: None,
+            epoch_ns: None,
+        };
+        assert_eq!(clock.ns_at(5_000), 2_000);
+        clock.set_rate(5_000, 1 << 32);
+        assert_eq!((clock.ns_at(5_000), clock.ns_at(5_100)), (2_000, 2_100));
+        assert_eq!(clock.ns_at(0), 2_000, "never back");
+        assert!(clock.is_contradicted(WINDOW_EXACT_STEPS, 1 << 31));
+        assert!(!clock.is_contradicted(WINDOW_EXACT_STEPS, (1 << 32) + 1));
+        assert!(!clock.is_contradicted(WINDOW_MIN_STEPS, 1 << 31));
+        // A year of a 4 GHz counter.
+        assert_eq!(scale(4_000_000_000 * 31_557_600, 1 << 30), 31_557_600_000_000_000);
+    }
+
+    #[test]
+    fn waits_end_in_order() {
+        use core::pin::pin;
+        let mut short = pin!(within(Duration::ZERO, core::future::pending::<()>()));
+        let context = &mut Context::from_waker(Waker::noop());
+        assert_eq!(short.as_mut().poll(context), Poll::Ready(None));
+        let mut ready = pin!(within(Duration::ZERO, core::future::ready(7)));
+        assert_eq!(ready.as_mut().poll(context), Poll::Ready(Some(7)));
+    }
 }

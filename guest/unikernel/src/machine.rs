@@ -62,6 +62,8 @@ pub(crate) fn run(start_info: u32, entry_tsc: u64) -> ! {
     }
     let config = BootConfig::parse(boot.command_line())
         .unwrap_or_else(|error| fatal::fatal(format_args!("{error}")));
+    // The first messages must not show a guessed time.
+    clock::calibrate();
     log_output::install(config.log);
     if let Some(module) = boot.module {
         take_modules(module);

@@ -65,7 +65,7 @@ unsafe impl<const N: usize> Send for Buffers<N> {}
 impl<const N: usize> Buffers<N> {
     /// Never freed: devices live as long as the machine.
     fn new(size: usize) -> Self {
-        let memory = alloc::vec![0; N * size].leak();
+        let memory = alloc::vec![0_u8; N * size].leak();
         Self { memory: NonNull::from(memory).cast(), size, owner: [0; N] }
     }
 
