@@ -58,7 +58,13 @@ pub fn build_command(directory: &Path) -> Command {
 pub struct Scratch(PathBuf);
 
 impl Scratch {
-    fn new() -> Self {
+    /// An empty directory.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    #[must_use]
+    #[expect(clippy::new_without_default, reason = "it makes something outside the program")]
+    pub fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("skein-machine-{}-{number}", std::process::id());

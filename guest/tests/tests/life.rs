@@ -199,3 +199,14 @@ fn a_saved_machine_continues_as_another() {
     let answer = second.request("GET", "/", b"");
     assert!(answer.text().contains("\"host\":\"second\""), "{}", answer.text());
 }
+
+#[test]
+fn a_host_that_does_not_read_does_not_stop_the_machine() {
+    let mut machine = Machine::start(&image("echo"), &Options::default());
+    // More answers than the channel holds.
+    for _ in 0..40 {
+        machine.tell_bytes(&b"stats\n".repeat(100));
+    }
+    assert_eq!(machine.request("POST", "/", b"still here").body, b"still here");
+    assert!(machine.stats().uptime_us > 0);
+}
