@@ -8,8 +8,8 @@ use skein_fabric::{
     Attempt, CLAIM_MAX, Claimant, Completed, Failed, Failure, JobResult, LeaseId, QueueError,
     QueueName, StateError,
 };
-use skein_model::{EventKind, EventSubject, JobRecord, JobState, Timestamp};
-use skein_shell::{now, random_u64, report};
+use skein_model::{EventKind, EventSubject, JobRecord, Timestamp};
+use skein_shell::{fault, now, random_u64, report};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -89,15 +89,15 @@ impl Pool {
     /// taken does not end, even if it is told to drain before the claim is answered.
     fn take(&self) -> Option<(Arc<Live>, u32)> {
         let machines = lock(&self.machines);
-        let free = |live: &Arc<Live>| live.record().capacity.saturating_sub(live.in_service());
+        let free = |live: &Arc<Live>| live.record().capacity.saturating_sub(live.taken());
         let live = machines.iter().max_by_key(|live| free(live))?;
         let slots = free(live).min(CLAIM_MAX as u32);
-        (0..slots).for_each(|_| live.begin());
+        (0..slots).for_each(|_| live.take());
         (slots > 0).then(|| (live.clone(), slots))
     }
 
-    /// Gives a slot back.
-    fn give(&self, live: &Live) {
+    /// A job ended: its slot is free.
+    fn end(&self, live: &Live) {
         live.end();
         self.changed.notify_one();
     }
@@ -129,7 +129,7 @@ async fn pull(node: &Arc<Node>, pool: &Arc<Pool>) {
         };
         match claim(node, pool, &live, slots, held).await {
             Ok(jobs) => {
-                (jobs.len()..slots as usize).for_each(|_| live.end());
+                (jobs.len()..slots as usize).for_each(|_| live.give());
                 let idle = jobs.is_empty();
                 for job in jobs {
                     node.tasks.spawn(serve(node.clone(), pool.clone(), live.clone(), job));
@@ -139,7 +139,7 @@ async fn pull(node: &Arc<Node>, pool: &Arc<Pool>) {
                 }
             }
             Err(error) => {
-                (0..slots).for_each(|_| live.end());
+                (0..slots).for_each(|_| live.give());
                 if !matches!(error, QueueError::ClaimantGone) {
                     warn!(service = %pool.queue, error = %report::chain(&error), "claiming jobs failed");
                 }
@@ -182,16 +182,15 @@ fn subject(node: &Node, live: &Live, job: &JobRecord) -> EventSubject {
 
 /// One attempt at a job.
 async fn serve(node: Arc<Node>, pool: Arc<Pool>, live: Arc<Live>, job: JobRecord) {
-    let begun = match &job.state {
-        JobState::Running { claim } => claim.at,
-        _ => now(),
-    };
+    live.begin();
     node.events.emit(subject(&node, &live, &job), EventKind::JobStarted { attempt: job.attempts });
+    fault::point("job.claimed", node.config.network.as_str()).await;
     let outcome = attempt(&node, &live, &job).await;
+    fault::point("job.answered", node.config.network.as_str()).await;
     let at = now();
     // The slot is free as soon as the machine has answered: what follows is ours to do.
-    pool.give(&live);
-    record(&node, &live, &job, outcome, (begun, at)).await;
+    pool.end(&live);
+    record(&node, &live, &job, outcome, at).await;
 }
 
 /// Sends the job; what came of it.
@@ -239,38 +238,30 @@ async fn broken(live: &Live, error: &DeliveryError) -> Failure {
     }
 }
 
-/// Records the outcome of an attempt, and tells it.
+/// Records the outcome of an attempt. What ends the job is told by whoever records ends; that it goes back is told here.
 async fn record(
     node: &Node,
     live: &Live,
     job: &JobRecord,
     outcome: Result<JobResult, Failure>,
-    (begun, at): (Timestamp, Timestamp),
+    at: Timestamp,
 ) {
     let attempt = Attempt::of(job);
-    let us = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
-    let kind = match outcome {
+    match outcome {
         Ok(result) => match complete(node, &attempt, result, at).await {
-            Some(Completed::Recorded) => EventKind::JobDone {
-                queue_us: us(begun.since(job.submitted_at)),
-                service_us: us(at.since(begun)),
-            },
-            Some(other) => return debug!(job = %job.id, ?other, "a result came too late"),
-            None => return,
+            Some(Completed::Recorded) | None => {}
+            Some(other) => debug!(job = %job.id, ?other, "a result came too late"),
         },
         Err(failure) => match fail(node, &attempt, &failure, at).await {
             Some(Failed::Requeued { .. }) => {
-                EventKind::JobReturned { attempt: attempt.number, reason: words(&failure) }
+                let returned =
+                    EventKind::JobReturned { attempt: attempt.number, reason: words(&failure) };
+                node.events.emit(subject(node, live, job), returned);
             }
-            Some(Failed::DeadLetter { reason }) => EventKind::JobDeadLettered {
-                code: reason.code().to_owned(),
-                message: reason.to_string(),
-            },
-            Some(other) => return debug!(job = %job.id, ?other, "a failure came too late"),
-            None => return,
+            Some(Failed::DeadLetter { .. }) | None => {}
+            Some(other) => debug!(job = %job.id, ?other, "a failure came too late"),
         },
-    };
-    node.events.emit(subject(node, live, job), kind);
+    }
 }
 
 fn words(failure: &Failure) -> String {

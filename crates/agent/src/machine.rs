@@ -22,6 +22,8 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tracing::{error, info, warn};
 
+/// How long those who serve jobs on a machine that ended may take to see it.
+const SERVED_OUT: Duration = Duration::from_secs(2);
 /// A status that could not be written is tried again after this long, for as long as it takes.
 const WRITE_RETRY: Duration = Duration::from_millis(300);
 
@@ -436,6 +438,8 @@ impl Keeper {
     async fn gone(&mut self, cause: ExitCause, held: Option<Held>) {
         if let Some(held) = &held {
             self.clean(held).await;
+            // Whoever served a job on it sees the broken exchange, and says what came of it; this is only for the rest.
+            let _ = tokio::time::timeout(SERVED_OUT, held.live.idle()).await;
         } else if let Some(address) = self.status.address {
             let _ = self.node.network.unplug(address).await;
         }

@@ -136,7 +136,6 @@ impl Cloud {
         let queue = Queue::open(state.clone(), blobs).await?;
         let images = ImageStore::open(&config.state.join("images"))?;
         let driver = open_driver(&config).await?;
-        let vmm = format!("QEMU {}", driver.version());
         let driver: Arc<dyn Driver> = Arc::new(driver);
         let parts = Parts { state, bus, queue, images, driver };
         let token = Token::open(config.state.join("admin.token").as_std_path())?;
@@ -146,17 +145,27 @@ impl Cloud {
         cloud.start_server().await?;
         cloud.sweep_networks().await;
         for number in 1..=cloud.config.nodes {
-            let config = cloud.agent_config(number, &vmm)?;
-            let node = config.name.clone();
-            match Agent::start(config, cloud.parts.clone()).await {
-                Ok(agent) => cloud.agents.push((node, Some(agent))),
-                Err(source) => {
+            match cloud.start_agent(number).await {
+                Ok(agent) => cloud.agents.push(agent),
+                Err(error) => {
                     cloud.stop().await;
-                    return Err(CloudError::Agent { node, source });
+                    return Err(error);
                 }
             }
         }
         Ok(cloud)
+    }
+
+    /// Starts the agent of node `number`, with a driver of its own: what an agent was connected to ends with it.
+    async fn start_agent(&self, number: u32) -> Result<(NodeName, Option<Agent>), CloudError> {
+        let driver = open_driver(&self.config).await?;
+        let config = self.agent_config(number, &format!("QEMU {}", driver.version()))?;
+        let node = config.name.clone();
+        let parts = Parts { driver: Arc::new(driver), ..self.parts.clone() };
+        match Agent::start(config, parts).await {
+            Ok(agent) => Ok((node, Some(agent))),
+            Err(source) => Err(CloudError::Agent { node, source }),
+        }
     }
 
     async fn start_server(&mut self) -> Result<(), CloudError> {
@@ -254,10 +263,7 @@ impl Cloud {
         let found = self.agents.iter().position(|(name, _)| name.as_str() == node);
         let Some(place) = found else { return Ok(()) };
         let number = u32::try_from(place + 1).unwrap_or(1);
-        let config = self.agent_config(number, "QEMU")?;
-        let node = config.name.clone();
-        let started = Agent::start(config, self.parts.clone()).await;
-        self.agents[place].1 = Some(started.map_err(|source| CloudError::Agent { node, source })?);
+        self.agents[place] = self.start_agent(number).await?;
         Ok(())
     }
 

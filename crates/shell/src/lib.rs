@@ -3,6 +3,7 @@
 //! Whatever waits or reads the time does it through here, so that one place shows who may.
 
 mod clock;
+pub mod fault;
 pub mod report;
 mod tasks;
 
