@@ -44,6 +44,18 @@ impl TinyGuest {
         self
     }
 
+    /// Waits until something is typed on the serial port, and takes one byte of it.
+    #[must_use]
+    pub fn await_key(mut self) -> Self {
+        self.code.extend([0x66, 0xba, 0xfd, 0x03]); // mov dx, 0x3fd (line status)
+        self.code.extend([0xec]); //                   in al, dx
+        self.code.extend([0xa8, 0x01]); //             test al, 1 (data ready)
+        self.code.extend([0x74, 0xfb]); //             jz back to in
+        self.code.extend([0x66, 0xba, 0xf8, 0x03]); // mov dx, 0x3f8 (data)
+        self.code.extend([0xec]); //                   in al, dx
+        self
+    }
+
     /// Ends the machine with a code, as `docs/guest-abi.md` defines it.
     #[must_use]
     pub fn exit(mut self, code: u8) -> Self {

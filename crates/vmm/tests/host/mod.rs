@@ -33,19 +33,7 @@ impl Host {
 
     /// A specification that boots `kernel`, named for the test.
     pub(crate) fn spec(&self, id: &str, kernel: &[u8]) -> LaunchSpec {
-        let path = self.path(&format!("{id}.elf"));
-        std::fs::write(&path, kernel).expect("kernel written");
-        LaunchSpec {
-            id: id.parse().expect("id"),
-            generation: Generation(7),
-            dir: self.path(id),
-            kernel: path,
-            modules: None,
-            memory: MemoryMib::DEFAULT,
-            nic: None,
-            guest: GuestConfig::default(),
-            run_as: None,
-        }
+        spec(id, self.path(id), self.path(&format!("{id}.elf")), kernel)
     }
 
     pub(crate) async fn launch(&self, spec: LaunchSpec) -> Guard {
@@ -54,6 +42,26 @@ impl Host {
 
     pub(crate) async fn boot(&self, id: &str, guest: TinyGuest) -> Guard {
         self.launch(self.spec(id, &guest.elf())).await
+    }
+}
+
+/// A machine named `m` whose files are all in `dir`.
+pub(crate) fn spec_in(dir: &Utf8Path, kernel: &[u8]) -> LaunchSpec {
+    spec("m", dir.to_owned(), dir.join("kernel.elf"), kernel)
+}
+
+fn spec(id: &str, dir: Utf8PathBuf, path: Utf8PathBuf, kernel: &[u8]) -> LaunchSpec {
+    std::fs::write(&path, kernel).expect("kernel written");
+    LaunchSpec {
+        id: id.parse().expect("id"),
+        generation: Generation(7),
+        dir,
+        kernel: path,
+        modules: None,
+        memory: MemoryMib::DEFAULT,
+        nic: None,
+        guest: GuestConfig::default(),
+        run_as: None,
     }
 }
 
