@@ -111,7 +111,8 @@ fn arrows(metadata: &Value) -> Result<Vec<String>> {
             if place(dependency).is_some_and(|other| other >= own) {
                 findings.push(format!("{name} depends on {dependency}, which stands below it"));
             }
-            if PURE.contains(&name.as_str()) && ["tokio", "async-trait"].contains(&dependency.as_str())
+            if PURE.contains(&name.as_str())
+                && ["tokio", "async-trait"].contains(&dependency.as_str())
             {
                 findings.push(format!("{name} is pure and depends on {dependency}"));
             }
@@ -171,5 +172,7 @@ fn missing_paths(root: &Path) -> Result<Vec<String>> {
     let quoted = text.split('`').skip(1).step_by(2);
     let named = quoted.filter(|part| ours.iter().any(|folder| part.starts_with(folder)));
     let missing = named.filter(|part| !part.contains(['*', ' ', '<']) && !root.join(part).exists());
-    Ok(missing.map(|part| format!("ARCHITECTURE.md names `{part}`, which does not exist")).collect())
+    Ok(missing
+        .map(|part| format!("ARCHITECTURE.md names `{part}`, which does not exist"))
+        .collect())
 }

@@ -6,7 +6,8 @@ use crate::node::{Node, NodeParts};
 use crate::{report as figures, requests};
 use skein_fabric::{Bus, HeldLease, LeaseId, Op, Queue, State, StateError, Txn};
 use skein_model::{
-    EventKind, EventSubject, MachineGoal, MachineId, MachineRecord, MachineStatus, NodeRecord, PhaseName,
+    EventKind, EventSubject, MachineGoal, MachineId, MachineRecord, MachineStatus, NodeRecord,
+    PhaseName,
 };
 use skein_net::{NetError, NetworkSpec, NodeNetwork};
 use skein_registry::{Alive, EventSink, Mirror, RecordKey, RegistryError};

@@ -61,7 +61,10 @@ impl AgentConfig {
         }
         if hosts < self.machines_max {
             let cidr = self.cidr;
-            return wrong("cidr", format!("{cidr} has room for {hosts} machines, not {}", self.machines_max));
+            return wrong(
+                "cidr",
+                format!("{cidr} has room for {hosts} machines, not {}", self.machines_max),
+            );
         }
         if self.launches_max == 0 {
             return wrong("launches_max", "must be at least 1".into());

@@ -146,7 +146,8 @@ impl Delivery {
         let mut client = http1::Builder::new();
         client.max_buf_size(HEAD_MAX).max_headers(FIELDS_MAX);
         let exchange = |source| DeliveryError::Exchange { to: self.to, source };
-        let (sender, connection) = client.handshake(TokioIo::new(stream)).await.map_err(exchange)?;
+        let (sender, connection) =
+            client.handshake(TokioIo::new(stream)).await.map_err(exchange)?;
         let stop = self.tasks.stop_token().clone();
         self.tasks.spawn(async move {
             tokio::select! {

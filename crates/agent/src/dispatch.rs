@@ -276,7 +276,9 @@ fn passing(error: &QueueError) -> bool {
     matches!(
         error,
         QueueError::State {
-            source: StateError::Unknown { .. } | StateError::Unavailable { .. } | StateError::DiskFull
+            source: StateError::Unknown { .. }
+                | StateError::Unavailable { .. }
+                | StateError::DiskFull
         }
     )
 }
@@ -312,20 +314,14 @@ async fn complete(
 /// A body to send now and one to keep. A blob cannot be held twice; it is written once.
 fn split(body: skein_fabric::Body) -> (Option<skein_fabric::Body>, skein_fabric::Body) {
     match body {
-        skein_fabric::Body::Inline(bytes) => (
-            Some(skein_fabric::Body::Inline(bytes.clone())),
-            skein_fabric::Body::Inline(bytes),
-        ),
+        skein_fabric::Body::Inline(bytes) => {
+            (Some(skein_fabric::Body::Inline(bytes.clone())), skein_fabric::Body::Inline(bytes))
+        }
         blob @ skein_fabric::Body::Blob(_) => (None, blob),
     }
 }
 
-async fn fail(
-    node: &Node,
-    attempt: &Attempt,
-    failure: &Failure,
-    at: Timestamp,
-) -> Option<Failed> {
+async fn fail(node: &Node, attempt: &Attempt, failure: &Failure, at: Timestamp) -> Option<Failed> {
     for _ in 0..WRITES_MAX {
         match node.queue.fail(attempt, failure.clone(), at, random_u64()).await {
             Ok(failed) => return Some(failed),

@@ -262,9 +262,16 @@ impl Keeper {
         }
     }
 
-    async fn launch_at(&self, record: &MachineRecord, address: Ipv4Addr) -> Result<Machine, String> {
+    async fn launch_at(
+        &self,
+        record: &MachineRecord,
+        address: Ipv4Addr,
+    ) -> Result<Machine, String> {
         let node = &self.node;
-        let files = node.images.files(&record.image).map_err(|e| format!("{}: {}", e.code(), report::chain(&e)))?;
+        let files = node
+            .images
+            .files(&record.image)
+            .map_err(|e| format!("{}: {}", e.code(), report::chain(&e)))?;
         let spec = node.network.spec();
         let mac = Mac::for_port(spec.name(), address);
         let port = PortSpec {
@@ -273,7 +280,11 @@ impl Keeper {
             label: record.id.as_str().parse().map_err(|e| format!("{e}"))?,
             peers: Peers::Reachable,
         };
-        let port = node.network.plug(port).await.map_err(|e| format!("{}: {}", e.code(), report::chain(&e)))?;
+        let port = node
+            .network
+            .plug(port)
+            .await
+            .map_err(|e| format!("{}: {}", e.code(), report::chain(&e)))?;
         fault::point("machine.plugged", node.config.network.as_str()).await;
         let run_as = node.config.uid_base.map(|base| {
             let id = base + spec.cidr().index_of(address).unwrap_or(0);
@@ -358,7 +369,9 @@ impl Keeper {
                     self.status.boot_us = u64::try_from(ready.boot.as_micros()).ok();
                     self.advance(MachineEvent::BecameReady);
                 }
-                Err(_) => return self.end(held, Grace::NONE).await.unwrap_or(ExitCause::BootTimeout),
+                Err(_) => {
+                    return self.end(held, Grace::NONE).await.unwrap_or(ExitCause::BootTimeout);
+                }
             }
         }
         // Work is taken before the phase is written: the queue is waiting for this machine.
@@ -468,7 +481,9 @@ impl Keeper {
     fn advance(&mut self, event: MachineEvent) {
         match self.status.phase.on(event, now()) {
             Ok(phase) => self.status.phase = phase,
-            Err(refused) => error!(machine.id = %self.id(), error = %refused, "a bug: impossible event"),
+            Err(refused) => {
+                error!(machine.id = %self.id(), error = %refused, "a bug: impossible event")
+            }
         }
     }
 

@@ -11,7 +11,7 @@ mod types;
 pub use client::{CallReply, Client, ClientError, Console, EventStream, JobOptions, Target};
 pub use error::{ApiError, Code, ErrorBody, ErrorDetail};
 pub use types::{
-    BatchItem, BatchReply, BatchResult, BlobReply, Decision, EventLine, EventPage, Image,
+    BatchItem, BatchReply, BatchResult, BlobReply, Decision, EventLine, EventPage, Hold, Image,
     ImageModule, ImagePut, Job, JobPage, Machine, Node, ScaleRequest, Service, ServiceCounters,
     Version, time_text,
 };

@@ -188,8 +188,21 @@ pub struct Service {
     pub booting: u32,
     /// The policy's last decisions, newest first, at most 20.
     pub decisions: Vec<Decision>,
+    /// Machines that are wanted and cannot be had now.
+    pub hold: Option<Hold>,
     /// Since the server started.
     pub counters: ServiceCounters,
+}
+
+/// Machines that are wanted and cannot be had now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Hold {
+    /// Stable code: CAPACITY_EXHAUSTED, STARTS_FAIL or IMAGE_UNKNOWN.
+    pub code: String,
+    /// How many.
+    pub missing: u32,
+    /// Why.
+    pub reason: String,
 }
 
 /// One decision of the policy.

@@ -139,8 +139,7 @@ impl Cloud {
         let driver: Arc<dyn Driver> = Arc::new(driver);
         let parts = Parts { state, bus, queue, images, driver };
         let token = Token::open(config.state.join("admin.token").as_std_path())?;
-        let mut cloud =
-            Self { config, id, token, parts, agents: Vec::new(), server: None };
+        let mut cloud = Self { config, id, token, parts, agents: Vec::new(), server: None };
         // The server records events from the first one on; it plans only when the agents have had time to join.
         cloud.start_server().await?;
         cloud.sweep_networks().await;
@@ -317,8 +316,7 @@ fn check(config: &CloudConfig) -> Result<(), CloudError> {
 }
 
 async fn open_driver(config: &CloudConfig) -> Result<QemuDriver, CloudError> {
-    let probe_as =
-        may_change_users(config.nodes).then_some(RunAs { uid: UID_BASE, gid: UID_BASE });
+    let probe_as = may_change_users(config.nodes).then_some(RunAs { uid: UID_BASE, gid: UID_BASE });
     let driver = QemuDriver::open(QemuConfig {
         program: config.qemu.clone(),
         accel: config.accel,

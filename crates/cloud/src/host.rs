@@ -74,5 +74,7 @@ pub(crate) fn may_change_users(nodes: u32) -> bool {
                 if inside <= u64::from(UID_BASE) && last <= inside + count)
         })
     };
-    rustix::process::geteuid().is_root() && covers("/proc/self/uid_map") && covers("/proc/self/gid_map")
+    rustix::process::geteuid().is_root()
+        && covers("/proc/self/uid_map")
+        && covers("/proc/self/gid_map")
 }

@@ -43,6 +43,12 @@ impl JobId {
         let millis = (at.as_micros() / 1000) as u128 & ((1 << 48) - 1);
         Self(millis << 80 | random & ((1 << 80) - 1))
     }
+
+    /// The id whose bits are the others: sorts the other way round. Its own complement is the id again.
+    #[must_use]
+    pub const fn complement(self) -> Self {
+        Self(!self.0)
+    }
 }
 
 impl fmt::Display for JobId {

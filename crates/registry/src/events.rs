@@ -75,7 +75,9 @@ impl EventSink {
 async fn send(bus: &dyn Bus, events: &mut Vec<Event>) {
     match serde_json::to_vec(events) {
         Ok(json) => {
-            if let Err(error) = bus.publish(Message::new(subject(EVENT_SUBJECT), Bytes::from(json))).await {
+            if let Err(error) =
+                bus.publish(Message::new(subject(EVENT_SUBJECT), Bytes::from(json))).await
+            {
                 warn!(%error, "events could not be sent");
             }
         }

@@ -4,7 +4,9 @@ use crate::keys::{RECORDS, RecordKey};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use skein_fabric::{Batch, Entry, Event, Key, KeySpan, LeaseId, Query, Revision, State, StateError, WatchFrom};
+use skein_fabric::{
+    Batch, Entry, Event, Key, KeySpan, LeaseId, Query, Revision, State, StateError, WatchFrom,
+};
 use skein_model::{
     ImageManifest, ImageName, MachineId, MachineRecord, MachineStatus, NodeName, NodeRecord,
     NodeState, ProjectName, ServiceName, ServiceRecord, Timestamp,

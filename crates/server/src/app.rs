@@ -9,13 +9,14 @@ use crate::observe::QueueView;
 use crate::recorder;
 use crate::reports::Reports;
 use crate::server::{ServerError, ServerParts};
+use skein_api::Hold;
 use skein_fabric::{Bus, Queue, QueueError, QueueName, State};
 use skein_policy::ServiceKey;
 use skein_registry::{EventSink, Mirror};
 use skein_shell::{Tasks, now};
 use skein_vmm::ImageStore;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What all routes and the controller share. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -51,11 +52,14 @@ impl App {
         let metrics = Arc::new(Metrics::new());
         recorder::start(&parts.bus, history.clone(), metrics.clone(), &tasks).await?;
         let mirror = Mirror::start(parts.state.clone(), &tasks).await?;
+        let events = EventSink::start(parts.bus.clone(), &tasks);
+        let ends = recorder::tell_ends(parts.queue.clone(), events.clone(), &tasks).await;
+        ends.map_err(skein_registry::RegistryError::from)?;
         Ok(Self {
             cloud: cloud.into(),
             token,
             reports: Reports::start(&parts.bus, &tasks).await?,
-            events: EventSink::start(parts.bus.clone(), &tasks),
+            events,
             state: parts.state,
             bus: parts.bus,
             queue: parts.queue,
@@ -92,17 +96,27 @@ pub(crate) fn queue_name(service: &ServiceKey) -> QueueName {
     QueueName { project: service.project.clone(), service: service.service.clone() }
 }
 
-/// The last reason for which machines of a service could not be had: told once.
+/// The machines that are wanted and cannot be had, as of the last plan.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Holds(Arc<Mutex<BTreeMap<ServiceKey, String>>>);
+pub(crate) struct Holds(Arc<Mutex<BTreeMap<ServiceKey, Hold>>>);
 
 impl Holds {
-    /// Whether this reason is another than the last one.
-    pub(crate) fn is_new(&self, service: &ServiceKey, reason: &str) -> bool {
-        let mut holds = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match holds.insert(service.clone(), reason.to_owned()) {
-            Some(before) => before != reason,
-            None => true,
-        }
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<ServiceKey, Hold>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Replaces them; those that were not there before, or for another reason.
+    pub(crate) fn put(&self, holds: BTreeMap<ServiceKey, Hold>) -> Vec<(ServiceKey, String)> {
+        let before = std::mem::replace(&mut *self.lock(), holds.clone());
+        let known = |key: &ServiceKey, hold: &Hold| {
+            before.get(key).is_some_and(|old| old.code == hold.code && old.missing == hold.missing)
+        };
+        let new = holds.into_iter().filter(|(key, hold)| !known(key, hold));
+        new.map(|(key, hold)| (key, hold.reason)).collect()
+    }
+
+    /// What a service waits for.
+    pub(crate) fn of(&self, key: &ServiceKey) -> Option<Hold> {
+        self.lock().get(key).cloned()
     }
 }

@@ -7,10 +7,11 @@
 use crate::app::App;
 use crate::observe::{QueueView, observe};
 use crate::reserved::{Pools, amounts, pool};
+use skein_api::Hold;
 use skein_fabric::{self as fabric, Compare, Leadership, Op, Reservations, Revision, Txn};
 use skein_model::{
-    EventKind, EventSubject, Generation, MachineGoal, MachineId, MachinePhase,
-    MachineRecord, NodeName, NodeState, PhaseName, ProjectName, ServiceName, ServiceRecord, Timestamp,
+    EventKind, EventSubject, Generation, MachineGoal, MachineId, MachinePhase, MachineRecord,
+    NodeName, NodeState, PhaseName, ProjectName, ServiceName, ServiceRecord, Timestamp,
 };
 use skein_policy::{Desired, Memory, Observed, Plan, PlanRng, ServiceKey, Step};
 use skein_registry::{RecordKey, RegistryError, Stored, View};
@@ -136,7 +137,9 @@ impl Controller {
         for key in keys {
             match app.depth(&key).await {
                 Ok(depth) => drop(queues.insert(key, depth)),
-                Err(error) => warn!(service = %key, error = ?error, "a queue's length is not known"),
+                Err(error) => {
+                    warn!(service = %key, error = ?error, "a queue's length is not known")
+                }
             }
         }
         let figures = app.reports.machines();
@@ -158,7 +161,8 @@ impl Controller {
             debug!(%step, "step");
             let revision = match step {
                 Step::Boot { machine, service, node, generation, reason } => {
-                    let record = services.iter().find(|record| ServiceKey::from(*record) == *service);
+                    let record =
+                        services.iter().find(|record| ServiceKey::from(*record) == *service);
                     match record.and_then(|r| self.machine(r, machine, node, *generation, reason)) {
                         Some(machine) => self.boot(&machine).await?,
                         None => None,
@@ -170,13 +174,11 @@ impl Controller {
                 Step::Stop { machine, generation, reason, .. } => {
                     self.set_goal(machine, MachineGoal::Stop, *generation, reason).await?
                 }
-                Step::Hold { service, reason, .. } => {
-                    self.hold(service, reason);
-                    None
-                }
+                Step::Hold { .. } => None,
             };
             newest = newest.max(revision.unwrap_or(Revision::ZERO));
         }
+        self.tell_holds(plan);
         self.app.mirror.reach(newest).await;
         Ok(())
     }
@@ -268,12 +270,8 @@ impl Controller {
             return Ok(None);
         }
         let first = value.goal == MachineGoal::Run;
-        let record = MachineRecord {
-            goal,
-            generation,
-            reason: reason.to_owned(),
-            ..(*value).clone()
-        };
+        let record =
+            MachineRecord { goal, generation, reason: reason.to_owned(), ..(*value).clone() };
         let key = RecordKey::Machine(id.clone());
         let txn = Txn::new()
             .when(self.epoch.clone())
@@ -288,14 +286,21 @@ impl Controller {
     }
 
     /// Tells once that machines are wanted that cannot be had.
-    fn hold(&self, service: &ServiceKey, reason: &str) {
-        if self.app.holds.is_new(service, reason) {
+    fn tell_holds(&self, plan: &Plan) {
+        let holds = plan.steps.iter().filter_map(|step| match step {
+            Step::Hold { service, missing, code, reason } => {
+                let (code, reason) = ((*code).to_owned(), reason.clone());
+                Some((service.clone(), Hold { code, missing: *missing, reason }))
+            }
+            Step::Boot { .. } | Step::Drain { .. } | Step::Stop { .. } => None,
+        });
+        for (service, reason) in self.app.holds.put(holds.collect()) {
             let subject = EventSubject {
-                project: Some(service.project.clone()),
-                service: Some(service.service.clone()),
+                project: Some(service.project),
+                service: Some(service.service),
                 ..EventSubject::default()
             };
-            self.app.events.emit(subject, EventKind::Unplaceable { reason: reason.to_owned() });
+            self.app.events.emit(subject, EventKind::Unplaceable { reason });
         }
     }
 
@@ -350,9 +355,10 @@ fn to_bury(view: &View, at: Timestamp) -> Vec<(MachineId, NodeName)> {
     }
     for mut machines in ended.into_values() {
         machines.sort_by_key(|(ended, _)| Reverse(*ended));
-        let old = machines.into_iter().enumerate().filter(|(place, (ended, _))| {
-            *place >= GONE_KEPT_MAX || at.since(*ended) > GONE_KEPT
-        });
+        let old = machines
+            .into_iter()
+            .enumerate()
+            .filter(|(place, (ended, _))| *place >= GONE_KEPT_MAX || at.since(*ended) > GONE_KEPT);
         bury.extend(old.map(|(_, (_, record))| (record.id.clone(), record.node.clone())));
     }
     bury
@@ -367,4 +373,3 @@ fn subject(record: &MachineRecord) -> EventSubject {
         job: None,
     }
 }
-

@@ -52,6 +52,8 @@ impl Decisions {
     /// Newest first.
     pub(crate) fn of(&self, key: &ServiceKey) -> Vec<Decision> {
         let kept = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        kept.get(key).map(|list| list.iter().map(|k| k.decision.clone()).collect()).unwrap_or_default()
+        kept.get(key)
+            .map(|list| list.iter().map(|k| k.decision.clone()).collect())
+            .unwrap_or_default()
     }
 }

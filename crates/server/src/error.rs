@@ -73,9 +73,9 @@ impl From<QueueError> for Failure {
     fn from(error: QueueError) -> Self {
         let message = report::chain(&error);
         match error {
-            QueueError::Full { length, bound, .. } => {
-                Self(ApiError::new(Code::QueueFull, message).with("depth", length).with("bound", bound))
-            }
+            QueueError::Full { length, bound, .. } => Self(
+                ApiError::new(Code::QueueFull, message).with("depth", length).with("bound", bound),
+            ),
             QueueError::TokenConflict { job } => {
                 Self(ApiError::new(Code::TokenReused, message).with("job", job.to_string()))
             }

@@ -180,9 +180,11 @@ impl Writer {
     }
 
     fn read(&self, since: u64, limit: u32) -> Result<Page, rusqlite::Error> {
-        let oldest = self
-            .database
-            .query_row("SELECT coalesce(min(seq), ?1) FROM event", [self.next], |row| row.get(0))?;
+        let oldest = self.database.query_row(
+            "SELECT coalesce(min(seq), ?1) FROM event",
+            [self.next],
+            |row| row.get(0),
+        )?;
         let mut select = self
             .database
             .prepare_cached("SELECT seq, json FROM event WHERE seq > ?1 ORDER BY seq LIMIT ?2")?;

@@ -156,7 +156,8 @@ impl Metrics {
 
     /// Counts an event.
     pub(crate) fn count(&self, event: &Event) {
-        let (Some(project), Some(service)) = (&event.subject.project, &event.subject.service) else {
+        let (Some(project), Some(service)) = (&event.subject.project, &event.subject.service)
+        else {
             return;
         };
         let of = Of { project: project.to_string(), service: service.to_string() };

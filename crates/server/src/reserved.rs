@@ -74,7 +74,10 @@ impl Pools {
     }
 
     /// Takes back what machines that are gone had reserved. `gone` are all whose records still exist.
-    pub(crate) async fn release(&mut self, gone: Vec<(MachineId, NodeName)>) -> Result<(), StateError> {
+    pub(crate) async fn release(
+        &mut self,
+        gone: Vec<(MachineId, NodeName)>,
+    ) -> Result<(), StateError> {
         self.released.retain(|id| gone.iter().any(|(other, _)| other == id));
         for (id, node) in gone {
             if !self.released.contains(&id) {

@@ -55,7 +55,9 @@ pub struct ServerParts {
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
     /// The address cannot be listened on.
-    #[error("listening on {address}: another program may use the port; choose one with --listen ADDRESS:PORT")]
+    #[error(
+        "listening on {address}: another program may use the port; choose one with --listen ADDRESS:PORT"
+    )]
     Listen {
         /// Where.
         address: SocketAddr,

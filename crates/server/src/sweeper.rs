@@ -7,6 +7,8 @@ use tracing::{debug, warn};
 
 /// However quiet it is, queues are swept after this long: the end of a lease is not foreseen.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// Between two sweeps, however much is put off: each call has a deadline, and calls come by the thousand.
+const SWEEP_PAUSE: Duration = Duration::from_millis(100);
 /// Blobs that no job needs are looked for this often.
 const BLOBS_EVERY: Duration = Duration::from_secs(60);
 /// Files of images that no image needs are removed after this long: an upload may be under way.
@@ -16,6 +18,7 @@ const IMAGES_KEPT: Duration = Duration::from_secs(24 * 3600);
 pub(crate) async fn run(app: &App) {
     let mut blobs_at = Instant::now() + BLOBS_EVERY;
     loop {
+        let begun = tokio::time::Instant::now();
         let mut wait = SWEEP_EVERY;
         match app.queue.sweep(now()).await {
             Ok(swept) => wait = swept.next.map_or(wait, |at| at.since(now()).min(wait)),
@@ -30,6 +33,7 @@ pub(crate) async fn run(app: &App) {
             () = tokio::time::sleep(wait) => {}         // cancel-safe: timer
             () = app.queue.wait_put_off() => {}         // cancel-safe: a hint
         }
+        tokio::time::sleep_until(begun + SWEEP_PAUSE).await;
     }
 }
 

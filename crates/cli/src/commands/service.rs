@@ -3,7 +3,7 @@
 use crate::Context;
 use crate::output::{self, column, wide};
 use anyhow::{Context as _, Result, bail};
-use skein_api::{Client, Code, ScaleRequest, Service as ApiService};
+use skein_api::{ApiError, Client, ClientError, Code, ScaleRequest, Service as ApiService};
 use skein_model::{
     MemoryMib, Placement, QueuePolicy, RetryPolicy, ScalingPolicy, ScalingRule, ServiceSpec,
     ThresholdScope,
@@ -247,6 +247,13 @@ async fn wait_ready(client: &Client, service: &str, count: u32) -> Result<()> {
         if now.ready >= count {
             return Ok(());
         }
+        if let Some(hold) = &now.hold
+            && hold.code == Code::CapacityExhausted.as_str()
+        {
+            // No room is nothing that waiting mends by itself; its exit status is its own.
+            let error = ApiError::new(Code::CapacityExhausted, hold.reason.clone());
+            return Err(ClientError::from(error).into());
+        }
         if Instant::now() > until {
             let why = now.decisions.first().map_or("no decision yet", |d| &d.reason);
             bail!("{} of {count} machines are ready after two minutes; the policy says: {why}", now.ready);
@@ -323,6 +330,9 @@ fn show(context: &Context, s: &ApiService) -> Result<()> {
             format!("{} replications, {} dereplications", counters.replications, counters.dereplications),
         ),
     ];
+    if let Some(hold) = &s.hold {
+        lines.push(("waits for", format!("{} more: {} ({})", hold.missing, hold.reason, hold.code)));
+    }
     for decision in &s.decisions {
         let change = format!(
             "{}  {} -> {}  {}",

@@ -5,7 +5,7 @@
 //! | `q/count/P/S` | [`Count`](super::stored::Count): the one key every change of a queue writes |
 //! | `q/job/ID` | [`StoredJob`](super::stored::StoredJob) |
 //! | `q/body/ID/in`, `q/body/ID/out` | payload and result, when they are short |
-//! | `q/all/P/S/ID` | nothing; for lists |
+//! | `q/all/P/S/~ID` | nothing; for lists, by the complement of the id: the newest first |
 //! | `q/wait/P/S/SEQ` | id of a job that is due |
 //! | `q/late/TIME/P/S/ID` | nothing; a job that waits out its back-off |
 //! | `q/run/P/S/ID` | [`Run`](super::stored::Run): who works on it |
@@ -87,7 +87,8 @@ pub(super) fn blob_owner(id: JobId, side: Side) -> String {
 }
 
 pub(super) fn all(queue: &QueueName, id: JobId) -> Key {
-    key(format!("{ALL}{queue}/{id}"))
+    // By the complement of the id, so that a list begins with the newest.
+    key(format!("{ALL}{queue}/{}", id.complement()))
 }
 
 pub(super) fn waiting(queue: &QueueName, sequence: u64) -> Key {
@@ -141,6 +142,12 @@ pub(super) fn up_to(root: &str, now: Timestamp) -> KeySpan {
 pub(super) fn queue_and_job(key: &Key) -> Option<(QueueName, JobId)> {
     let (queue, id) = queue_and_last(key)?;
     Some((queue, id.parse().ok()?))
+}
+
+/// Queue and job of a key of the list.
+pub(super) fn listed(key: &Key) -> Option<(QueueName, JobId)> {
+    let (queue, complement) = queue_and_job(key)?;
+    Some((queue, complement.complement()))
 }
 
 /// Queue and last part of a key that ends in `P/S/LAST`.

@@ -59,7 +59,7 @@ impl Cursor {
 /// A page of a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JobPage {
-    /// Jobs by project, service and time of submission.
+    /// Jobs by project and service, the newest of each first.
     pub jobs: Vec<JobRecord>,
     /// Where to go on; `None` at the end. A page may be short, even empty, and not the last.
     pub next: Option<Cursor>,
@@ -159,7 +159,7 @@ impl Queue {
         Ok(keys.iter().filter_map(keys::queue_of_count).collect())
     }
 
-    /// Lists jobs, at most `limit` (1 to 1,000) and by project, service and time of submission. Each page is a
+    /// Lists jobs, at most `limit` (1 to 1,000): by project and service, and the newest of each first. Each page is a
     /// consistent picture; jobs may change between pages.
     ///
     /// # Errors
@@ -190,7 +190,9 @@ impl Queue {
             let query = Query::span(rest.clone()).keys_only().limit(TXN_OPS_MAX);
             let found = self.state.range(query).await?;
             let keys: Vec<Key> = found.entries.into_iter().map(|entry| entry.key).collect();
-            let jobs = self.jobs_of(&keys).await?;
+            let ids: Vec<JobId> =
+                keys.iter().filter_map(keys::listed).map(|(_, id)| id).collect();
+            let jobs = self.jobs_of(&ids).await?;
             for (key, job) in keys.iter().zip(jobs) {
                 let wanted = job.filter(|job| filter.state.is_none_or(|s| s == job.state.name()));
                 page.jobs.extend(wanted);
@@ -207,15 +209,13 @@ impl Queue {
         }
     }
 
-    /// The records that the list's keys name, in their order; `None` where one has just been forgotten.
-    async fn jobs_of(&self, keys: &[Key]) -> Result<Vec<Option<JobRecord>>, QueueError> {
+    /// The records of at most [`TXN_OPS_MAX`] jobs, in their order; `None` where one has just been forgotten.
+    pub(super) async fn jobs_of(&self, ids: &[JobId]) -> Result<Vec<Option<JobRecord>>, QueueError> {
         let mut txn = Txn::new();
-        for key in keys {
-            if let Some((_, id)) = keys::queue_and_job(key) {
-                txn.then.push(Op::get(keys::job(id)));
-            }
+        for id in ids {
+            txn.then.push(Op::get(keys::job(*id)));
         }
-        let mut jobs = Vec::with_capacity(keys.len());
+        let mut jobs = Vec::with_capacity(ids.len());
         for reply in self.state.txn(txn).await?.ranges() {
             let stored: Option<StoredJob> = reply.entries.first().map(parse).transpose()?;
             jobs.push(stored.map(|stored| stored.job));

@@ -22,7 +22,7 @@ mod stored;
 mod sweep;
 mod wake;
 
-pub use changes::QueueChanges;
+pub use changes::{QueueChanges, QueueEnds};
 pub use error::QueueError;
 pub use keys::QueueName;
 pub use list::{Cursor, Depth, JobFilter, JobPage, StoredBody};

@@ -207,7 +207,7 @@ impl Queue {
     ) -> Result<u64, QueueError> {
         let jobs = self.all_keys(KeySpan::prefix(&format!("{}{queue}/", keys::ALL))?).await?;
         let remove = |key: &Key| {
-            let (queue, id) = keys::queue_and_job(key)?;
+            let (queue, id) = keys::listed(key)?;
             Some((queue, Action::Remove { id }))
         };
         let replies = self.each(jobs.iter().filter_map(remove).collect(), now).await?;

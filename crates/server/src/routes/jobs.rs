@@ -10,9 +10,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::TryStreamExt;
 use serde::Deserialize;
-use skein_api::{
-    ApiError, BatchItem, BatchReply, BatchResult, Code, ErrorBody, Job, JobPage,
-};
+use skein_api::{ApiError, BatchItem, BatchReply, BatchResult, Code, ErrorBody, Job, JobPage};
 use skein_fabric::{
     Body as Kept, Cancelled, Cursor, JobFilter, QueueError, StateError, StoredBody, Submission,
 };
@@ -101,7 +99,8 @@ async fn payload(app: &App, headers: &HeaderMap, body: Body) -> Answer<Kept> {
     }
     if length.is_some_and(|length| length <= skein_model::INLINE_BODY_MAX as u64) {
         let bytes = to_bytes(body, skein_model::INLINE_BODY_MAX).await;
-        let broken = |error| Failure::new(Code::Malformed, format!("the payload broke off: {error}"));
+        let broken =
+            |error| Failure::new(Code::Malformed, format!("the payload broke off: {error}"));
         return bytes.map(Kept::Inline).map_err(broken);
     }
     let source = StreamReader::new(body.into_data_stream().map_err(io::Error::other));
@@ -171,7 +170,8 @@ async fn accept(
             None => break,
         }
     }
-    let message = "it is not known whether the job was accepted: submit it again with the same token";
+    let message =
+        "it is not known whether the job was accepted: submit it again with the same token";
     Err(Failure::new(Code::Unavailable, message))
 }
 
@@ -239,7 +239,8 @@ pub(crate) async fn submit_batch(
             Failure(ApiError { message, ..failure.0 })
         })?);
     }
-    let mut reply = BatchReply { accepted: 0, refused: 0, results: Vec::with_capacity(batch.len()) };
+    let mut reply =
+        BatchReply { accepted: 0, refused: 0, results: Vec::with_capacity(batch.len()) };
     for outcome in submit_all(&app, batch).await {
         match outcome {
             Ok(id) => {
@@ -267,8 +268,7 @@ async fn submission(
         serde_json::Value::String(text) => (text.into_bytes(), None),
         value => (value.to_string().into_bytes(), Some("application/json".to_owned())),
     };
-    let serving =
-        Serving { path: item.path, deadline_ms: item.deadline_ms, ..Serving::default() };
+    let serving = Serving { path: item.path, deadline_ms: item.deadline_ms, ..Serving::default() };
     Ok(Submission {
         job: new_job(service, &serving, item.token, at)?,
         payload: app.queue.body(payload.into()).await?,
@@ -379,7 +379,7 @@ pub(crate) struct Filter {
     cursor: Option<String>,
 }
 
-/// List jobs, newest first
+/// List jobs: by service, and the newest of each first
 #[utoipa::path(get, path = "/v1/jobs", tag = "jobs", params(Filter),
     responses((status = 200, body = JobPage), (status = 422, description = "INVALID", body = ErrorBody)))]
 pub(crate) async fn list(
@@ -431,7 +431,8 @@ pub(crate) async fn payload_of(State(app): State<App>, Path(id): Path<String>) -
 fn with_type(content_type: Option<&str>, body: Body) -> Response {
     let kind = content_type.unwrap_or("application/octet-stream").to_owned();
     // What a service answered is nobody's page: a browser shall not run it.
-    let headers = [(header::CONTENT_TYPE, kind), (header::X_CONTENT_TYPE_OPTIONS, "nosniff".into())];
+    let headers =
+        [(header::CONTENT_TYPE, kind), (header::X_CONTENT_TYPE_OPTIONS, "nosniff".into())];
     (headers, body).into_response()
 }
 
@@ -454,17 +455,7 @@ pub(crate) async fn result(State(app): State<App>, Path(id): Path<String>) -> An
 /// Withdraws a job; tells whether it was still to be withdrawn.
 async fn withdraw(app: &App, id: JobId) -> Answer<bool> {
     match app.queue.cancel(id, now()).await? {
-        Cancelled::Cancelled { .. } => {
-            let job = app.queue.get(id).await?;
-            let subject = EventSubject {
-                project: Some(job.project),
-                service: Some(job.service),
-                job: Some(id),
-                ..EventSubject::default()
-            };
-            app.events.emit(subject, EventKind::JobCancelled);
-            Ok(true)
-        }
+        Cancelled::Cancelled { .. } => Ok(true),
         Cancelled::AlreadyEnded { state } => Ok(state == JobStateName::Cancelled),
     }
 }

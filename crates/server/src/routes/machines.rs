@@ -117,9 +117,8 @@ pub(crate) async fn stop(
         record.generation = record.generation.next();
         record.reason = "stopped by hand".to_owned();
         let key = RecordKey::Machine(record.id.clone());
-        let txn = Txn::new()
-            .when(Compare::unchanged(key.key(), stored.revision))
-            .then(key.put(&record)?);
+        let txn =
+            Txn::new().when(Compare::unchanged(key.key(), stored.revision)).then(key.put(&record)?);
         let reply = app.state.txn(txn).await?;
         app.mirror.reach(reply.revision).await;
         if reply.succeeded {
@@ -133,8 +132,9 @@ async fn ask(app: &App, record: &MachineRecord, request: &AgentRequest) -> Answe
         .map_err(|error| Failure::new(Code::Internal, error.to_string()))?;
     let message = Message::new(agent_subject(&record.node), json);
     let reply = app.bus.request(message, AGENT_DEADLINE).await?;
-    let reply = serde_json::from_slice(&reply.payload)
-        .map_err(|error| Failure::new(Code::NodeUnreachable, format!("the agent's answer: {error}")))?;
+    let reply = serde_json::from_slice(&reply.payload).map_err(|error| {
+        Failure::new(Code::NodeUnreachable, format!("the agent's answer: {error}"))
+    })?;
     match reply {
         AgentReply::Failed { error } => Err(refused(record, error)),
         reply @ (AgentReply::Log { .. } | AgentReply::Opened) => Ok(reply),
@@ -182,7 +182,8 @@ pub(crate) async fn console(
     let pattern = pattern.map_err(|_| Failure::new(Code::Internal, "a console subject"))?;
     // Subscribed before it is opened: nothing of the replay is missed.
     let output = app.bus.subscribe(Subscribe::to(pattern)).await?;
-    let request = AgentRequest::OpenConsole { machine: record.id.clone(), session: session.clone() };
+    let request =
+        AgentRequest::OpenConsole { machine: record.id.clone(), session: session.clone() };
     ask(&app, &record, &request).await?;
     let upgrade = upgrade.max_message_size(INPUT_MAX);
     Ok(upgrade.on_upgrade(move |socket| pump(app, session, output, socket)))

@@ -42,7 +42,8 @@ struct Bearer;
 
 impl Modify for Bearer {
     fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
-        let scheme = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
+        let scheme =
+            SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
         openapi.components.get_or_insert_default().add_security_scheme("token", scheme);
     }
 }
@@ -101,7 +102,8 @@ pub(crate) fn router(app: App) -> Router {
         .route("/readyz", get(system::readyz))
         .route("/", get(system::page))
         .fallback(async |uri: axum::http::Uri| {
-            Failure::new(Code::RouteUnknown, format!("{} does not exist", uri.path())).into_response()
+            Failure::new(Code::RouteUnknown, format!("{} does not exist", uri.path()))
+                .into_response()
         })
         .method_not_allowed_fallback(async |method: axum::http::Method, uri: axum::http::Uri| {
             let message = format!("{} cannot be used with {method}", uri.path());

@@ -62,7 +62,10 @@ pub(crate) async fn cordon(State(app): State<App>, Path(name): Path<String>) -> 
 /// Place machines on a node again. Repeating it changes nothing.
 #[utoipa::path(post, path = "/v1/nodes/{node}/uncordon", tag = "nodes", params(("node" = String, Path, description = "Name")),
     responses((status = 200, body = Node), (status = 404, description = "NODE_UNKNOWN", body = ErrorBody)))]
-pub(crate) async fn uncordon(State(app): State<App>, Path(name): Path<String>) -> Answer<Json<Node>> {
+pub(crate) async fn uncordon(
+    State(app): State<App>,
+    Path(name): Path<String>,
+) -> Answer<Json<Node>> {
     let name: NodeName = parse(&name, Code::NodeUnknown)?;
     if !app.mirror.read(|view| view.nodes.contains_key(&name)) {
         return Err(unknown(&name));

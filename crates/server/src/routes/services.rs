@@ -33,9 +33,10 @@ async fn describe(app: &App, record: &ServiceRecord) -> Answer<Service> {
     let key: ServiceKey = record.into();
     let depth = app.depth(&key).await?;
     let (ready, booting) = app.mirror.read(|view| {
-        let mine = view.machines.values().filter(|m| {
-            m.value.project == record.project && m.value.service == record.spec.name
-        });
+        let mine = view
+            .machines
+            .values()
+            .filter(|m| m.value.project == record.project && m.value.service == record.spec.name);
         mine.fold((0, 0), |(ready, booting), machine| {
             let status = view.statuses.get(&machine.value.id).map(|s| &*s.value);
             match crate::observe::phase(status) {
@@ -55,6 +56,7 @@ async fn describe(app: &App, record: &ServiceRecord) -> Answer<Service> {
         ready,
         booting,
         decisions: app.decisions.of(&key),
+        hold: app.holds.of(&key),
         counters: counters(app, &key),
     })
 }
@@ -63,7 +65,8 @@ fn counters(app: &App, key: &ServiceKey) -> ServiceCounters {
     let of = Of { project: key.project.to_string(), service: key.service.to_string() };
     let metrics = &app.metrics;
     let sums = metrics.sums(&of);
-    let mean = |seconds: f64| if sums.served == 0 { 0.0 } else { seconds * 1e3 / sums.served as f64 };
+    let mean =
+        |seconds: f64| if sums.served == 0 { 0.0 } else { seconds * 1e3 / sums.served as f64 };
     ServiceCounters {
         accepted: metrics.accepted.get_or_create(&of).get(),
         refused: metrics.refused.get_or_create(&of).get(),
@@ -159,11 +162,7 @@ pub(crate) async fn create(
 }
 
 /// Applies a change to a service until no other change came between.
-async fn change(
-    app: &App,
-    name: &str,
-    apply: impl Fn(&mut ServiceSpec),
-) -> Answer<Json<Service>> {
+async fn change(app: &App, name: &str, apply: impl Fn(&mut ServiceSpec)) -> Answer<Json<Service>> {
     loop {
         let stored = found(app, name)?;
         let mut record = (*stored.value).clone();
@@ -226,12 +225,10 @@ pub(crate) async fn scale(
 #[utoipa::path(delete, path = "/v1/services/{service}", tag = "services",
     params(("service" = String, Path, description = "Name")),
     responses((status = 204, description = "Removed"), (status = 404, description = "SERVICE_UNKNOWN", body = ErrorBody)))]
-pub(crate) async fn remove(
-    State(app): State<App>,
-    Path(name): Path<String>,
-) -> Answer<StatusCode> {
+pub(crate) async fn remove(State(app): State<App>, Path(name): Path<String>) -> Answer<StatusCode> {
     let stored = found(&app, &name)?;
-    let key = RecordKey::Service(stored.value.project.clone(), stored.value.spec.name.clone()).key();
+    let key =
+        RecordKey::Service(stored.value.project.clone(), stored.value.spec.name.clone()).key();
     let txn = Txn::new().when(Compare::exists(key.clone())).then(Op::delete(&key));
     let reply = app.state.txn(txn).await?;
     if !reply.succeeded {
