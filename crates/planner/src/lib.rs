@@ -1,10 +1,15 @@
 //! Capacity planning: simulate and solve a scenario with the decision code of the live system.
 
+mod chain;
 mod output;
 mod random;
 mod scenario;
 mod sim;
 
+pub use chain::{
+    Bound, Certificate, Chain, ChainError, Family, Method, Replicas, Rule, STATES_MAX, Solution,
+    State, Steady, steady_state,
+};
 pub use output::{Estimate, mser5, student_t};
 pub use random::{Distribution, Purpose, RandomKind, Stream};
 pub use scenario::{

@@ -1,0 +1,421 @@
+//! The chain of a migrating service: working nodes, replicas and requests.
+//!
+//! A state is `(i, k, s, j)`: `i` working nodes, `k` ready replicas, `s` starting ones, `j` requests in the system.
+//! - Variant A: a replica on every working node, `k = i`.
+//! - Variant B: one more only when the queues of all are full, `k = min(i, max(1, ceil(j / places)))`.
+//! - Variant C: as the policy's thresholds say, with exponential start-up times, each replica on a node of its own.
+//!
+//! Events: arrival and service, failure and repair, and in C the end of a start. A policy's answer follows at once.
+
+use super::graph::{Chain, ChainError};
+use super::steady::{Certificate, steady_state};
+use crate::scenario::{FailureLoses, QueueCounts, Repair};
+use crate::sim::Measure;
+use serde::Serialize;
+use skein_policy::{Load, Thresholds};
+use std::cell::Cell;
+
+/// Parameters of the chain; rates in events per second.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Family {
+    /// Nodes, 1 to 65,535.
+    pub nodes: u32,
+    /// Requests that may wait at a replica, or for all (see `bound`).
+    pub queue: u32,
+    /// What `queue` bounds.
+    pub bound: Bound,
+    /// Whether `queue` counts requests in service.
+    pub counts: QueueCounts,
+    /// Requests that one replica serves at a time.
+    pub capacity: u32,
+    /// Arrivals.
+    pub arrival: f64,
+    /// Service of one request.
+    pub service: f64,
+    /// Failures of one node; 0: none.
+    pub failure: f64,
+    /// Repairs of one node, or of the crew.
+    pub repair: f64,
+    /// Who repairs.
+    pub crew: Repair,
+    /// What a failure loses.
+    pub loses: FailureLoses,
+    /// How many replicas there are.
+    pub replicas: Replicas,
+}
+
+/// What a queue bound holds for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bound {
+    /// Each replica (A), each working node (B), each ready replica (C).
+    Each,
+    /// The service.
+    All,
+}
+
+/// How many replicas there are.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Replicas {
+    /// Variant A.
+    EveryNode,
+    /// Variant B.
+    WhenFull,
+    /// Variant C.
+    Policy {
+        /// When replicas come and go.
+        rule: Rule,
+        /// Fewest.
+        min: u32,
+        /// Most.
+        max: u32,
+        /// Ends of a start per second and starting replica; none: they start at once.
+        start: Option<f64>,
+    },
+}
+
+/// When replicas come and go.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Rule {
+    /// The policy's own thresholds.
+    Thresholds(Thresholds),
+    /// One more when there are more than `up[k-1]` requests in the system, one less when there are at most `down[k-2]`
+    /// (the form of the published closed solutions).
+    Lists {
+        /// For 1, 2, ... replicas.
+        up: Vec<u32>,
+        /// For 2, 3, ... replicas.
+        down: Vec<u32>,
+    },
+}
+
+/// A state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct State {
+    /// Working nodes.
+    pub i: u16,
+    /// Ready replicas.
+    pub k: u16,
+    /// Starting replicas.
+    pub s: u16,
+    /// Requests in the system.
+    pub j: u32,
+}
+
+/// A solved chain.
+#[derive(Debug, Clone, Serialize)]
+pub struct Solution {
+    /// States.
+    pub states: usize,
+    /// Transitions.
+    pub transitions: usize,
+    /// Why the figures may be trusted.
+    pub certificate: Certificate,
+    /// The figures.
+    pub measures: Vec<(Measure, f64)>,
+}
+
+impl Solution {
+    /// One figure; not a number when the chain has none of it.
+    pub fn get(&self, measure: Measure) -> f64 {
+        self.measures.iter().find(|(of, _)| *of == measure).map_or(f64::NAN, |it| it.1)
+    }
+}
+
+impl Family {
+    /// Requests that one replica and its queue hold.
+    fn places(&self) -> u32 {
+        match self.counts {
+            QueueCounts::Waiting => self.queue + self.capacity,
+            QueueCounts::InSystem => self.queue.max(1),
+        }
+    }
+
+    /// The replicas at `i` nodes and `j` requests, where they depend on nothing else.
+    fn replicas_at(&self, i: u16, j: u32) -> u16 {
+        match &self.replicas {
+            Replicas::EveryNode => i,
+            Replicas::WhenFull => i.min(j.div_ceil(self.places()).max(1) as u16),
+            Replicas::Policy { .. } => 0,
+        }
+    }
+
+    fn busy(&self, state: State) -> u32 {
+        state.j.min(u32::from(state.k) * self.capacity)
+    }
+
+    /// Requests that the system holds at most.
+    fn room(&self, state: State) -> u32 {
+        let own = |replicas: u32| match self.counts {
+            QueueCounts::Waiting => self.queue * replicas + self.busy_most(state),
+            QueueCounts::InSystem => self.queue * replicas,
+        };
+        match (&self.bound, &self.replicas) {
+            (Bound::All, _) => own(1),
+            (Bound::Each, Replicas::Policy { .. }) => own(u32::from(state.k).max(1)),
+            (Bound::Each, _) => u32::from(state.i) * self.places(),
+        }
+    }
+
+    fn busy_most(&self, state: State) -> u32 {
+        u32::from(state.k) * self.capacity
+    }
+
+    fn accepts(&self, state: State) -> bool {
+        state.j < self.room(state)
+    }
+
+    /// The state with the replicas that its rule asks for at once.
+    fn settled(&self, mut state: State) -> State {
+        let Replicas::Policy { rule, min, max, start } = &self.replicas else {
+            state.k = self.replicas_at(state.i, state.j);
+            return state;
+        };
+        // Each step adds or removes, never both: a rule that lets go what it asks for is refused by its check.
+        for _ in 0..=2 * *max {
+            let have = u32::from(state.k + state.s);
+            let load = Load { waiting: state.j - self.busy(state), in_service: self.busy(state) };
+            let asked = match rule {
+                Rule::Thresholds(thresholds) => {
+                    thresholds.need(self.capacity, load, have, state.k.into()).0
+                }
+                Rule::Lists { up, down } => lists(up, down, have, state.j),
+            };
+            let wanted = asked.clamp(*min, *max).min(state.i.into());
+            if wanted > have {
+                let more = (wanted - have) as u16;
+                *(if start.is_some() { &mut state.s } else { &mut state.k }) += more;
+            } else if wanted < have && state.s > 0 {
+                state.s -= 1;
+            } else if wanted < have {
+                state.k -= 1;
+            } else {
+                break;
+            }
+        }
+        state
+    }
+
+    fn first(&self) -> State {
+        let (i, min) = match &self.replicas {
+            Replicas::Policy { min, .. } => (self.nodes as u16, (*min).min(self.nodes) as u16),
+            _ => (self.nodes as u16, 0),
+        };
+        self.settled(State { i, k: min, s: 0, j: 0 })
+    }
+
+    /// Calls `to` with each transition, and `lost` with the rate at which it loses requests.
+    fn transitions(&self, state: State, to: &mut dyn FnMut(State, f64), lost: &Cell<f64>) {
+        if self.accepts(state) {
+            to(self.settled(State { j: state.j + 1, ..state }), self.arrival);
+        }
+        let busy = self.busy(state);
+        if busy > 0 {
+            let after = State { j: state.j - 1, ..state };
+            to(self.settled(after), f64::from(busy) * self.service);
+        }
+        if let Replicas::Policy { start: Some(rate), .. } = &self.replicas
+            && state.s > 0
+        {
+            let after = State { k: state.k + 1, s: state.s - 1, ..state };
+            to(self.settled(after), f64::from(state.s) * rate);
+        }
+        let down = self.nodes - u32::from(state.i);
+        if down > 0 && self.failure > 0.0 {
+            let crews = match self.crew {
+                Repair::PerNode => f64::from(down),
+                Repair::SingleCrew => 1.0,
+            };
+            to(self.settled(State { i: state.i + 1, ..state }), crews * self.repair);
+        }
+        if state.i > 0 && self.failure > 0.0 {
+            self.failures(state, to, lost);
+        }
+    }
+
+    fn failures(&self, state: State, to: &mut dyn FnMut(State, f64), lost: &Cell<f64>) {
+        let i = state.i - 1;
+        let idle = state.i - state.k - state.s;
+        let mut fail = |nodes: u32, k: u16, s: u16, loses: u32| {
+            if nodes == 0 {
+                return;
+            }
+            let rate = f64::from(nodes) * self.failure;
+            let mut after = State { i, k, s, j: state.j - loses };
+            if self.loses != FailureLoses::Nothing {
+                let smaller = self.settled(after);
+                after.j = after.j.min(self.room(State { j: after.j, ..smaller }));
+            }
+            lost.set(lost.get() + rate * f64::from(state.j - after.j));
+            to(self.settled(after), rate);
+        };
+        fail(idle.into(), state.k, state.s, 0);
+        if state.s > 0 {
+            fail(state.s.into(), state.k, state.s - 1, 0);
+        }
+        let k = u32::from(state.k);
+        if k == 0 {
+            return;
+        }
+        let with = state.k - 1;
+        match self.loses {
+            FailureLoses::Nothing | FailureLoses::Overflow => fail(k, with, state.s, 0),
+            FailureLoses::InService | FailureLoses::Held => {
+                // Shared as evenly as whole requests can be: some replicas have one more.
+                let all = match self.loses {
+                    FailureLoses::Held => state.j,
+                    _ => self.busy(state),
+                };
+                fail(all % k, with, state.s, all / k + 1);
+                fail(k - all % k, with, state.s, all / k);
+            }
+        }
+    }
+
+    /// States of variants A and B, without building them; none for C.
+    pub fn states_expected(&self) -> Option<u64> {
+        let (n, places) = (u64::from(self.nodes), u64::from(self.places()));
+        match (&self.replicas, self.bound) {
+            (Replicas::Policy { .. }, _) => None,
+            (_, Bound::Each) if self.loses != FailureLoses::Nothing => {
+                Some(if self.failure > 0.0 {
+                    places * n * (n + 1) / 2 + n + 1
+                } else {
+                    places * n + 1
+                })
+            }
+            (_, bound) => {
+                let most = match bound {
+                    Bound::Each => n * places,
+                    Bound::All => u64::from(self.queue) + n * u64::from(self.capacity),
+                };
+                Some(if self.failure > 0.0 { (n + 1) * (most + 1) } else { most + 1 })
+            }
+        }
+    }
+
+    /// The chain with its states sorted into lines of `j`, and where the lines begin.
+    ///
+    /// # Errors
+    /// [`ChainError::TooLarge`], said before anything is built where the number of states is known beforehand.
+    pub fn chain(&self) -> Result<(Chain, Vec<State>, Vec<u32>), ChainError> {
+        if self.states_expected().is_some_and(|states| states > super::graph::STATES_MAX as u64) {
+            return Err(ChainError::TooLarge);
+        }
+        let ignored = Cell::new(0.0);
+        let (chain, states) =
+            Chain::explore(self.first(), |state, to| self.transitions(state, to, &ignored))?;
+        // In A and B the replicas follow from the rest, so that a line may go on across their changes.
+        let by_policy = matches!(self.replicas, Replicas::Policy { .. });
+        let line = |state: &State| match by_policy {
+            true => (state.i, state.k, state.s),
+            false => (state.i, 0, 0),
+        };
+        let mut order: Vec<u32> = (0..states.len() as u32).collect();
+        order.sort_unstable_by_key(|at| {
+            let state = &states[*at as usize];
+            (line(state), state.j)
+        });
+        let sorted: Vec<State> = order.iter().map(|at| states[*at as usize]).collect();
+        let mut lines = vec![];
+        for (at, state) in sorted.iter().enumerate() {
+            if at == 0 || line(&sorted[at - 1]) != line(state) {
+                lines.push(at as u32);
+            }
+        }
+        Ok((chain.sorted(&order), sorted, lines))
+    }
+
+    /// Solves the chain.
+    ///
+    /// # Errors
+    /// It is too large, falls apart, or could not be certified.
+    pub fn solve(&self) -> Result<Solution, ChainError> {
+        let (chain, states, lines) = self.chain()?;
+        let weights = Weights::new(self, &states);
+        let steady = steady_state(&chain, &lines, |x| weights.sums(x).to_vec())?;
+        Ok(Solution {
+            states: chain.len(),
+            transitions: chain.transitions(),
+            certificate: steady.certificate,
+            measures: self.measures(weights.sums(&steady.x)),
+        })
+    }
+
+    fn measures(&self, sums: [f64; SUMS]) -> Vec<(Measure, f64)> {
+        let [refused, lost, busy, in_system, replicas, starting, nodes, replications] = sums;
+        let loss = lost / self.arrival;
+        let throughput = busy * self.service;
+        let accepted = self.arrival * (1.0 - refused);
+        vec![
+            (Measure::Refusal, refused),
+            (Measure::Loss, loss),
+            (Measure::Service, 1.0 - refused - loss),
+            (Measure::Throughput, throughput),
+            (Measure::LostRate, lost),
+            (Measure::Replicas, replicas),
+            (Measure::Starting, starting),
+            (Measure::QueueLength, in_system - busy),
+            (Measure::InSystem, in_system),
+            (Measure::TimeInSystem, in_system / accepted),
+            (Measure::TimeInQueue, (in_system - busy) / accepted),
+            (Measure::WorkingNodes, nodes),
+            (Measure::ReplicationRate, replications * 3600.0),
+        ]
+    }
+}
+
+/// The published form of thresholds: one step at a time.
+fn lists(up: &[u32], down: &[u32], have: u32, j: u32) -> u32 {
+    let at = |list: &[u32], from: u32| {
+        have.checked_sub(from).and_then(|at| list.get(at as usize)).copied()
+    };
+    if have == 0 || at(up, 1).is_some_and(|threshold| j > threshold) {
+        have + 1
+    } else if at(down, 2).is_some_and(|threshold| j <= threshold) {
+        have - 1
+    } else {
+        have
+    }
+}
+
+const SUMS: usize = 8;
+
+/// What each state adds to what is measured: refused share, lost, busy, in system, replicas, starting, nodes, replications.
+struct Weights(Vec<[f64; SUMS]>);
+
+impl Weights {
+    fn new(family: &Family, states: &[State]) -> Self {
+        let of = |state: &State| {
+            let lost = Cell::new(0.0);
+            let mut added = 0.0;
+            let have = state.k + state.s;
+            let mut count = |after: State, rate: f64| {
+                if matches!(family.replicas, Replicas::Policy { .. }) {
+                    added += rate * f64::from((after.k + after.s).saturating_sub(have));
+                }
+            };
+            family.transitions(*state, &mut count, &lost);
+            [
+                if family.accepts(*state) { 0.0 } else { 1.0 },
+                lost.get(),
+                family.busy(*state).into(),
+                state.j.into(),
+                state.k.into(),
+                state.s.into(),
+                state.i.into(),
+                added,
+            ]
+        };
+        Self(states.iter().map(of).collect())
+    }
+
+    fn sums(&self, x: &[f64]) -> [f64; SUMS] {
+        let mut sums = [0.0; SUMS];
+        for (weights, x) in self.0.iter().zip(x) {
+            for (sum, weight) in sums.iter_mut().zip(weights) {
+                *sum += weight * x;
+            }
+        }
+        sums
+    }
+}
