@@ -1,6 +1,8 @@
 //! Sockets of this process that live inside a network.
 
 use crate::error::NetError;
+use crate::names::NetworkName;
+use crate::namespace;
 use crate::thread::{enter, spawn};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use std::io;
@@ -49,6 +51,15 @@ impl Connector {
             }
         })?;
         Ok(Self { requests, timeout: CONNECT_TIMEOUT_DEFAULT })
+    }
+
+    /// Opens sockets inside the network of this name, whoever owns it; `None` if there is none. For
+    /// whoever looks at machines from beside their node: monitors, benches.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn beside(name: &NetworkName) -> Result<Option<Self>, NetError> {
+        namespace::open_existing(name)?.map(Self::start).transpose()
     }
 
     /// The same connector with another limit on [`Connector::connect`].

@@ -38,7 +38,7 @@ pub(crate) struct Shape {
     qemu: Option<Utf8PathBuf>,
 }
 
-fn accel(text: &str) -> Result<skein_vmm::AccelChoice, String> {
+pub(crate) fn accel(text: &str) -> Result<skein_vmm::AccelChoice, String> {
     match text {
         "kvm" => Ok(skein_vmm::AccelChoice::Kvm),
         "tcg" => Ok(skein_vmm::AccelChoice::Tcg),

@@ -1,0 +1,37 @@
+//! Benches: every promise of speed, measured beside what a user would pick instead, in the same run.
+//!
+//! ```text
+//!  run ── Rig: a cloud in a folder of its own ──┬── start     ours, floor, ours, floor, ...
+//!          └─ Floor: bare QEMU in a namespace   ├── density   ours, floor, ours, floor, ...
+//!                                               └── dispatch  by the API, directly, by the API, ...
+//!                                                       │
+//!                                                       └──> Report: JSON, table, Markdown, SVG
+//! ```
+//!
+//! The crate owns how things are measured and how figures are told. It changes nothing in the product: it
+//! talks to it as any client does, over HTTP, and reads of the host what any monitor could. It needs root, as the
+//! product does, and leaves no process, namespace or file behind, even when it is interrupted.
+
+mod density;
+mod dispatch;
+mod error;
+mod floor;
+mod host;
+mod http1;
+mod options;
+mod plot;
+mod process;
+mod render;
+mod report;
+mod rig;
+mod start;
+mod stats;
+
+pub use error::BenchError;
+pub use options::{Bench, BenchImage, ImageModule, Options, Progress};
+pub use render::{markdown, table};
+pub use report::{Baseline, Check, Goal, Host, Report};
+pub use rig::run;
+pub use stats::Sample;
+
+pub use plot::write_folder;

@@ -1,0 +1,286 @@
+//! What a bench found, in the form that tools read.
+
+use crate::stats::Sample;
+use serde::{Serialize, Serializer};
+use std::fmt;
+
+/// What one bench found.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Report {
+    /// Its name.
+    pub bench: &'static str,
+    /// Release of the product.
+    pub version: &'static str,
+    /// Where it ran.
+    pub host: Host,
+    /// What was measured.
+    pub checks: Vec<Check>,
+}
+
+impl Report {
+    /// Whether every check with a goal holds.
+    pub fn holds(&self) -> bool {
+        self.checks.iter().all(|check| check.holds != Some(false))
+    }
+}
+
+/// Where a bench ran.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Host {
+    /// Name of the processor.
+    pub cpu: String,
+    /// Cores this process may use.
+    pub cores: u32,
+    /// Who ran the guests' instructions: `kvm` or `tcg`.
+    pub accel: String,
+}
+
+/// What a check must reach.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Goal {
+    /// Ours divided by the baseline is at most this.
+    RatioAtMost(f64),
+    /// Ours is at most this much more than the baseline, in the check's unit.
+    AboveBaselineAtMost(f64),
+    /// Ours is at most this, in the check's unit.
+    AtMost(f64),
+    /// Ours is at least this, in the check's unit.
+    AtLeast(f64),
+}
+
+impl Goal {
+    /// Whether it is reached. A goal that speaks of a baseline is not reached without one.
+    pub fn holds(self, ours: f64, baseline: Option<f64>) -> bool {
+        match self {
+            Self::RatioAtMost(most) => baseline.is_some_and(|b| b > 0.0 && ours / b <= most),
+            Self::AboveBaselineAtMost(most) => baseline.is_some_and(|b| ours - b <= most),
+            Self::AtMost(most) => ours <= most,
+            Self::AtLeast(least) => ours >= least,
+        }
+    }
+}
+
+impl fmt::Display for Goal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::RatioAtMost(most) => write!(f, "ratio <= {most}"),
+            Self::AboveBaselineAtMost(most) => write!(f, "ours - baseline <= {most}"),
+            Self::AtMost(most) => write!(f, "ours <= {most}"),
+            Self::AtLeast(least) => write!(f, "ours >= {least}"),
+        }
+    }
+}
+
+/// What ours is compared with.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Baseline {
+    /// What it is, in a few words.
+    pub name: &'static str,
+    /// Its measurements, in the check's unit.
+    pub sample: Sample,
+}
+
+/// One figure.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Check {
+    /// Stable id, `BENCH.WHAT`.
+    pub id: &'static str,
+    /// Our figure: the median of `sample`, unless the check says otherwise.
+    #[serde(serialize_with = "rounded")]
+    pub ours: f64,
+    /// Unit of `ours`, `baseline`, `p10` and `p90`.
+    pub unit: &'static str,
+    /// The median of the baseline.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "rounded_option")]
+    pub baseline: Option<f64>,
+    /// What the baseline is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub baseline_name: Option<&'static str>,
+    /// Ours divided by the baseline.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "rounded_option")]
+    pub ratio: Option<f64>,
+    /// What it must reach, in words; absent for a figure that is only told.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "words")]
+    pub goal: Option<Goal>,
+    /// Whether it does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub holds: Option<bool>,
+    /// Measurements of ours.
+    pub n: usize,
+    /// A tenth of ours lies below.
+    #[serde(serialize_with = "rounded")]
+    pub p10: f64,
+    /// Nine tenths of ours lie below.
+    #[serde(serialize_with = "rounded")]
+    pub p90: f64,
+    /// What is measured, what the baseline is and why it is fair.
+    #[serde(skip)]
+    pub about: &'static str,
+    /// Our measurements.
+    #[serde(skip)]
+    pub sample: Sample,
+    /// The baseline's measurements; empty without one.
+    #[serde(skip)]
+    pub baseline_sample: Sample,
+}
+
+impl Check {
+    /// A figure that is the median of `sample`, without a baseline and a goal.
+    pub fn new(id: &'static str, unit: &'static str, sample: Sample, about: &'static str) -> Self {
+        Self {
+            id,
+            ours: sample.median(),
+            unit,
+            baseline: None,
+            baseline_name: None,
+            ratio: None,
+            goal: None,
+            holds: None,
+            n: sample.len(),
+            p10: sample.quantile(0.1),
+            p90: sample.quantile(0.9),
+            about,
+            sample,
+            baseline_sample: Sample::default(),
+        }
+    }
+
+    /// The same with the mean of its sample as the figure.
+    #[must_use]
+    pub fn by_mean(mut self) -> Self {
+        self.ours = self.sample.mean();
+        self
+    }
+
+    /// The same beside a baseline, whose figure is a median.
+    #[must_use]
+    pub fn beside(mut self, baseline: Baseline) -> Self {
+        let figure = baseline.sample.median();
+        self.baseline = Some(figure);
+        self.baseline_name = Some(baseline.name);
+        self.ratio = (figure > 0.0).then(|| self.ours / figure);
+        self.baseline_sample = baseline.sample;
+        self
+    }
+
+    /// The same with a goal. A figure of no measurements reaches none.
+    #[must_use]
+    pub fn with_goal(mut self, goal: Goal) -> Self {
+        self.goal = Some(goal);
+        self.holds = Some(self.n > 0 && goal.holds(self.ours, self.baseline));
+        self
+    }
+}
+
+/// Four digits say all that a measurement knows.
+fn four_digits(value: f64) -> f64 {
+    if value == 0.0 || !value.is_finite() {
+        return 0.0;
+    }
+    let digits = 3 - value.abs().log10().floor() as i32;
+    let scale = 10_f64.powi(digits.clamp(-12, 12));
+    (value * scale).round() / scale
+}
+
+fn rounded<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(four_digits(*value))
+}
+
+fn rounded_option<S: Serializer>(value: &Option<f64>, serializer: S) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(value) => rounded(value, serializer),
+        None => serializer.serialize_none(),
+    }
+}
+
+fn words<S: Serializer>(goal: &Option<Goal>, serializer: S) -> Result<S::Ok, S::Error> {
+    match goal {
+        Some(goal) => serializer.collect_str(goal),
+        None => serializer.serialize_none(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(goal: Goal, ours: f64, baseline: Option<f64>, expect: bool, words: &str) {
+        assert_eq!(goal.holds(ours, baseline), expect, "{goal:?} of {ours} beside {baseline:?}");
+        assert_eq!(goal.to_string(), words);
+    }
+
+    #[test]
+    fn goals() {
+        check(Goal::RatioAtMost(1.5), 60.0, Some(40.0), true, "ratio <= 1.5");
+        check(Goal::RatioAtMost(1.5), 60.1, Some(40.0), false, "ratio <= 1.5");
+        check(Goal::RatioAtMost(1.5), 60.0, None, false, "ratio <= 1.5");
+        check(Goal::RatioAtMost(1.5), 0.0, Some(0.0), false, "ratio <= 1.5");
+        check(Goal::AboveBaselineAtMost(1.0), 2.0, Some(1.0), true, "ours - baseline <= 1");
+        check(Goal::AboveBaselineAtMost(1.0), 2.1, Some(1.0), false, "ours - baseline <= 1");
+        check(Goal::AtMost(5.0), 5.0, None, true, "ours <= 5");
+        check(Goal::AtMost(5.0), 5.1, None, false, "ours <= 5");
+        check(Goal::AtLeast(1500.0), 1500.0, None, true, "ours >= 1500");
+        check(Goal::AtLeast(1500.0), 1499.0, Some(1.0), false, "ours >= 1500");
+    }
+
+    #[test]
+    fn nothing_measured_reaches_no_goal() {
+        let empty = Check::new("a.b", "ms", Sample::default(), "").with_goal(Goal::AtMost(5.0));
+        assert_eq!(empty.holds, Some(false));
+    }
+
+    #[test]
+    fn digits() {
+        for (value, expect) in [(0.0, 0.0), (55.123_4, 55.12), (123_456.0, 123_500.0), (0.012_345, 0.012_35)] {
+            assert!((four_digits(value) - expect).abs() < 1e-9, "{value}");
+        }
+    }
+
+    #[test]
+    fn the_form() {
+        let cold = Check::new("start.cold", "ms", Sample::new([55.0, 50.0, 71.0]), "about")
+            .beside(Baseline { name: "bare QEMU", sample: Sample::new([41.0, 40.0, 44.0]) })
+            .with_goal(Goal::RatioAtMost(1.5));
+        let told = Check::new("density.control", "% of a core", Sample::new([1.25]), "about");
+        let report = Report {
+            bench: "start",
+            version: "0.1.0",
+            host: Host { cpu: "a processor".into(), cores: 2, accel: "tcg".into() },
+            checks: vec![cold, told],
+        };
+        let expect = r#"{
+  "bench": "start",
+  "version": "0.1.0",
+  "host": {
+    "cpu": "a processor",
+    "cores": 2,
+    "accel": "tcg"
+  },
+  "checks": [
+    {
+      "id": "start.cold",
+      "ours": 55.0,
+      "unit": "ms",
+      "baseline": 41.0,
+      "baseline_name": "bare QEMU",
+      "ratio": 1.341,
+      "goal": "ratio <= 1.5",
+      "holds": true,
+      "n": 3,
+      "p10": 51.0,
+      "p90": 67.8
+    },
+    {
+      "id": "density.control",
+      "ours": 1.25,
+      "unit": "% of a core",
+      "n": 1,
+      "p10": 1.25,
+      "p90": 1.25
+    }
+  ]
+}"#;
+        assert_eq!(serde_json::to_string_pretty(&report).expect("JSON"), expect);
+        assert!(report.holds());
+    }
+}
