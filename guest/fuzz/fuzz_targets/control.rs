@@ -1,4 +1,5 @@
-//! Control lines from either side: what is understood must mean the same when written and read again.
+//! Control lines from either side: what is understood must mean the same when written and read
+//! again.
 
 #![no_main]
 

@@ -89,14 +89,14 @@ pub fn random_u64() -> u64 {
 /// the device is asked again only for a new identity.
 pub(crate) struct EntropyDevice {
     device: Device,
-    queue: ReceiveQueue<2>,
+    queue: ReceiveQueue,
 }
 
 impl EntropyDevice {
     /// Sets the device up and asks it for entropy.
     pub(crate) fn new(mut device: Device) -> Self {
         device.negotiate(0);
-        let queue = ReceiveQueue::new(&mut device, 0, KEY);
+        let queue = ReceiveQueue::new(&mut device, 0, KEY, 2);
         device.start();
         let mut this = Self { device, queue };
         this.request();

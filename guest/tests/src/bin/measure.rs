@@ -1,9 +1,9 @@
 //! Measures starts of a service: `measure [SERVICE] [COUNT]`, default `echo 20`.
 //!
-//! One line per figure, with minimum, median and 90th percentile over COUNT machines, one at a time:
-//! kernel entry to listening as the machine reports it, process start to the `ready` line, process
-//! start to the first HTTP answer, a request over a connection that is open, and the proportional
-//! memory of the process afterwards.
+//! One line per figure, with minimum, median and 90th percentile over COUNT machines, one at a
+//! time: kernel entry to listening as the machine reports it, process start to the `ready` line,
+//! process start to the first HTTP answer, a request over a connection that is open, and the
+//! proportional memory of the process afterwards.
 
 use std::fs;
 use std::time::Instant;

@@ -8,11 +8,10 @@ use super::{Device, ReceiveQueue, TransmitQueue};
 /// Queue of input and queue of output, as the standard numbers them.
 const RECEIVE: u16 = 0;
 const TRANSMIT: u16 = 1;
-/// 16 pieces of 256 bytes: one page, enough for the lines of a burst.
-const PIECES: usize = 16;
+/// 256: 16 pieces of that size are one page, enough for the lines of a burst.
 const PIECE: usize = 256;
 /// 4 pieces: lines from the host are few.
-const INPUT_PIECES: usize = 4;
+const INPUT_PIECES: u16 = 4;
 
 /// Whether a console is read from.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -26,17 +25,18 @@ pub(crate) enum Input {
 /// One console.
 pub(crate) struct Console {
     device: Device,
-    receive: Option<ReceiveQueue<INPUT_PIECES>>,
-    transmit: TransmitQueue<PIECES>,
+    receive: Option<ReceiveQueue>,
+    transmit: TransmitQueue,
     dropped: u64,
 }
 
 impl Console {
     /// Sets the device up.
+    #[inline(never)]
     pub(crate) fn new(mut device: Device, input: Input) -> Self {
         device.negotiate(0);
-        let receive =
-            (input == Input::Wanted).then(|| ReceiveQueue::new(&mut device, RECEIVE, PIECE));
+        let receive = (input == Input::Wanted)
+            .then(|| ReceiveQueue::new(&mut device, RECEIVE, PIECE, INPUT_PIECES));
         let transmit = TransmitQueue::new(&mut device, TRANSMIT, PIECE);
         device.start();
         let mut this = Self { device, receive, transmit, dropped: 0 };

@@ -14,7 +14,7 @@ use virtio_drivers::transport::mmio::{MmioTransport, VirtIOHeader};
 use virtio_drivers::transport::{DeviceStatus, DeviceType, Transport};
 
 use crate::arch::interrupts::{self, SLOTS};
-pub(crate) use queue::{ReceiveQueue, TransmitQueue};
+pub(crate) use queue::{ENTRIES, ReceiveQueue, TransmitQueue};
 
 /// First slot.
 const BASE: usize = 0xfeb0_0000;
@@ -34,6 +34,7 @@ pub(crate) struct Device {
 impl Device {
     /// Resets the device and agrees on features: those of `wanted` that it offers, and virtio 1.
     /// Returns what was agreed.
+    #[inline(never)]
     pub(crate) fn negotiate(&mut self, wanted: u64) -> u64 {
         self.transport.set_status(DeviceStatus::empty());
         self.transport.set_status(DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER);
@@ -46,6 +47,7 @@ impl Device {
     }
 
     /// Lets the device work, once its queues are set up.
+    #[inline(never)]
     pub(crate) fn start(&mut self) {
         self.transport.finish_init();
         interrupts::enable_slot(self.slot);

@@ -3,12 +3,12 @@
 use smoltcp::phy::{self, DeviceCapabilities, Medium};
 use smoltcp::time::Instant;
 
-use super::{Device, ReceiveQueue, TransmitQueue};
+use super::{Device, ENTRIES, ReceiveQueue, TransmitQueue};
 
 const RECEIVE: u16 = 0;
 const TRANSMIT: u16 = 1;
-/// 16 frames each way: a receive window of one connection is 11 frames.
-const FRAMES: usize = 16;
+/// All entries: a receive window of one connection is 11 frames.
+const FRAMES: u16 = ENTRIES as u16;
 /// Before each frame: `virtio_net_hdr` with `num_buffers`, all zero as no offload is agreed.
 const HEADER: usize = 12;
 /// Ethernet header and 1,500 bytes.
@@ -23,8 +23,8 @@ const MTU_MIN: usize = 576;
 /// The machine's network card.
 pub(crate) struct Network {
     device: Device,
-    receive: ReceiveQueue<FRAMES>,
-    transmit: TransmitQueue<FRAMES>,
+    receive: ReceiveQueue,
+    transmit: TransmitQueue,
     frame_max: usize,
 }
 
@@ -38,7 +38,7 @@ impl Network {
             let mtu = usize::from(u16::from_le_bytes(bytes));
             frame_max = (14 + mtu.max(MTU_MIN)).min(FRAME_MAX);
         }
-        let receive = ReceiveQueue::new(&mut device, RECEIVE, HEADER + FRAME_MAX);
+        let receive = ReceiveQueue::new(&mut device, RECEIVE, HEADER + FRAME_MAX, FRAMES);
         let transmit = TransmitQueue::new(&mut device, TRANSMIT, HEADER + FRAME_MAX);
         device.start();
         let mut this = Self { device, receive, transmit, frame_max };
@@ -74,10 +74,10 @@ impl Network {
 }
 
 /// A frame that was received.
-pub(crate) struct RxToken<'a>(&'a mut ReceiveQueue<FRAMES>);
+pub(crate) struct RxToken<'a>(&'a mut ReceiveQueue);
 
 /// Room for a frame to send.
-pub(crate) struct TxToken<'a>(&'a mut TransmitQueue<FRAMES>);
+pub(crate) struct TxToken<'a>(&'a mut TransmitQueue);
 
 impl phy::RxToken for RxToken<'_> {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, read: F) -> R {

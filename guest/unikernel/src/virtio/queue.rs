@@ -52,27 +52,32 @@ fn layout(pages: usize) -> Layout {
     Layout::from_size_align(pages * PAGE_SIZE, PAGE_SIZE).unwrap_or(Layout::new::<u8>())
 }
 
-/// `N` buffers of one size, and which of them the descriptor `token` carries.
-struct Buffers<const N: usize> {
+/// 16 entries in every queue: network frames each way are eleven at most, consoles and entropy need
+/// fewer. One size for all makes one piece of code for all, and at boot every instruction that runs
+/// for the first time costs about a microsecond.
+pub(crate) const ENTRIES: usize = 16;
+
+/// Buffers of one size, and which of them the descriptor `token` carries.
+struct Buffers {
     memory: NonNull<u8>,
     size: usize,
-    owner: [u16; N],
+    owner: [u16; ENTRIES],
 }
 
 // SAFETY: the memory belongs to this value alone.
-unsafe impl<const N: usize> Send for Buffers<N> {}
+unsafe impl Send for Buffers {}
 
-impl<const N: usize> Buffers<N> {
+impl Buffers {
     /// Never freed: devices live as long as the machine.
     fn new(size: usize) -> Self {
-        let memory = alloc::vec![0_u8; N * size].leak();
-        Self { memory: NonNull::from(memory).cast(), size, owner: [0; N] }
+        let memory = alloc::vec![0_u8; ENTRIES * size].leak();
+        Self { memory: NonNull::from(memory).cast(), size, owner: [0; ENTRIES] }
     }
 
     /// Buffer `index` while the device does not have it.
     #[expect(clippy::mut_from_ref, reason = "buffers are disjoint; each call says why it is alone")]
     unsafe fn get(&self, index: u16) -> &mut [u8] {
-        assert!(usize::from(index) < N);
+        assert!(usize::from(index) < ENTRIES);
         // SAFETY: the index was checked, so this is inside the block.
         let start = unsafe { self.memory.add(usize::from(index) * self.size) };
         // SAFETY: the caller vouches that nobody else uses this buffer now.
@@ -87,30 +92,33 @@ impl<const N: usize> Buffers<N> {
 }
 
 /// Setting up a queue of a device that offers it can only fail for lack of memory.
-fn virtqueue<const N: usize>(device: &mut Device, index: u16) -> VirtQueue<Identity, N> {
+#[inline(never)]
+fn virtqueue(device: &mut Device, index: u16) -> VirtQueue<Identity, ENTRIES> {
     match VirtQueue::new(&mut device.transport, index, false, false) {
         Ok(queue) => queue,
         Err(error) => panic!("queue {index} of virtio slot {}: {error}", device.slot),
     }
 }
 
-/// `N` buffers that the device fills.
-pub(crate) struct ReceiveQueue<const N: usize> {
-    queue: VirtQueue<Identity, N>,
-    buffers: Buffers<N>,
+/// Buffers that the device fills.
+pub(crate) struct ReceiveQueue {
+    queue: VirtQueue<Identity, ENTRIES>,
+    buffers: Buffers,
     index: u16,
     posted: bool,
 }
 
-impl<const N: usize> ReceiveQueue<N> {
-    /// Sets queue `index` up with buffers of `size` bytes, all of them posted.
-    pub(crate) fn new(device: &mut Device, index: u16, size: usize) -> Self {
+impl ReceiveQueue {
+    /// Sets queue `index` up with buffers of `size` bytes, of which `count` are posted.
+    #[inline(never)]
+    pub(crate) fn new(device: &mut Device, index: u16, size: usize, count: u16) -> Self {
         let queue = virtqueue(device, index);
         let mut this = Self { queue, buffers: Buffers::new(size), index, posted: true };
-        (0..N as u16).for_each(|buffer| this.post(buffer));
+        (0..count.min(ENTRIES as u16)).for_each(|buffer| this.post(buffer));
         this
     }
 
+    #[inline(never)]
     fn post(&mut self, buffer: u16) {
         // SAFETY: the buffer is not posted: it is new, or was taken back by `take`.
         let memory = unsafe { self.buffers.get(buffer) };
@@ -151,23 +159,31 @@ impl<const N: usize> ReceiveQueue<N> {
     }
 }
 
-/// `N` buffers that the device sends.
-pub(crate) struct TransmitQueue<const N: usize> {
-    queue: VirtQueue<Identity, N>,
-    buffers: Buffers<N>,
+/// Buffers that the device sends.
+pub(crate) struct TransmitQueue {
+    queue: VirtQueue<Identity, ENTRIES>,
+    buffers: Buffers,
     index: u16,
-    free: [u16; N],
+    free: [u16; ENTRIES],
     free_count: usize,
     written: bool,
 }
 
-impl<const N: usize> TransmitQueue<N> {
+impl TransmitQueue {
     /// Sets queue `index` up with buffers of `size` bytes.
+    #[inline(never)]
     pub(crate) fn new(device: &mut Device, index: u16, size: usize) -> Self {
         let mut queue = virtqueue(device, index);
         queue.set_dev_notify(false);
         let free = core::array::from_fn(|buffer| buffer as u16);
-        Self { queue, buffers: Buffers::new(size), index, free, free_count: N, written: false }
+        Self {
+            queue,
+            buffers: Buffers::new(size),
+            index,
+            free,
+            free_count: ENTRIES,
+            written: false,
+        }
     }
 
     /// Takes back what the device has sent.
@@ -189,7 +205,7 @@ impl<const N: usize> TransmitQueue<N> {
     /// Whether a buffer is free. When none is, the device is asked to interrupt as soon as it has
     /// sent one.
     pub(crate) fn can_send(&mut self) -> bool {
-        if self.free_count < N {
+        if self.free_count < ENTRIES {
             self.reclaim();
         }
         if self.free_count == 0 {
@@ -205,7 +221,7 @@ impl<const N: usize> TransmitQueue<N> {
     /// Whether everything has been sent.
     pub(crate) fn is_drained(&mut self) -> bool {
         self.reclaim();
-        self.free_count == N
+        self.free_count == ENTRIES
     }
 
     /// Lets `write` fill `length` bytes and queues them. `None` when no buffer is free or `length`
