@@ -16,8 +16,8 @@ pub trait Driver: Send + Sync + fmt::Debug {
     /// Starts a machine. Returns when its process runs, which is before the guest is ready: see [`Machine::ready`].
     ///
     /// # Errors
-    /// [`LaunchError`]; then no process is left and the run directory is as it was or gone. What goes wrong later (a
-    /// kernel that QEMU refuses) ends the machine and is its cause of exit.
+    /// [`LaunchError`]; then no process is left, and no file of the attempt. What goes wrong later (a kernel that
+    /// QEMU refuses) ends the machine and is its cause of exit.
     ///
     /// # Cancel safety
     /// Not safe: a machine may run that nobody holds; [`Driver::adopt`] finds it.
@@ -80,6 +80,14 @@ pub enum LaunchError {
         /// The user.
         uid: u32,
     },
+    /// A machine runs in that run directory.
+    #[error("a machine runs in {path}, as process {pid}: adopt it or end it first")]
+    Occupied {
+        /// The directory.
+        path: Utf8PathBuf,
+        /// Its process.
+        pid: i32,
+    },
     /// The run directory's path is too long for sockets.
     #[error(
         "the run directory {path} is too long: {bytes} bytes with its longest socket, and Unix sockets allow 107"
@@ -118,6 +126,7 @@ impl LaunchError {
             Self::Spec(error) => error.code(),
             Self::Open { .. } => "IMAGE_FILE_MISSING",
             Self::Unreadable { .. } => "IMAGE_FILE_UNREADABLE",
+            Self::Occupied { .. } => "RUN_DIR_OCCUPIED",
             Self::PathTooLong { .. } => "RUN_DIR_TOO_LONG",
             Self::RunDir { source, .. } if disk_full(source) => "DISK_FULL",
             Self::RunDir { .. } => "RUN_DIR_UNUSABLE",

@@ -6,7 +6,7 @@ use crate::exit::Asked;
 use crate::proc::HostUsage;
 use crate::qmp::{Qmp, QmpError};
 use camino::{Utf8Path, Utf8PathBuf};
-use skein_model::{ExitCause, Generation, MachineId};
+use skein_model::{ExitCause, Generation, MachineId, Timestamp};
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -30,6 +30,7 @@ pub struct Machine {
 pub(crate) struct Inner {
     pub(crate) id: MachineId,
     pub(crate) generation: Generation,
+    pub(crate) launched_at: Timestamp,
     pub(crate) dir: Utf8PathBuf,
     pub(crate) process: Box<dyn Process>,
     pub(crate) qmp: Qmp,
@@ -217,6 +218,11 @@ impl Machine {
     /// Version of the record it was launched from.
     pub fn generation(&self) -> Generation {
         self.inner.generation
+    }
+
+    /// When it was launched, also by an earlier process.
+    pub fn launched_at(&self) -> Timestamp {
+        self.inner.launched_at
     }
 
     /// Its run directory.

@@ -6,7 +6,7 @@ use crate::exit::{self, Evidence, RawExit};
 use crate::machine::{AskedCell, Inner, LaunchTimes, Machine, Process};
 use crate::qmp::{Qmp, QmpActor, QmpEvent};
 use camino::Utf8PathBuf;
-use skein_model::{ExitCause, Generation, MachineId};
+use skein_model::{ExitCause, Generation, MachineId, Timestamp};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -40,6 +40,7 @@ pub(crate) type Exit = Pin<Box<dyn Future<Output = RawExit> + Send>>;
 pub(crate) struct Parts {
     pub(crate) id: MachineId,
     pub(crate) generation: Generation,
+    pub(crate) launched_at: Timestamp,
     pub(crate) dir: Utf8PathBuf,
     pub(crate) channels: Channels,
     pub(crate) process: Box<dyn Process>,
@@ -76,8 +77,19 @@ pub(crate) struct Supervisor {
 
 /// Puts a machine together.
 pub(crate) fn assemble(parts: Parts) -> (Machine, Supervisor) {
-    let Parts { id, generation, dir, channels, process, exit, times, ready, console_log, keeper } =
-        parts;
+    let Parts {
+        id,
+        generation,
+        launched_at,
+        dir,
+        channels,
+        process,
+        exit,
+        times,
+        ready,
+        console_log,
+        keeper,
+    } = parts;
     let drain = CancellationToken::new();
     let (qmp, mut qmp_actor) = Qmp::new(channels.qmp);
     let (control, control_actor) = Control::new(channels.control, ready);
@@ -90,6 +102,7 @@ pub(crate) fn assemble(parts: Parts) -> (Machine, Supervisor) {
     let machine = Machine::new(Inner {
         id,
         generation,
+        launched_at,
         dir,
         process,
         qmp,

@@ -18,11 +18,11 @@ use crate::supervise::{Channels, Keeper, Parts, assemble};
 use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
 use guest::{Ends, GuestTask};
-use skein_model::{ExitCause, Generation, MachineId};
+use skein_model::{ExitCause, Generation, MachineId, Timestamp};
 use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -95,6 +95,7 @@ struct Inner {
 struct FakeProcess {
     id: MachineId,
     generation: Generation,
+    launched_at: Timestamp,
     commands: mpsc::Sender<FakeCommand>,
     connect: mpsc::Sender<Ends>,
     exit: watch::Receiver<Option<RawExit>>,
@@ -182,6 +183,7 @@ impl FakeDriver {
         let (machine, supervisor) = assemble(Parts {
             id: process.id.clone(),
             generation: process.generation,
+            launched_at: process.launched_at,
             dir: dir.to_owned(),
             channels,
             process: Box::new(process.clone()),
@@ -261,8 +263,17 @@ impl FakeProcess {
         let task = GuestTask::new(guest, spec.guest.port, spec.guest.capacity);
         // Not held by the driver: it must live when the driver has gone, as a process does.
         tokio::spawn(task.run(commands_out, connect_out, exit_out, kill.clone()));
-        let (id, generation) = (spec.id.clone(), spec.generation);
-        Self { id, generation, commands, connect, exit, kill, ready: Arc::default() }
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Self {
+            id: spec.id.clone(),
+            generation: spec.generation,
+            launched_at: Timestamp::from_micros(u64::try_from(now.as_micros()).unwrap_or(u64::MAX)),
+            commands,
+            connect,
+            exit,
+            kill,
+            ready: Arc::default(),
+        }
     }
 
     fn known_ready(&self) -> Option<Ready> {

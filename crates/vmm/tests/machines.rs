@@ -85,6 +85,30 @@ async fn what_cannot_be_launched_leaves_nothing() {
     spec.dir = "/proc/no/such".into();
     assert_eq!(code(spec).await, "RUN_DIR_UNUSABLE");
     assert!(!host.path("m").exists());
+
+    // A machine that runs is not overrun.
+    let machine = host.boot("m", TinyGuest::new()).await;
+    assert_eq!(code(host.spec("m", &guest)).await, "RUN_DIR_OCCUPIED");
+    assert_eq!(machine.status().await, Ok(MachineState::Running));
+    machine.kill().await.expect("killed");
+    let machine = host.boot("m", TinyGuest::new().exit(0x10)).await;
+    assert_eq!(ends(&machine).await, ExitCause::Stopped);
+}
+
+#[tokio::test]
+async fn a_qemu_that_vanishes_fails_the_launch() {
+    let host = Host::start().await;
+    let program = host.path("qemu");
+    let script = "#!/bin/sh\necho QEMU emulator version 9.9.9\n";
+    std::fs::write(&program, script).expect("script");
+    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).expect("executable");
+    let mut config = host::config(host::utf8(host.dir.path()));
+    config.program = Some(program.clone());
+    let driver = QemuDriver::open(config).await.expect("opened");
+    std::fs::remove_file(&program).expect("removed");
+    let spec = host.spec("m", &TinyGuest::new().elf());
+    assert_eq!(driver.launch(spec).await.expect_err("gone").code(), "QEMU_NOT_FOUND");
+    assert!(!host.path("m").exists(), "nothing is left");
 }
 
 #[tokio::test]

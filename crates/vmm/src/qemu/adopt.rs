@@ -39,6 +39,16 @@ pub(super) fn adopt(dir: &Utf8Path) -> Result<(Adopted, Option<Supervisor>), Ado
     Ok((Adopted::Running(machine), Some(supervisor)))
 }
 
+/// The process of the machine that runs in a directory, if one does.
+pub(super) fn occupant(dir: &RunDir) -> Option<i32> {
+    let record = dir.read_record().ok()??;
+    if proc::boot_id().ok()? != record.boot_id {
+        return None;
+    }
+    let process = find(&record).ok()??;
+    process.ended().is_none().then(|| process.pid())
+}
+
 /// The process of a record, if it still runs. A record without a process is of a launch that was cut short: the process,
 /// if there is one, has the launch's UUID on its command line.
 fn find(record: &MachineFile) -> io::Result<Option<QemuProcess>> {
@@ -75,8 +85,8 @@ fn attach(
     process: QemuProcess,
     clients: Clients,
 ) -> Result<(Machine, Supervisor), AdoptError> {
-    let pid = crate::machine::Process::pid(&process).unwrap_or_default();
-    let unwatched = |source| AdoptError::Process { pid: i32::try_from(pid).unwrap_or(0), source };
+    let pid = process.pid();
+    let unwatched = |source| AdoptError::Process { pid, source };
     let exit = process.exit().map_err(unwatched)?;
     let channels = clients.register().map_err(unwatched)?;
     let now = Instant::now();
@@ -84,6 +94,7 @@ fn attach(
     let (machine, supervisor) = assemble(Parts {
         id: record.id.clone(),
         generation: record.generation,
+        launched_at: record.launched_at,
         dir: dir.to_owned(),
         channels,
         process: Box::new(process),

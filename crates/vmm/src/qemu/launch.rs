@@ -6,6 +6,7 @@ use crate::driver::LaunchError;
 use crate::machine::{LaunchTimes, Machine};
 use crate::probe::ProbeReport;
 use crate::proc::{self, ProcessMark};
+use crate::qemu::adopt;
 use crate::qemu::args::{self, Shape};
 use crate::qemu::process::QemuProcess;
 use crate::qemu::rundir::{Device, ExitFile, MachineFile, RunDir};
@@ -74,19 +75,17 @@ pub(super) fn launch(
 
     let dir = RunDir::new(&spec.dir);
     dir.check()?;
+    if let Some(pid) = adopt::occupant(&dir) {
+        return Err(LaunchError::Occupied { path: spec.dir, pid });
+    }
+    let attempt = Attempt { dir: dir.clone(), armed: true };
     dir.prepare()?;
-    let devices = Devices {
-        qmp: dir.device(RunDir::QMP)?,
-        console: dir.device(RunDir::CONSOLE)?,
-        control: dir.device(RunDir::CONTROL)?,
-        serial: dir.device(RunDir::SERIAL)?,
-    };
+    let devices = Devices::make(&dir)?;
     let uuid = uuid(rand::random());
-    let accel = settings.report.accel;
     let argv = args::arguments(&Shape {
         id: &spec.id,
         uuid: &uuid,
-        accel,
+        accel: settings.report.accel,
         memory: spec.memory,
         kernel: kernel.as_raw_fd(),
         modules: modules.as_ref().map(AsRawFd::as_raw_fd),
@@ -111,7 +110,30 @@ pub(super) fn launch(
         output: dir.open_stderr()?,
         run_as,
     };
-    Prepared { order, dir, path: spec.dir, record, clients, asked, prepared }.start(spawner)
+    let prepared = Prepared { order, dir, path: spec.dir, record, clients, asked, prepared };
+    let launched = prepared.start(spawner)?;
+    attempt.succeeded();
+    Ok(launched)
+}
+
+/// Takes back what a launch that failed made in its run directory.
+struct Attempt {
+    dir: RunDir,
+    armed: bool,
+}
+
+impl Attempt {
+    fn succeeded(mut self) {
+        self.armed = false;
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        if self.armed {
+            self.dir.clear();
+        }
+    }
 }
 
 /// Everything but the process.
@@ -137,7 +159,7 @@ impl Prepared {
         record.process = Some(mark);
         if let Err(error) = dir.write_record(&record) {
             // A machine that cannot be found again must not run.
-            let _ = crate::machine::Process::kill(&process);
+            process.put_down();
             return Err(error);
         }
         Ok(Launched { dir, path, record, process, clients, times })
@@ -145,6 +167,15 @@ impl Prepared {
 }
 
 impl Devices {
+    fn make(dir: &RunDir) -> Result<Self, LaunchError> {
+        Ok(Self {
+            qmp: dir.device(RunDir::QMP)?,
+            console: dir.device(RunDir::CONSOLE)?,
+            control: dir.device(RunDir::CONTROL)?,
+            serial: dir.device(RunDir::SERIAL)?,
+        })
+    }
+
     fn split(self) -> (Clients, [OwnedFd; 4]) {
         let Self { qmp, console, control, serial } = self;
         let listeners = [qmp.listener, console.listener, control.listener, serial.listener];
@@ -211,12 +242,20 @@ impl Launched {
     /// Gives the clients to the runtime and puts the machine together.
     pub(super) fn connect(self) -> Result<(Machine, Supervisor), LaunchError> {
         let Self { dir, path, record, process, clients, times } = self;
-        let failed = |source| LaunchError::RunDir { path: path.clone(), source };
-        let exit = process.exit().map_err(failed)?;
-        let channels = clients.register().map_err(failed)?;
+        let registered = process.exit().and_then(|exit| Ok((exit, clients.register()?)));
+        let (exit, channels) = match registered {
+            Ok(registered) => registered,
+            Err(source) => {
+                // Out of descriptors, for example: a machine that cannot be watched must not run.
+                process.put_down();
+                dir.clear();
+                return Err(LaunchError::RunDir { path, source });
+            }
+        };
         Ok(assemble(Parts {
             id: record.id.clone(),
             generation: record.generation,
+            launched_at: record.launched_at,
             channels,
             process: Box::new(process),
             exit,

@@ -12,6 +12,9 @@ use std::sync::Arc;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+/// How long a killed process may take to be gone.
+const PUT_DOWN_SECS: i64 = 2;
+
 /// The process of a machine.
 #[derive(Debug)]
 pub(crate) struct QemuProcess {
@@ -23,6 +26,11 @@ impl QemuProcess {
     /// The process that `pidfd` stands for.
     pub(crate) fn new(mark: ProcessMark, pidfd: OwnedFd) -> Self {
         Self { mark, pidfd: Arc::new(pidfd) }
+    }
+
+    /// Its number.
+    pub(crate) fn pid(&self) -> i32 {
+        self.mark.pid
     }
 
     /// The process of an earlier launch; `None` when it has ended.
@@ -45,6 +53,15 @@ impl QemuProcess {
             Ok(1) => reap(&self.pidfd),
             _ => None,
         }
+    }
+
+    /// Kills the process and reaps it. Blocks until it is gone, which is at once unless the kernel is stuck.
+    pub(crate) fn put_down(&self) {
+        let _ = Process::kill(self);
+        let mut polled = [PollFd::new(self.pidfd.as_ref(), PollFlags::IN)];
+        let deadline = Timespec { tv_sec: PUT_DOWN_SECS, tv_nsec: 0 };
+        let _ = rustix::event::poll(&mut polled, Some(&deadline));
+        let _ = reap(&self.pidfd);
     }
 
     /// Resolves when the process has ended, and reaps it if it is a child.

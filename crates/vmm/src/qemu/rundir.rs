@@ -110,6 +110,17 @@ impl RunDir {
             .mode(0o700)
             .create(&self.path)
             .map_err(|e| failed(&self.path, e))?;
+        self.remove_files().map_err(|(path, error)| failed(&path, error))
+    }
+
+    /// Removes what a machine left, and the directory if nothing else is in it. Done as far as it goes.
+    pub(super) fn clear(&self) {
+        let removed = self.remove_files();
+        tracing::debug!(path = %self.path, ?removed, "run directory cleared");
+        let _ = std::fs::remove_dir(&self.path);
+    }
+
+    fn remove_files(&self) -> Result<(), (Utf8PathBuf, io::Error)> {
         let older_log = format!("{}.1", Self::CONSOLE_LOG);
         for name in [
             Self::RECORD,
@@ -124,9 +135,7 @@ impl RunDir {
         ] {
             let path = self.file(name);
             match std::fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(failed(&path, error));
-                }
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err((path, error)),
                 _ => {}
             }
         }

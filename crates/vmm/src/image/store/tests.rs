@@ -4,16 +4,17 @@ use super::*;
 use crate::TinyGuest;
 use skein_wire::Archive;
 use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
 
 struct Bench {
-    dir: tempfile::TempDir,
+    dir: Arc<tempfile::TempDir>,
     store: ImageStore,
     project: ProjectName,
 }
 
 impl Bench {
     fn new() -> Self {
-        let dir = tempfile::tempdir().expect("directory");
+        let dir = Arc::new(tempfile::tempdir().expect("directory"));
         let root = Utf8Path::from_path(dir.path()).expect("UTF-8").join("images");
         Self {
             store: ImageStore::open(&root).expect("store"),
@@ -142,6 +143,8 @@ fn a_full_disk_is_said_and_nothing_is_half_there() {
         return;
     }
     let bench = Bench::new();
+    // Removed after the thread, for in it the directory is a mount point.
+    let _dir = Arc::clone(&bench.dir);
     std::thread::spawn(move || {
         unshare(CloneFlags::CLONE_NEWNS).expect("namespace");
         let none = None::<&str>;
