@@ -91,6 +91,7 @@ pub(crate) fn run(start_info: u32, entry_tsc: u64) -> ! {
         entropy,
         boot_us: 0,
         dhcp_end: None,
+        unlogged: None,
     };
     machine.live()
 }
@@ -182,6 +183,9 @@ struct Machine {
     boot_us: u64,
     /// When waiting for DHCP ends.
     dhcp_end: Option<u64>,
+    /// The address that is listened on, until it has been logged. That waits until there is nothing
+    /// better to do: the first client may be knocking.
+    unlogged: Option<Ipv4Addr>,
 }
 
 impl Machine {
@@ -221,6 +225,11 @@ impl Machine {
                 }
             }
             if !busy && !net::has_frame() {
+                if let Some(address) = self.unlogged.take() {
+                    let config = host::config();
+                    log::info!("{} listens on {address}:{}", config.host, config.port);
+                    continue;
+                }
                 let deadlines =
                     [timer, clock::wake_due(0), net::deadline(), self.dhcp_end, stop_end];
                 sleep_until(deadlines.into_iter().flatten().min());
@@ -263,7 +272,7 @@ impl Machine {
         }
         let (port, capacity) = (config.port.get(), config.capacity);
         host::tell(GuestLine::Ready { port, capacity, boot_us: self.boot_us });
-        log::info!("{} listens on {address}:{port}", config.host);
+        self.unlogged = Some(address);
     }
 
     fn on_lease(&mut self, lease: net::Lease) {
