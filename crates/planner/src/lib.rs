@@ -1,15 +1,18 @@
 //! Capacity planning: simulate and solve a scenario with the decision code of the live system.
 
 mod chain;
+mod compare;
 mod output;
 mod random;
 mod scenario;
 mod sim;
+mod solve;
 
 pub use chain::{
     Bound, Certificate, Chain, ChainError, Family, Method, Replicas, Rule, STATES_MAX, Solution,
     State, Steady, steady_state,
 };
+pub use compare::{Comparison, LiveService, Row, SpeedUp, compare, speed_up};
 pub use output::{Estimate, mser5, student_t};
 pub use random::{Distribution, Purpose, RandomKind, Stream};
 pub use scenario::{
@@ -21,3 +24,4 @@ pub use sim::{
     Measure, Measured, Progress, Recording, Replication, ServiceReport, SimReport, Sums, replicate,
     simulate,
 };
+pub use solve::{SolveError, SolveReport, SolvedService, family_of, solve};

@@ -346,7 +346,7 @@ impl Family {
         let loss = lost / self.arrival;
         let throughput = busy * self.service;
         let accepted = self.arrival * (1.0 - refused);
-        vec![
+        let mut all = vec![
             (Measure::Refusal, refused),
             (Measure::Loss, loss),
             (Measure::Service, 1.0 - refused - loss),
@@ -356,11 +356,18 @@ impl Family {
             (Measure::Starting, starting),
             (Measure::QueueLength, in_system - busy),
             (Measure::InSystem, in_system),
-            (Measure::TimeInSystem, in_system / accepted),
-            (Measure::TimeInQueue, (in_system - busy) / accepted),
             (Measure::WorkingNodes, nodes),
-            (Measure::ReplicationRate, replications * 3600.0),
-        ]
+        ];
+        // Little's law counts the time of the lost ones too, which nobody waited to the end.
+        if self.failure == 0.0 || self.loses == FailureLoses::Nothing {
+            all.push((Measure::TimeInSystem, in_system / accepted));
+            all.push((Measure::TimeInQueue, (in_system - busy) / accepted));
+        }
+        // In variants A and B nobody decides: replicas are where they are.
+        if matches!(self.replicas, Replicas::Policy { .. }) {
+            all.push((Measure::ReplicationRate, replications * 3600.0));
+        }
+        all
     }
 }
 

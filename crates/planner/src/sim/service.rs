@@ -224,7 +224,8 @@ impl<'a> Service<'a> {
         let each = self.spec.queue_bound;
         let bound = match self.spec.queue {
             QueueKind::Shared => each,
-            _ => each.saturating_mul(self.meter.ready),
+            // With none ready, that of the one to come.
+            _ => each.saturating_mul(self.meter.ready.max(1)),
         };
         match counts {
             QueueCounts::Waiting => bound,

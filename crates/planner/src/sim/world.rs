@@ -262,11 +262,7 @@ impl<'a> World<'a> {
             self.begin_service(at, index, request);
             return true;
         }
-        // With no replica there is nothing to count the bound by: the queue of the one to come.
-        let bound = match service.meter.ready {
-            0 => service.spec.queue_bound,
-            _ => service.bound(counts),
-        };
+        let bound = service.bound(counts);
         if service.meter.waiting >= bound {
             return false;
         }
