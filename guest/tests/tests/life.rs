@@ -211,3 +211,24 @@ fn a_host_that_does_not_read_does_not_stop_the_machine() {
     assert_eq!(machine.request("POST", "/", b"still here").body, b"still here");
     assert!(machine.stats().uptime_us > 0);
 }
+
+#[test]
+fn the_clock_keeps_the_hosts_time() {
+    let mut machine = Machine::start(&image("echo"), &Options::default());
+    let mut look = || {
+        let before = Instant::now();
+        let uptime = Duration::from_micros(machine.stats().uptime_us);
+        (before, uptime, Instant::now())
+    };
+    let first = look();
+    let mut last = look();
+    while last.0 - first.2 < Duration::from_secs(1) {
+        // Requests in between make the machine sleep and wake, which is when it calibrates.
+        std::thread::sleep(Duration::from_millis(20));
+        last = look();
+    }
+    let (least, most) = (last.0 - first.2, last.2 - first.0);
+    let passed = last.1 - first.1;
+    let fits = passed > least.mul_f64(0.98) && passed < most.mul_f64(1.02);
+    assert!(fits, "{passed:?} passed on the machine, {least:?} to {most:?} on the host");
+}

@@ -18,8 +18,12 @@ use crate::sync::Mutex;
 const RATE_UNKNOWN: u64 = 1 << 32;
 /// A window shorter than this, 100 us, would measure the cost of reading the timer.
 const WINDOW_MIN_STEPS: u32 = 6_250;
-/// A window of 100 ms is exact to some microseconds.
-const WINDOW_EXACT_STEPS: u32 = 6_250_000;
+/// A thousand parts per million: five times less than the contradiction that is looked for.
+const EXACT_PPM: u64 = 1_000;
+/// 20,000 ticks, 5 us and more: reading the timer takes less unless the virtual CPU was halted.
+const SAMPLE_GOOD_TICKS: u64 = 20_000;
+/// 4: a host that halts the CPU in all of them is too busy for an exact clock.
+const SAMPLE_TRIES: u32 = 4;
 
 struct Clock {
     /// Counter value and time since boot that belong together.
@@ -29,10 +33,12 @@ struct Clock {
     rate: u64,
     /// Set when the hypervisor told the rate.
     rate_is_known: bool,
-    /// The longest window measured so far, timer steps.
-    best_window: u32,
-    /// Where the running window began: counter and timer.
-    window: Option<(u64, u32)>,
+    /// How far off the rate may be, parts per million; `u64::MAX` before the first measurement.
+    error_ppm: u64,
+    /// Where the running window began.
+    window: Option<Sample>,
+    /// The counter at kernel entry.
+    entry_tsc: u64,
     /// Unix time at boot, ns; `None` until someone tells.
     epoch_ns: Option<u64>,
 }
@@ -42,8 +48,9 @@ static CLOCK: Mutex<Clock> = Mutex::new(Clock {
     base_ns: 0,
     rate: RATE_UNKNOWN,
     rate_is_known: false,
-    best_window: 0,
+    error_ppm: u64::MAX,
     window: None,
+    entry_tsc: 0,
     epoch_ns: None,
 });
 
@@ -61,11 +68,23 @@ impl Clock {
 }
 
 impl Clock {
-    /// Whether a measurement shows that the rate is not what it was: off by half a percent over a
-    /// time that is exact to a hundredth of one. The machine moved to a host whose counter runs at
-    /// another rate.
-    fn is_contradicted(&self, window: u32, rate: u64) -> bool {
-        window >= WINDOW_EXACT_STEPS && rate.abs_diff(self.rate) > self.rate / 200
+    /// Takes a measured rate, if it is better than what is known.
+    fn take(&mut self, tsc: u64, rate: u64, error_ppm: u64) {
+        if self.error_ppm == u64::MAX {
+            // What was shown before the first measurement was a guess; the counter since entry is not.
+            self.rate = rate.max(1);
+        } else if error_ppm < self.error_ppm || self.is_contradicted(rate, error_ppm) {
+            self.set_rate(tsc, rate);
+        } else {
+            return;
+        }
+        self.error_ppm = error_ppm;
+    }
+
+    /// Whether an exact measurement shows that the rate is not what it was: off by half a percent.
+    /// The machine moved to a host whose counter runs at another rate.
+    fn is_contradicted(&self, rate: u64, error_ppm: u64) -> bool {
+        error_ppm < EXACT_PPM && rate.abs_diff(self.rate) > self.rate / 200
     }
 }
 
@@ -74,12 +93,38 @@ fn scale(ticks: u64, rate: u64) -> u64 {
     ((u128::from(ticks) * u128::from(rate)) >> 32) as u64
 }
 
+/// Counter and timer read at the same time, give or take `error` ticks.
+#[derive(Clone, Copy)]
+struct Sample {
+    tsc: u64,
+    left: u32,
+    error: u64,
+}
+
+/// Reads counter and timer together. On a busy host the virtual CPU may be halted between the two;
+/// such a reading is repeated.
+fn sample() -> Sample {
+    let mut best = Sample { tsc: 0, left: 0, error: u64::MAX };
+    for _ in 0..SAMPLE_TRIES {
+        let before = cpu::rdtsc();
+        let left = interrupts::timer_left();
+        let error = cpu::rdtsc().saturating_sub(before);
+        if error < best.error {
+            best = Sample { tsc: before + error / 2, left, error };
+        }
+        if error < SAMPLE_GOOD_TICKS {
+            break;
+        }
+    }
+    best
+}
+
 /// Starts the clock at 0 for the counter value `entry_tsc`, and the APIC timer with it.
 pub(crate) fn start(entry_tsc: u64) {
     interrupts::enable_apic();
     let mut clock = CLOCK.lock();
-    clock.base_tsc = entry_tsc;
-    clock.window = Some((cpu::rdtsc(), interrupts::timer_left()));
+    (clock.entry_tsc, clock.base_tsc) = (entry_tsc, entry_tsc);
+    clock.window = Some(sample());
     if let Some(khz) = told_frequency() {
         clock.rate = (1_000_000_u64 << 32) / u64::from(khz);
         clock.rate_is_known = true;
@@ -95,40 +140,42 @@ fn told_frequency() -> Option<u32> {
     Some(cpu::cpuid(0x4000_0010).eax).filter(|khz| *khz > 0)
 }
 
-/// Measures the counter's rate over the window that is running, and takes it if that window is the
-/// longest yet, or contradicts the rate.
+/// Measures the counter's rate over the window that is running, and takes it if that is the most
+/// exact measurement yet, or contradicts the rate.
 pub(crate) fn calibrate() {
     let mut clock = CLOCK.lock();
-    let Some((tsc, steps)) = clock.window else { return };
+    let Some(start) = clock.window else { return };
     if clock.rate_is_known {
         return;
     }
-    let left = interrupts::timer_left();
-    let now = cpu::rdtsc();
-    let window = steps.saturating_sub(left);
+    let end = sample();
+    let steps = start.left.saturating_sub(end.left);
     // A timer that has run out says nothing about how long ago.
-    if left == 0 || window < WINDOW_MIN_STEPS {
+    if end.left == 0 || steps < WINDOW_MIN_STEPS {
         return;
     }
-    let ns = u128::from(window) * u128::from(interrupts::TIMER_STEP_NS);
-    let rate = (ns << 32) / u128::from(now.wrapping_sub(tsc).max(1));
-    let rate = u64::try_from(rate).unwrap_or(RATE_UNKNOWN);
-    if clock.best_window == 0 {
-        // What was shown before the first measurement was a guess; the counter since entry is not.
-        clock.rate = rate;
-    } else if window > clock.best_window || clock.is_contradicted(window, rate) {
-        clock.set_rate(now, rate);
-    } else {
-        return;
+    let ticks = end.tsc.wrapping_sub(start.tsc).max(1);
+    let ns = u128::from(steps) * u128::from(interrupts::TIMER_STEP_NS);
+    let rate = u64::try_from((ns << 32) / u128::from(ticks)).unwrap_or(RATE_UNKNOWN);
+    let error_ppm = (start.error + end.error).saturating_mul(1_000_000) / ticks;
+    clock.take(end.tsc, rate, error_ppm);
+}
+
+/// Ends the clock's start: from here on time is counted from kernel entry at the best rate known,
+/// unless that would turn it back.
+pub(crate) fn settle() {
+    calibrate();
+    let mut clock = CLOCK.lock();
+    let now = cpu::rdtsc();
+    if scale(now.saturating_sub(clock.entry_tsc), clock.rate) >= clock.ns_at(now) {
+        (clock.base_tsc, clock.base_ns) = (clock.entry_tsc, 0);
     }
-    clock.best_window = window;
 }
 
 /// Forgets what was measured: the machine may have moved to a host whose counter runs at another
 /// rate.
 pub(crate) fn distrust() {
-    let mut clock = CLOCK.lock();
-    clock.best_window = clock.best_window.min(WINDOW_MIN_STEPS);
+    CLOCK.lock().error_ppm = u64::MAX - 1;
 }
 
 /// Lets the CPU be woken in `ns`; `None` for never. Called with interrupts disabled, right before
@@ -141,7 +188,7 @@ pub(crate) fn arm(ns: Option<u64>) {
         None => 0,
     };
     interrupts::start_timer(steps);
-    CLOCK.lock().window = (steps > 0).then(|| (cpu::rdtsc(), steps));
+    CLOCK.lock().window = (steps > 0).then(sample);
 }
 
 /// Nanoseconds since kernel entry.
@@ -265,17 +312,24 @@ mod tests {
             base_ns: 0,
             rate: 1 << 31,
             rate_is_known: false,
-            best_window: 0,
+            error_ppm: u64::MAX,
             window: None,
+            entry_tsc: 0,
             epoch_ns: None,
         };
         assert_eq!(clock.ns_at(5_000), 2_000);
         clock.set_rate(5_000, 1 << 32);
         assert_eq!((clock.ns_at(5_000), clock.ns_at(5_100)), (2_000, 2_100));
         assert_eq!(clock.ns_at(0), 2_000, "never back");
-        assert!(clock.is_contradicted(WINDOW_EXACT_STEPS, 1 << 31));
-        assert!(!clock.is_contradicted(WINDOW_EXACT_STEPS, (1 << 32) + 1));
-        assert!(!clock.is_contradicted(WINDOW_MIN_STEPS, 1 << 31));
+        clock.error_ppm = 100;
+        clock.take(6_000, (1 << 32) + 1000, 200);
+        assert_eq!(clock.rate, 1 << 32, "a worse measurement that agrees changes nothing");
+        clock.take(6_000, 1 << 31, 5_000);
+        assert_eq!(clock.rate, 1 << 32, "an inexact one does not contradict");
+        clock.take(6_000, 1 << 31, 900);
+        assert_eq!((clock.rate, clock.error_ppm), (1 << 31, 900), "an exact one does");
+        clock.take(6_000, (1 << 31) + 1, 10);
+        assert_eq!(clock.rate, (1 << 31) + 1, "a more exact one is taken");
         // A year of a 4 GHz counter.
         assert_eq!(scale(4_000_000_000 * 31_557_600, 1 << 30), 31_557_600_000_000_000);
     }

@@ -266,7 +266,7 @@ impl Machine {
         if !server::is_stopping() {
             net::listen(config.port.get());
         }
-        clock::calibrate();
+        clock::settle();
         if self.boot_us == 0 {
             self.boot_us = clock::now_ns() / 1000;
         }
