@@ -1,5 +1,5 @@
-//! Where the time of a start goes: this driver beside bare QEMU, interleaved, until the guest says that it is
-//! ready. `cargo run --release -p skein-vmm --example start -- [RUNS]`, as root.
+//! Where the time of a start goes: this driver beside bare QEMU, interleaved, until the guest says
+//! that it is ready. `cargo run --release -p skein-vmm --example start -- [RUNS]`, as root.
 
 #[path = "../tests/host/mod.rs"]
 mod host;

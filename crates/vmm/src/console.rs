@@ -1,7 +1,9 @@
-//! A machine's console: the end of what it printed, kept in memory and in a file, and a way to type into it.
+//! A machine's console: the end of what it printed, kept in memory and in a file, and a way to type
+//! into it.
 //!
-//! Everything here is bounded whatever the guest does: the ring, the file (rotated once), and the rate at which
-//! the console is read. A guest that prints faster is held back by QEMU, whose socket buffer is then full.
+//! Everything here is bounded whatever the guest does: the ring, the file (rotated once), and the
+//! rate at which the console is read. A guest that prints faster is held back by QEMU, whose socket
+//! buffer is then full.
 
 use crate::rate::Bucket;
 use crate::ring::Ring;
@@ -18,14 +20,17 @@ use tokio_util::sync::CancellationToken;
 
 /// What a console keeps in memory, bytes.
 pub const CONSOLE_RING_BYTES: usize = 256 * 1024;
-/// Size at which the log file is moved aside to `NAME.1`, bytes; twice this is the most a machine's log takes.
+/// Size at which the log file is moved aside to `NAME.1`, bytes; twice this is the most a machine's
+/// log takes.
 pub const CONSOLE_FILE_BYTES: u64 = 1024 * 1024;
-/// Bytes read per second in the long run, and at once: more than a person reads, less than hurts the host.
+/// Bytes read per second in the long run, and at once: more than a person reads, less than hurts
+/// the host.
 const READ_PER_SECOND: u32 = 256 * 1024;
 const READ_BURST: u32 = 512 * 1024;
 /// Bytes read at a time.
 const READ_BYTES: usize = 8 * 1024;
-/// Pieces of input not yet taken by the guest. 16: a person types one, a paste is cut into 4 KiB pieces.
+/// Pieces of input not yet taken by the guest. 16: a person types one, a paste is cut into 4 KiB
+/// pieces.
 const INPUT_MAX: usize = 16;
 /// Longest piece of input, bytes.
 const INPUT_BYTES: usize = 4 * 1024;
@@ -46,7 +51,8 @@ struct Shared {
 
 impl Shared {
     fn ring(&self) -> MutexGuard<'_, Ring> {
-        // The ring is whole after every statement, so a panic elsewhere while it was held harms nothing.
+        // The ring is whole after every statement, so a panic elsewhere while it was held harms
+        // nothing.
         self.ring.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -165,8 +171,9 @@ pub(crate) struct ConsolePump {
 }
 
 impl ConsolePump {
-    /// A console fed from `stream`, and the pump to be run. `ring_bytes` is the most it keeps in memory. Once
-    /// `ended` is cancelled, what is left in the socket is read at once: the machine prints no more.
+    /// A console fed from `stream`, and the pump to be run. `ring_bytes` is the most it keeps in
+    /// memory. Once `ended` is cancelled, what is left in the socket is read at once: the machine
+    /// prints no more.
     pub(crate) fn new(
         stream: UnixStream,
         ring_bytes: usize,
@@ -187,7 +194,8 @@ impl ConsolePump {
     /// Pumps until the device is closed, which is when the machine ends.
     ///
     /// # Cancel safety
-    /// Dropping the future closes the console; what the guest printed and was not read stays in the socket.
+    /// Dropping the future closes the console; what the guest printed and was not read stays in the
+    /// socket.
     pub(crate) async fn run(mut self) {
         let started = Instant::now();
         let mut bucket = Bucket::new(READ_PER_SECOND, READ_BURST, Duration::ZERO);
@@ -291,7 +299,8 @@ fn older(path: &Utf8Path) -> Utf8PathBuf {
     Utf8PathBuf::from(format!("{path}.1"))
 }
 
-/// What a console log file holds, newest last: at most the last `bytes_max` bytes. Works without a machine.
+/// What a console log file holds, newest last: at most the last `bytes_max` bytes. Works without a
+/// machine.
 ///
 /// # Errors
 /// Those of reading the files; a log that was never written is empty.

@@ -1,7 +1,9 @@
-//! The control channel of one machine: lines of [`skein_wire`], as `docs/guest-abi.md` defines them.
+//! The control channel of one machine: lines of [`skein_wire`], as `docs/guest-abi.md` defines
+//! them.
 //!
-//! The guest is hostile: at most 64 lines a second are believed, its longest line is 1,024 bytes, and it is read
-//! no faster than that allows, so that a guest that floods the channel holds up itself.
+//! The guest is hostile: at most 64 lines a second are believed, its longest line is 1,024 bytes,
+//! and it is read no faster than that allows, so that a guest that floods the channel holds up
+//! itself.
 
 use crate::console::rested;
 use crate::rate::Bucket;
@@ -163,8 +165,8 @@ impl Control {
         self.request(Request::Stop)
     }
 
-    /// Has the guest say `ready` again, by telling it the time and nothing else: nobody may have heard it the first
-    /// time.
+    /// Has the guest say `ready` again, by telling it the time and nothing else: nobody may have
+    /// heard it the first time.
     pub(crate) fn greet(&self, clock_ns: u64) -> Result<(), ControlError> {
         self.request(Request::Greet { clock_ns })
     }

@@ -13,18 +13,19 @@ use std::io;
 /// Starts machines, and finds those again that an earlier process started.
 #[async_trait]
 pub trait Driver: Send + Sync + fmt::Debug {
-    /// Starts a machine. Returns when its process runs, which is before the guest is ready: see [`Machine::ready`].
+    /// Starts a machine. Returns when its process runs, which is before the guest is ready: see
+    /// [`Machine::ready`].
     ///
     /// # Errors
-    /// [`LaunchError`]; then no process is left, and no file of the attempt. What goes wrong later (a kernel that
-    /// QEMU refuses) ends the machine and is its cause of exit.
+    /// [`LaunchError`]; then no process is left, and no file of the attempt. What goes wrong later
+    /// (a kernel that QEMU refuses) ends the machine and is its cause of exit.
     ///
     /// # Cancel safety
     /// Not safe: a machine may run that nobody holds; [`Driver::adopt`] finds it.
     async fn launch(&self, spec: LaunchSpec) -> Result<Machine, LaunchError>;
 
-    /// Finds the machine of a run directory again, after the process that launched it has ended. At most one process may
-    /// hold a machine at a time.
+    /// Finds the machine of a run directory again, after the process that launched it has ended. At
+    /// most one process may hold a machine at a time.
     ///
     /// # Errors
     /// [`AdoptError`]; the machine is left alone.

@@ -78,8 +78,9 @@ fn guest_ended(code: u8, evidence: &Evidence) -> ExitCause {
     }
 }
 
-/// QEMU ended by itself with status 0: it was told to, or the guest reset or switched itself off. A reset right at the
-/// start comes before QEMU reports events, and is what remains when there is neither an event nor a signal.
+/// QEMU ended by itself with status 0: it was told to, or the guest reset or switched itself off. A
+/// reset right at the start comes before QEMU reports events, and is what remains when there is
+/// neither an event nor a signal.
 fn vmm_ended(evidence: &Evidence) -> ExitCause {
     if evidence.asked >= Asked::Quit {
         return ExitCause::Stopped;
@@ -155,7 +156,8 @@ fn signal_named(stderr: &str) -> i32 {
     digits[..end].parse().unwrap_or(0)
 }
 
-/// At most 1,024 bytes, without control characters: a guest's words must not steer a terminal or fake a log line.
+/// At most 1,024 bytes, without control characters: a guest's words must not steer a terminal or
+/// fake a log line.
 fn printable(text: &str) -> String {
     let mut out = String::new();
     for c in text.trim().chars() {

@@ -1,4 +1,5 @@
-//! Virtual machines: QEMU over QMP behind a small [`Driver`] trait, the acceleration probe, and images.
+//! Virtual machines: QEMU over QMP behind a small [`Driver`] trait, the acceleration probe, and
+//! images.
 //!
 //! ```text
 //!  LaunchSpec ──▶ Driver ──▶ Machine (handle) ──▶ ready, stats, console, pause, stop, exit cause
@@ -8,12 +9,14 @@
 //!               run directory ───┘
 //! ```
 //!
-//! This crate owns QEMU: its command line, its protocol and its processes. It never decides which machine runs, makes no
-//! network device (a tap comes in as an open descriptor), and keeps no list of machines. A machine outlives the process
-//! that launched it; what is needed to find it again is in its run directory.
+//! This crate owns QEMU: its command line, its protocol and its processes. It never decides which
+//! machine runs, makes no network device (a tap comes in as an open descriptor), and keeps no list
+//! of machines. A machine outlives the process that launched it; what is needed to find it again is
+//! in its run directory.
 //!
-//! A guest is hostile, and so is a QEMU that its guest took over: everything they send is bounded in length and rate, they can
-//! read no file of another machine, and what QEMU itself may do is settled before it starts (`qemu::spawn`).
+//! A guest is hostile, and so is a QEMU that its guest took over: everything they send is bounded
+//! in length and rate, they can read no file of another machine, and what QEMU itself may do is
+//! settled before it starts (`qemu::spawn`).
 
 mod accel;
 mod console;

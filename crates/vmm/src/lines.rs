@@ -1,5 +1,6 @@
-//! Splits a byte stream into lines of bounded length. Used for QMP and for the control channel: both peers
-//! may be hostile, so a line that is too long is skipped to its end and counted, never stored.
+//! Splits a byte stream into lines of bounded length. Used for QMP and for the control channel:
+//! both peers may be hostile, so a line that is too long is skipped to its end and counted, never
+//! stored.
 
 /// Turns pieces of a stream into whole lines.
 #[derive(Debug)]
@@ -24,7 +25,8 @@ impl LineDecoder {
         self.oversized
     }
 
-    /// Hands each line that `bytes` completes to `sink`, without its newline and a carriage return before it.
+    /// Hands each line that `bytes` completes to `sink`, without its newline and a carriage return
+    /// before it.
     pub(crate) fn push(&mut self, mut bytes: &[u8], mut sink: impl FnMut(&[u8])) {
         while let Some(at) = bytes.iter().position(|&b| b == b'\n') {
             let (line, rest) = (&bytes[..at], &bytes[at + 1..]);

@@ -15,10 +15,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-/// How long QEMU may take to answer a command. Its monitor is silent for seconds while a migration completes,
-/// so this is no sign of death.
+/// How long QEMU may take to answer a command. Its monitor is silent for seconds while a migration
+/// completes, so this is no sign of death.
 const QMP_DEADLINE: Duration = Duration::from_secs(5);
-/// How long a killed process may take to be gone. It can only be longer when the kernel itself is stuck.
+/// How long a killed process may take to be gone. It can only be longer when the kernel itself is
+/// stuck.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 
 /// A handle on one machine. Clones share it; dropping the last one leaves the machine running.
@@ -250,7 +251,8 @@ impl Machine {
     pub async fn ready(&self, deadline: Duration) -> Result<Ready, ReadyError> {
         let mut heard = self.inner.control.heard();
         let said = async {
-            // The guard of the channel is dropped here, so that this future can move between threads.
+            // The guard of the channel is dropped here, so that this future can move between
+            // threads.
             let ready =
                 heard.wait_for(|heard| heard.ready.is_some()).await.map(|heard| heard.ready);
             match ready {
@@ -296,8 +298,8 @@ impl Machine {
         self.inner.process.usage()
     }
 
-    /// Memory of its process, bytes; pages shared by n processes count one n-th. Costs the host about a third of a
-    /// millisecond, so ask seldom.
+    /// Memory of its process, bytes; pages shared by n processes count one n-th. Costs the host
+    /// about a third of a millisecond, so ask seldom.
     ///
     /// # Errors
     /// Those of reading `/proc`, for example when the process has ended.
@@ -349,8 +351,8 @@ impl Machine {
         &self.inner.qmp
     }
 
-    /// Ends the machine: asks the guest to stop, then QEMU, then kills. A paused machine is resumed to stop in
-    /// order. Running it twice, or at the same time, is harmless.
+    /// Ends the machine: asks the guest to stop, then QEMU, then kills. A paused machine is resumed
+    /// to stop in order. Running it twice, or at the same time, is harmless.
     ///
     /// # Errors
     /// [`StopError`]
@@ -411,8 +413,8 @@ impl Machine {
         self.inner.ended.borrow().clone()
     }
 
-    /// Waits until the machine has ended. [`ExitCause::Lost`] when its driver was closed meanwhile: then nobody
-    /// watches the machine any more, and it may still run.
+    /// Waits until the machine has ended. [`ExitCause::Lost`] when its driver was closed meanwhile:
+    /// then nobody watches the machine any more, and it may still run.
     ///
     /// # Cancel safety
     /// Safe.

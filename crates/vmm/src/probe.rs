@@ -1,9 +1,11 @@
-//! Who runs guests on this host: KVM where KVM really runs them, emulation elsewhere, found by trying.
+//! Who runs guests on this host: KVM where KVM really runs them, emulation elsewhere, found by
+//! trying.
 //!
-//! That `/dev/kvm` opens says little, and that a guest of four instructions runs says hardly more: there are hosts that
-//! emulate the instructions of old, and stand still at the first SSE instruction, which every compiler emits. So
-//! a guest is booted that switches to 64 bits, pages and computes with SSE, and it must end with its code in time. The
-//! verdict is remembered for this boot of the host and this QEMU.
+//! That `/dev/kvm` opens says little, and that a guest of four instructions runs says hardly more:
+//! there are hosts that emulate the instructions of old, and stand still at the first SSE
+//! instruction, which every compiler emits. So a guest is booted that switches to 64 bits, pages
+//! and computes with SSE, and it must end with its code in time. The verdict is remembered for this
+//! boot of the host and this QEMU.
 
 use crate::accel::Accel;
 use crate::exit::{RawExit, vmm_message};
@@ -22,7 +24,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::time::Duration;
 use tokio::time::timeout;
 
-/// How long the probe's guest may take. Under KVM it takes about 20 ms, so this is long even on a host in need.
+/// How long the probe's guest may take. Under KVM it takes about 20 ms, so this is long even on a
+/// host in need.
 const PROBE_DEADLINE: Duration = Duration::from_secs(2);
 /// Code the probe's guest ends with, and QEMU's status for it.
 const PROBE_CODE: u8 = 0x10;
@@ -251,7 +254,8 @@ pub(crate) async fn run_briefly(
         Err(_) => {
             let exit = process.0.exit()?;
             drop(process);
-            // Reaped: a killed process ends at once, and the deadline is there for a kernel that is stuck.
+            // Reaped: a killed process ends at once, and the deadline is there for a kernel that is
+            // stuck.
             let _ = timeout(deadline, exit).await;
             Err(io::ErrorKind::TimedOut.into())
         }

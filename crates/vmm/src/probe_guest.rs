@@ -1,5 +1,6 @@
-//! The smallest guests there are: a few instructions in an ELF file with a PVH note, made byte by byte. The probe
-//! boots one to see whether KVM runs guests as compilers make them; tests boot others.
+//! The smallest guests there are: a few instructions in an ELF file with a PVH note, made byte by
+//! byte. The probe boots one to see whether KVM runs guests as compilers make them; tests boot
+//! others.
 //!
 //! ```text
 //! 0x0000  ELF header, two program headers (code, note), the note itself
@@ -14,7 +15,8 @@ const CODE_OFFSET: usize = 0x1000;
 /// Xen's note that carries the 32-bit entry point.
 const XEN_ELFNOTE_PHYS32_ENTRY: u32 = 18;
 
-/// Where [`TinyGuest::long_mode`] builds its page tables: behind the code, and free memory in any machine.
+/// Where [`TinyGuest::long_mode`] builds its page tables: behind the code, and free memory in any
+/// machine.
 const TABLES: u32 = 0x0020_0000;
 
 /// A guest made of single instructions: of 32 bits, until [`TinyGuest::long_mode`].
@@ -65,8 +67,9 @@ impl TinyGuest {
         self
     }
 
-    /// Switches to 64 bits with paging, the first 2 MiB of memory mapped to itself. The instructions of the other methods
-    /// mean the same there, except those of [`Self::forever`] and [`Self::triple_fault`].
+    /// Switches to 64 bits with paging, the first 2 MiB of memory mapped to itself. The
+    /// instructions of the other methods mean the same there, except those of [`Self::forever`] and
+    /// [`Self::triple_fault`].
     #[must_use]
     pub fn long_mode(mut self) -> Self {
         const PRESENT_WRITABLE: u32 = 0x3;
@@ -150,7 +153,8 @@ impl TinyGuest {
         self
     }
 
-    /// The ELF file. A guest that runs past its last instruction halts for ever, using no processor time.
+    /// The ELF file. A guest that runs past its last instruction halts for ever, using no processor
+    /// time.
     pub fn elf(mut self) -> Vec<u8> {
         self.code.extend([0xfa, 0xf4, 0xeb, 0xfd]); // cli; hlt; jmp back to hlt
         let note = note();

@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 use std::io;
 use std::time::Duration;
 
-/// Ticks per second of the times in `/proc/PID/stat`: 100 on every Linux of this architecture (`USER_HZ`).
+/// Ticks per second of the times in `/proc/PID/stat`: 100 on every Linux of this architecture
+/// (`USER_HZ`).
 const TICKS_PER_SECOND: u64 = 100;
 /// Bytes of a page on this architecture.
 const PAGE_BYTES: u64 = 4096;
@@ -51,8 +52,9 @@ impl HostUsage {
     }
 }
 
-/// Memory of a process in proportion, bytes: pages shared by n processes count one n-th. The kernel walks every page
-/// of the process for it (about a third of a millisecond), so it is not for each look.
+/// Memory of a process in proportion, bytes: pages shared by n processes count one n-th. The kernel
+/// walks every page of the process for it (about a third of a millisecond), so it is not for each
+/// look.
 pub(crate) fn proportional_bytes(pid: i32) -> io::Result<u64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
     pss_bytes(&text).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
@@ -78,7 +80,8 @@ impl Stat {
         Self::parse(&text).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
     }
 
-    /// The process's name is in brackets and may hold anything, brackets too: fields are counted after the last.
+    /// The process's name is in brackets and may hold anything, brackets too: fields are counted
+    /// after the last.
     fn parse(text: &str) -> Option<Self> {
         let (_, rest) = text.rsplit_once(')')?;
         let fields: Vec<&str> = rest.split_whitespace().collect();

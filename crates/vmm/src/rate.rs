@@ -35,7 +35,8 @@ impl Bucket {
         enough
     }
 
-    /// Takes `units` that were already used, on credit if need be; the answer is how long to use no more.
+    /// Takes `units` that were already used, on credit if need be; the answer is how long to use no
+    /// more.
     pub(crate) fn charge(&mut self, units: usize, now: Duration) -> Option<Duration> {
         self.fill(now);
         self.level -= units as f64;

@@ -2,7 +2,8 @@
 
 use std::collections::VecDeque;
 
-/// Keeps the last `bytes_max` bytes that were pushed. Grows as it fills, so an idle machine costs little.
+/// Keeps the last `bytes_max` bytes that were pushed. Grows as it fills, so an idle machine costs
+/// little.
 #[derive(Debug)]
 pub(crate) struct Ring {
     bytes: VecDeque<u8>,
@@ -29,8 +30,8 @@ impl Ring {
         self.bytes.extend(keep);
     }
 
-    /// Up to `bytes_max` bytes from `position` on, and the position they really begin at: later than asked when
-    /// what was asked for is gone.
+    /// Up to `bytes_max` bytes from `position` on, and the position they really begin at: later
+    /// than asked when what was asked for is gone.
     pub(crate) fn read(&self, position: u64, bytes_max: usize) -> (u64, Vec<u8>) {
         let from = position.clamp(self.start, self.end());
         let skip = usize::try_from(from - self.start).unwrap_or(usize::MAX);

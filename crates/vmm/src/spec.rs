@@ -10,20 +10,25 @@ use std::num::NonZeroU16;
 use std::os::fd::OwnedFd;
 use std::str::FromStr;
 
-/// Everything a driver needs to start one machine. Consumed by the launch, with the descriptors in it.
+/// Everything a driver needs to start one machine. Consumed by the launch, with the descriptors in
+/// it.
 #[derive(Debug)]
 pub struct LaunchSpec {
     /// Which machine.
     pub id: MachineId,
-    /// Version of the record it is launched from; kept in the run directory for whoever adopts the machine.
+    /// Version of the record it is launched from; kept in the run directory for whoever adopts the
+    /// machine.
     pub generation: Generation,
-    /// Its run directory. Made with mode 0700 if absent; what an earlier machine left in it is replaced. Its path must leave
-    /// room for `/control.sock` in the 107 bytes of a Unix socket's path.
+    /// Its run directory. Made with mode 0700 if absent; what an earlier machine left in it is
+    /// replaced. Its path must leave room for `/control.sock` in the 107 bytes of a Unix socket's
+    /// path.
     pub dir: Utf8PathBuf,
-    /// The kernel: an ELF file with a PVH note, readable by others when `run_as` is given. Others reach it only
-    /// through the descriptor they are handed, so the directory above it may (and should) be closed to them.
+    /// The kernel: an ELF file with a PVH note, readable by others when `run_as` is given. Others
+    /// reach it only through the descriptor they are handed, so the directory above it may (and
+    /// should) be closed to them.
     pub kernel: Utf8PathBuf,
-    /// The archive of its data modules; see [`crate::ImageStore::files`]. The same permissions as `kernel`.
+    /// The archive of its data modules; see [`crate::ImageStore::files`]. The same permissions as
+    /// `kernel`.
     pub modules: Option<Utf8PathBuf>,
     /// Its memory.
     pub memory: MemoryMib,
@@ -40,13 +45,13 @@ pub struct LaunchSpec {
 pub struct Nic {
     /// Its address.
     pub mac: MacAddress,
-    /// An open queue of the tap device; the machine holds it until it ends. QEMU needs neither the network
-    /// namespace of the tap nor any privilege.
+    /// An open queue of the tap device; the machine holds it until it ends. QEMU needs neither the
+    /// network namespace of the tap nor any privilege.
     pub tap: OwnedFd,
 }
 
-/// User and group of a QEMU process: one of its own for each machine, so that a guest that took over its QEMU can
-/// touch no other machine's process.
+/// User and group of a QEMU process: one of its own for each machine, so that a guest that took
+/// over its QEMU can touch no other machine's process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RunAs {
     /// User id, not 0.
@@ -68,7 +73,8 @@ pub struct GuestConfig {
     pub body_bytes_max: Option<u64>,
     /// Least important messages it logs.
     pub log: GuestLog,
-    /// Parameters of the service. Not secret: any user of the host can read a process's command line.
+    /// Parameters of the service. Not secret: any user of the host can read a process's command
+    /// line.
     pub parameters: BTreeMap<String, String>,
 }
 

@@ -128,7 +128,8 @@ pub(crate) fn assemble(parts: Parts) -> (Machine, Supervisor) {
 }
 
 impl Supervisor {
-    /// Runs until the machine has ended, or until `detach` is cancelled, which leaves the machine running.
+    /// Runs until the machine has ended, or until `detach` is cancelled, which leaves the machine
+    /// running.
     pub(crate) async fn run(self, detach: CancellationToken) {
         let Self { machine, mut exit, mut keeper, ended, mut events, qmp, control, pumps, drain } =
             self;
@@ -204,7 +205,8 @@ fn find_cause(
     exit::classify(exit, &evidence)
 }
 
-/// What the serial port said, when the log does not hold it: a guest that dies prints to both if it can.
+/// What the serial port said, when the log does not hold it: a guest that dies prints to both if it
+/// can.
 fn unheard(console: &Console, serial: &Console) -> Option<Vec<u8>> {
     let said = serial.tail(SERIAL_RING_BYTES);
     let log = console.tail(2 * SERIAL_RING_BYTES);

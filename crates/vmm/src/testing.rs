@@ -1,9 +1,9 @@
 //! Machines that are no processes, for tests of whoever drives machines.
 //!
-//! A [`FakeDriver`] hands out real [`Machine`] handles, with the real supervisor, QMP actor, control channel and console
-//! behind them; only QEMU and the guest at the other end of the sockets are played by a task. What a driver
-//! leaves behind when it goes lives in a [`FakeHost`], as processes live in a host: another driver on the same
-//! fake host adopts it.
+//! A [`FakeDriver`] hands out real [`Machine`] handles, with the real supervisor, QMP actor,
+//! control channel and console behind them; only QEMU and the guest at the other end of the sockets
+//! are played by a task. What a driver leaves behind when it goes lives in a [`FakeHost`], as
+//! processes live in a host: another driver on the same fake host adopts it.
 
 use crate::accel::Accel;
 use crate::console::Keep;
@@ -176,7 +176,8 @@ impl FakeDriver {
 
     fn connect(&self, process: &FakeProcess, dir: &Utf8Path) -> io::Result<Machine> {
         let (channels, ends) = pairs()?;
-        // The guest takes a new connection whenever it is given one, so the channel has room unless it has ended.
+        // The guest takes a new connection whenever it is given one, so the channel has room unless
+        // it has ended.
         let _ = process.connect.try_send(ends);
         let mut exit = process.exit.clone();
         let now = Instant::now();

@@ -1,5 +1,5 @@
-//! A machine outlives the process that launched it, killed without warning, and is found again by another that is
-//! not its parent.
+//! A machine outlives the process that launched it, killed without warning, and is found again by
+//! another that is not its parent.
 
 #![allow(missing_docs, reason = "tests")]
 

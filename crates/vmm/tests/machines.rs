@@ -241,7 +241,8 @@ async fn what_ended_unwatched_is_told_from_its_log() {
     };
     assert_eq!(cause, ExitCause::Killed { signal: 9 });
 
-    // The record of another boot of the host, or of a process whose number is used again, names no process.
+    // The record of another boot of the host, or of a process whose number is used again, names no
+    // process.
     let record = host.path("unseen/machine.json");
     let text = std::fs::read_to_string(&record).expect("record");
     std::fs::remove_file(host.path("unseen/exit.json")).expect("removed");
@@ -294,7 +295,8 @@ async fn qemu_is_locked_up() {
     let dir = std::fs::metadata(host.path("jailed")).expect("run directory");
     assert_eq!((dir.uid(), dir.mode() & 0o777), (mine, 0o700));
 
-    // Nothing is open but its own: the three standard ones, event descriptors, its sockets and its kernel.
+    // Nothing is open but its own: the three standard ones, event descriptors, its sockets and its
+    // kernel.
     for entry in std::fs::read_dir(format!("/proc/{pid}/fd")).expect("descriptors") {
         let target = std::fs::read_link(entry.expect("entry").path()).expect("link");
         let target = target.to_string_lossy().into_owned();

@@ -1,4 +1,5 @@
-//! Who runs guests on this host, found by trying. One test, because it looks at all children of this process.
+//! Who runs guests on this host, found by trying. One test, because it looks at all children of
+//! this process.
 
 #![allow(missing_docs, reason = "tests")]
 

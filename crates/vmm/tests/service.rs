@@ -1,4 +1,5 @@
-//! A real service in a real machine: ready, figures, orderly stop, and how it ends when it misbehaves.
+//! A real service in a real machine: ready, figures, orderly stop, and how it ends when it
+//! misbehaves.
 
 #![allow(missing_docs, reason = "tests")]
 

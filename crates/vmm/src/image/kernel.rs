@@ -1,4 +1,5 @@
-//! Checks that a file is a kernel which boots by PVH, before anybody waits for a machine that never comes up. Pure.
+//! Checks that a file is a kernel which boots by PVH, before anybody waits for a machine that never
+//! comes up. Pure.
 
 use object::LittleEndian as LE;
 use object::elf::{EM_X86_64, ET_EXEC, FileHeader64, PF_X, PT_LOAD, ProgramHeader64};
@@ -20,7 +21,8 @@ const XEN_ELFNOTE_PHYS32_ENTRY: u32 = 18;
 pub struct KernelInfo {
     /// Physical address where it is entered.
     pub entry: u32,
-    /// Physical address after the last byte it occupies: the memory it needs before it allocates anything.
+    /// Physical address after the last byte it occupies: the memory it needs before it allocates
+    /// anything.
     pub memory_end: u64,
 }
 

@@ -1,5 +1,5 @@
-//! Images: what a kernel must be to boot, and a store of kernels, modules and manifests on disk. Synchronous, and free of
-//! QEMU.
+//! Images: what a kernel must be to boot, and a store of kernels, modules and manifests on disk.
+//! Synchronous, and free of QEMU.
 
 mod kernel;
 mod store;

@@ -7,8 +7,9 @@
 //!   manifests/PROJECT/NAME.json
 //! ```
 //!
-//! A file appears whole or not at all: it is written under another name, synced, renamed, and its directory synced. A blob's
-//! name is its content, so writing it twice is harmless, and nothing in the store ever changes in place.
+//! A file appears whole or not at all: it is written under another name, synced, renamed, and its
+//! directory synced. A blob's name is its content, so writing it twice is harmless, and nothing in
+//! the store ever changes in place.
 
 use crate::driver::disk_full;
 use crate::image::kernel::{KERNEL_BYTES_MAX, KernelError, check_kernel};
@@ -23,13 +24,15 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::time::{Duration, SystemTime};
 use tempfile::NamedTempFile;
 
-/// Largest sum of an image's modules, bytes: the archive is put together in memory, and a guest holds it in its own.
+/// Largest sum of an image's modules, bytes: the archive is put together in memory, and a guest
+/// holds it in its own.
 pub const MODULES_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 /// Modules of one image. 256: they are found by walking the archive.
 const MODULES_MAX: usize = 256;
 /// Longest manifest, bytes: 256 modules with paths of 255 bytes take less than 128 KiB.
 const MANIFEST_BYTES_MAX: u64 = 256 * 1024;
-/// What a unikernel needs besides its kernel and modules before it serves anything, bytes: stacks, rings, a little heap.
+/// What a unikernel needs besides its kernel and modules before it serves anything, bytes: stacks,
+/// rings, a little heap.
 const GUEST_SPARE_BYTES: u64 = 2 * 1024 * 1024;
 /// Bytes copied at a time.
 const COPY_BYTES: usize = 64 * 1024;
@@ -199,8 +202,8 @@ impl ImageStore {
         Ok(Self { root: root.to_owned() })
     }
 
-    /// Checks an image's parts and takes them in. Importing the same again is harmless; an image of the same name
-    /// is replaced, and machines that run it are not affected.
+    /// Checks an image's parts and takes them in. Importing the same again is harmless; an image of
+    /// the same name is replaced, and machines that run it are not affected.
     ///
     /// # Errors
     /// [`ImageError`]; the image of that name is then what it was.
@@ -288,13 +291,15 @@ impl ImageStore {
         self.root.join("blobs").join(&name[..2]).join(&name)
     }
 
-    /// Those of an image's blobs that are not in the store: what a node must fetch before it launches the image.
+    /// Those of an image's blobs that are not in the store: what a node must fetch before it
+    /// launches the image.
     pub fn missing(&self, manifest: &ImageManifest) -> Vec<BlobId> {
         let absent = |id: &BlobId| !self.blob_path(*id).exists();
         blobs(manifest).filter(absent).collect::<BTreeSet<_>>().into_iter().collect()
     }
 
-    /// The files to launch a machine of this image with. The archive of its modules is made when it is first asked for.
+    /// The files to launch a machine of this image with. The archive of its modules is made when it
+    /// is first asked for.
     ///
     /// # Errors
     /// [`ImageError::BlobMissing`], [`ImageError::BlobDamaged`], [`ImageError::Io`]
@@ -375,8 +380,8 @@ impl ImageStore {
         Ok(images)
     }
 
-    /// Removes an image. Its blobs go with the next [`Self::sweep`] if no other image has them; machines that run it
-    /// are not affected.
+    /// Removes an image. Its blobs go with the next [`Self::sweep`] if no other image has them;
+    /// machines that run it are not affected.
     ///
     /// # Errors
     /// [`ImageError::NotFound`], [`ImageError::Io`]
@@ -391,7 +396,8 @@ impl ImageStore {
         }
     }
 
-    /// Reads every blob that a manifest needs and compares it with its name. Takes as long as reading them all.
+    /// Reads every blob that a manifest needs and compares it with its name. Takes as long as
+    /// reading them all.
     ///
     /// # Errors
     /// [`ImageError::Io`]
@@ -411,8 +417,8 @@ impl ImageStore {
         Ok(faults)
     }
 
-    /// Removes blobs and archives that no manifest needs and that are older than `age_min`, which must be longer
-    /// than an import takes; the answer is how many files went.
+    /// Removes blobs and archives that no manifest needs and that are older than `age_min`, which
+    /// must be longer than an import takes; the answer is how many files went.
     ///
     /// # Errors
     /// [`ImageError::Io`]
@@ -485,7 +491,8 @@ fn fits(bytes: u64, memory: MemoryMib) -> Result<()> {
     Err(ImageError::MemoryTooSmall { needed, memory })
 }
 
-/// Reads `source` to its end, at most `bytes_max` bytes, and hands each piece to `sink`; the answer is what it was.
+/// Reads `source` to its end, at most `bytes_max` bytes, and hands each piece to `sink`; the answer
+/// is what it was.
 fn hash_while(
     mut source: impl Read,
     bytes_max: u64,

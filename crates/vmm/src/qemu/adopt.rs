@@ -31,7 +31,8 @@ pub(super) fn adopt(dir: &Utf8Path) -> Result<(Adopted, Option<Supervisor>), Ado
         return Ok((ended(run_dir, record, RawExit::Unknown), None));
     };
     let connected = connect(&run_dir);
-    // Looked at after connecting: a process that ends in between leaves sockets that refuse, or that end at once.
+    // Looked at after connecting: a process that ends in between leaves sockets that refuse, or
+    // that end at once.
     if let Some(exit) = process.ended() {
         return Ok((ended(run_dir, record, exit), None));
     }
@@ -49,8 +50,8 @@ pub(super) fn occupant(dir: &RunDir) -> Option<i32> {
     process.ended().is_none().then(|| process.pid())
 }
 
-/// The process of a record, if it still runs. A record without a process is of a launch that was cut short: the process,
-/// if there is one, has the launch's UUID on its command line.
+/// The process of a record, if it still runs. A record without a process is of a launch that was
+/// cut short: the process, if there is one, has the launch's UUID on its command line.
 fn find(record: &MachineFile) -> io::Result<Option<QemuProcess>> {
     if let Some(mark) = record.process {
         return QemuProcess::find(mark);
@@ -113,7 +114,8 @@ fn attach(
     Ok((machine, supervisor))
 }
 
-/// What is known of a machine that has ended: the cause that was recorded, or what its status and its log tell.
+/// What is known of a machine that has ended: the cause that was recorded, or what its status and
+/// its log tell.
 fn ended(dir: RunDir, record: MachineFile, exit: RawExit) -> Adopted {
     let (id, generation) = (record.id.clone(), record.generation);
     let recorded = dir.read_exit().ok().flatten().filter(|exit| exit.uuid == record.uuid);

@@ -1,10 +1,12 @@
-//! QEMU's command line. Pure: every option is decided here, and checked against the real binary by tests.
+//! QEMU's command line. Pure: every option is decided here, and checked against the real binary by
+//! tests.
 //!
-//! What was measured (QEMU 7.2, emulated, 40 interleaved runs each): of the 33 ms from spawn to a guest's first
-//! instruction and exit, 18 ms are QEMU's dynamic linking (`--version` takes as long) and 4 ms its firmware; the
-//! sandbox, the serial devices and the random device together cost less than can be measured, and neither do
-//! `x-option-roms=off`, a firmware given by path, other sizes of the translation buffer nor malloc's settings
-//! save anything. So the line below holds what is needed, and no tricks.
+//! What was measured (QEMU 7.2, emulated, 40 interleaved runs each): of the 33 ms from spawn to a
+//! guest's first instruction and exit, 18 ms are QEMU's dynamic linking (`--version` takes as long)
+//! and 4 ms its firmware; the sandbox, the serial devices and the random device together cost less
+//! than can be measured, and neither do `x-option-roms=off`, a firmware given by path, other sizes
+//! of the translation buffer nor malloc's settings save anything. So the line below holds what is
+//! needed, and no tricks.
 
 use crate::accel::Accel;
 use crate::spec::MacAddress;
@@ -38,7 +40,8 @@ pub(crate) const SANDBOX: &str =
 /// The port by which a guest ends its machine with a code.
 pub(crate) const DEBUG_EXIT: &str = "isa-debug-exit,iobase=0x501,iosize=1";
 
-/// The accelerator's options. `tb-size=8`: 8 MiB of translated code hold a unikernel, and save memory.
+/// The accelerator's options. `tb-size=8`: 8 MiB of translated code hold a unikernel, and save
+/// memory.
 pub(crate) fn accel(accel: Accel) -> &'static [&'static str] {
     match accel {
         Accel::Kvm => &["-accel", "kvm", "-cpu", "host"],
@@ -94,8 +97,8 @@ impl Args {
         self.0.push(value.into());
     }
 
-    /// A character device on a listening socket. `wait=on`: the client is in the socket's queue before QEMU
-    /// starts, so QEMU takes it at once and not one byte of the guest's output is lost.
+    /// A character device on a listening socket. `wait=on`: the client is in the socket's queue
+    /// before QEMU starts, so QEMU takes it at once and not one byte of the guest's output is lost.
     fn socket(&mut self, name: &str, fd: RawFd) {
         self.pair("-chardev", format!("socket,id={name},fd={fd},server=on,wait=on"));
     }

@@ -97,7 +97,8 @@ pub(super) fn launch(
         serial: devices.serial.listener.as_raw_fd(),
     });
     let record = record(&spec, settings, uuid, argv, now)?;
-    // Written before there is a process: whoever comes next finds it by the UUID if this process dies in between.
+    // Written before there is a process: whoever comes next finds it by the UUID if this process
+    // dies in between.
     dir.write_record(&record)?;
     let prepared = asked.elapsed();
 
@@ -216,8 +217,8 @@ fn record(
     })
 }
 
-/// Opens what QEMU will open again under its own user, by way of `/dev/fd`: the directory above does not matter
-/// then, and the file's own permissions do.
+/// Opens what QEMU will open again under its own user, by way of `/dev/fd`: the directory above
+/// does not matter then, and the file's own permissions do.
 fn open_for(path: &Utf8Path, run_as: Option<RunAs>) -> Result<OwnedFd, LaunchError> {
     let failed = |source| LaunchError::Open { path: path.to_owned(), source };
     let file = File::open(path).map_err(failed)?;

@@ -22,8 +22,8 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// The full emulator, under KVM too: Debian's small `qemu-system-x86_64-microvm` has neither a sandbox nor the device by
-/// which a guest says how it ended.
+/// The full emulator, under KVM too: Debian's small `qemu-system-x86_64-microvm` has neither a
+/// sandbox nor the device by which a guest says how it ended.
 const PROGRAM: &str = "qemu-system-x86_64";
 /// How long `--version` may take; it takes 20 ms.
 const VERSION_DEADLINE: Duration = Duration::from_secs(10);
@@ -31,8 +31,8 @@ const VERSION_DEADLINE: Duration = Duration::from_secs(10);
 /// How a [`QemuDriver`] is set up.
 #[derive(Debug, Clone)]
 pub struct QemuConfig {
-    /// QEMU's program: a path, or a name to be searched in `/usr/bin`, `/usr/local/bin` and `/bin`. `None` for
-    /// `qemu-system-x86_64`.
+    /// QEMU's program: a path, or a name to be searched in `/usr/bin`, `/usr/local/bin` and `/bin`.
+    /// `None` for `qemu-system-x86_64`.
     pub program: Option<Utf8PathBuf>,
     /// Who runs the guests' instructions.
     pub accel: AccelChoice,
@@ -103,7 +103,8 @@ impl OpenError {
     }
 }
 
-/// Runs machines as QEMU processes. Dropping it lets its machines run on unwatched; another driver may adopt them.
+/// Runs machines as QEMU processes. Dropping it lets its machines run on unwatched; another driver
+/// may adopt them.
 #[derive(Debug)]
 pub struct QemuDriver {
     program: Utf8PathBuf,
@@ -115,9 +116,9 @@ pub struct QemuDriver {
 }
 
 impl QemuDriver {
-    /// Finds QEMU, asks its version, and probes the acceleration unless that was done in this boot of the host.
-    /// Takes about 20 ms, and up to 2 s more when the probe runs. Raises this process's limit of open files to what it may
-    /// have: each machine takes five.
+    /// Finds QEMU, asks its version, and probes the acceleration unless that was done in this boot
+    /// of the host. Takes about 20 ms, and up to 2 s more when the probe runs. Raises this
+    /// process's limit of open files to what it may have: each machine takes five.
     ///
     /// # Errors
     /// [`OpenError`]
@@ -146,8 +147,8 @@ impl QemuDriver {
         self.version
     }
 
-    /// Stops watching all machines and waits until nothing touches them any more. The machines run on. Handles
-    /// then answer that their machine is lost.
+    /// Stops watching all machines and waits until nothing touches them any more. The machines run
+    /// on. Handles then answer that their machine is lost.
     pub async fn detach(&self) {
         self.detach.cancel();
         self.tasks.close();

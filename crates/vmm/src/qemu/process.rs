@@ -1,4 +1,5 @@
-//! A QEMU process: watched, measured and killed through a process descriptor, so that a number used again hits nobody.
+//! A QEMU process: watched, measured and killed through a process descriptor, so that a number used
+//! again hits nobody.
 
 use crate::exit::RawExit;
 use crate::machine::Process;
@@ -41,7 +42,8 @@ impl QemuProcess {
             Err(rustix::io::Errno::SRCH) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        // Looked at after the descriptor was opened: if it is the right process now, it is the one that is held.
+        // Looked at after the descriptor was opened: if it is the right process now, it is the one
+        // that is held.
         Ok(mark.exists().then(|| Self::new(mark, pidfd)))
     }
 
@@ -55,7 +57,8 @@ impl QemuProcess {
         }
     }
 
-    /// Kills the process and reaps it. Blocks until it is gone, which is at once unless the kernel is stuck.
+    /// Kills the process and reaps it. Blocks until it is gone, which is at once unless the kernel
+    /// is stuck.
     pub(crate) fn put_down(&self) {
         let _ = Process::kill(self);
         let mut polled = [PollFd::new(self.pidfd.as_ref(), PollFlags::IN)];

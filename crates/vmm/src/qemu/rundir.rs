@@ -1,4 +1,5 @@
-//! The run directory of a machine: its sockets, its log, and what the next process needs to find it again.
+//! The run directory of a machine: its sockets, its log, and what the next process needs to find it
+//! again.
 //!
 //! ```text
 //! machine.json   what was launched, and which process it is; mode 0600
@@ -8,8 +9,9 @@
 //! exit.json      how it ended
 //! ```
 //!
-//! The directory belongs to the driver's user with mode 0700 and not to the machine's: QEMU is handed every file and
-//! socket open, so a QEMU that its guest took over can neither read nor change anything here.
+//! The directory belongs to the driver's user with mode 0700 and not to the machine's: QEMU is
+//! handed every file and socket open, so a QEMU that its guest took over can neither read nor
+//! change anything here.
 
 use crate::accel::Accel;
 use crate::control::Ready;
@@ -113,7 +115,8 @@ impl RunDir {
         self.remove_files().map_err(|(path, error)| failed(&path, error))
     }
 
-    /// Removes what a machine left, and the directory if nothing else is in it. Done as far as it goes.
+    /// Removes what a machine left, and the directory if nothing else is in it. Done as far as it
+    /// goes.
     pub(super) fn clear(&self) {
         let removed = self.remove_files();
         tracing::debug!(path = %self.path, ?removed, "run directory cleared");
@@ -213,7 +216,8 @@ impl RunDir {
         read().unwrap_or_default()
     }
 
-    /// Replaces a file in one step. Not synced: after a crash of the host there is no machine to find.
+    /// Replaces a file in one step. Not synced: after a crash of the host there is no machine to
+    /// find.
     fn write(&self, name: &str, value: &impl Serialize) -> io::Result<()> {
         let (path, temporary) = (self.file(name), self.file(&format!("{name}.new")));
         let bytes = serde_json::to_vec(value).map_err(io::Error::other)?;

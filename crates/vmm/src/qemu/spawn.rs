@@ -2,19 +2,21 @@
 //!
 //! What a QEMU process may do is settled before it runs its first instruction, with safe code only:
 //!
-//! - *User*: `CommandExt::uid` and `gid` set both and clear the supplementary groups between fork and exec. The
-//!   alternatives are worse: `setpriv` costs one more exec, and QEMU's `-runas` works only with a sandbox
-//!   that allows changes of user, and after QEMU has parsed everything as root.
+//! - *User*: `CommandExt::uid` and `gid` set both and clear the supplementary groups between fork
+//!   and exec. The alternatives are worse: `setpriv` costs one more exec, and QEMU's `-runas` works
+//!   only with a sandbox that allows changes of user, and after QEMU has parsed everything as root.
 //! - *Privileges*: this thread sets `no_new_privs` for itself once, and its children inherit it.
-//! - *Network*: this thread moves itself to an empty network namespace, if it may, and its children start there: a QEMU
-//!   that its guest took over reaches no service of the host. Its tap device is an open descriptor and stays where it is.
-//! - *Descriptors*: everything Rust opens closes on exec. Exactly the descriptors handed over are kept, in the child
-//!   only, so that no other spawn of this process can inherit them. What this process itself inherited without the
-//!   flag is replaced by `/dev/null` in the child.
-//! - *Terminal*: a process group of its own, so that Ctrl-C in a terminal ends the daemon and not its machines. (A
-//!   session of its own would need an unstable or unsafe call, and adds nothing for a process without terminal.)
-//! - *Limits*: 256 descriptors, no core dump (it would hold the guest's memory), and 16 MiB for any one file, which is
-//!   standard error: QEMU writes no other.
+//! - *Network*: this thread moves itself to an empty network namespace, if it may, and its children
+//!   start there: a QEMU that its guest took over reaches no service of the host. Its tap device is
+//!   an open descriptor and stays where it is.
+//! - *Descriptors*: everything Rust opens closes on exec. Exactly the descriptors handed over are
+//!   kept, in the child only, so that no other spawn of this process can inherit them. What this
+//!   process itself inherited without the flag is replaced by `/dev/null` in the child.
+//! - *Terminal*: a process group of its own, so that Ctrl-C in a terminal ends the daemon and not
+//!   its machines. (A session of its own would need an unstable or unsafe call, and adds nothing
+//!   for a process without terminal.)
+//! - *Limits*: 256 descriptors, no core dump (it would hold the guest's memory), and 16 MiB for any
+//!   one file, which is standard error: QEMU writes no other.
 
 use camino::Utf8PathBuf;
 use command_fds::{CommandFdExt, FdMapping};
@@ -30,13 +32,15 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::spec::RunAs;
 
-/// Tasks waiting for the thread. 64: each takes about 2 ms, and whoever asks for more at once waits.
+/// Tasks waiting for the thread. 64: each takes about 2 ms, and whoever asks for more at once
+/// waits.
 const TASKS_MAX: usize = 64;
 /// A QEMU with all devices holds about 30 descriptors.
 const DESCRIPTORS_MAX: u64 = 256;
 /// Largest file QEMU may write, bytes.
 const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
-/// Added to the badness of a machine's process when the host runs out of memory: a machine goes before the daemon.
+/// Added to the badness of a machine's process when the host runs out of memory: a machine goes
+/// before the daemon.
 const OOM_SCORE: &str = "300";
 
 /// A process to be started.
@@ -166,7 +170,8 @@ impl Spawner {
         let child = command.spawn()?;
         let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
         let handle = Pid::from_child(&child);
-        // The child cannot be reaped by anybody else before it has a descriptor, so its number is its own.
+        // The child cannot be reaped by anybody else before it has a descriptor, so its number is
+        // its own.
         let pidfd = rustix::process::pidfd_open(handle, PidfdFlags::NONBLOCK)?;
         limit(handle);
         Ok(Spawned { pid, pidfd })

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// The oldest QEMU that knows every option this driver uses, and is still in a supported distribution
-/// (Ubuntu 22.04).
+/// The oldest QEMU that knows every option this driver uses, and is still in a supported
+/// distribution (Ubuntu 22.04).
 pub const QEMU_OLDEST: QemuVersion = QemuVersion { major: 6, minor: 2, micro: 0 };
 
 /// A version of QEMU.

@@ -5,9 +5,10 @@
 //!      └───────────────── end of file, error, too much rubbish ───────────────▶ Closed   (terminal)
 //! ```
 //!
-//! Every command carries an id, so a reply nobody waits for any more is dropped and harms nothing, and events of
-//! any name are passed on. The peer is a QEMU that a guest may have taken over: its lines are bounded, a line
-//! that makes no sense is counted, and a peer that sends little else loses the connection.
+//! Every command carries an id, so a reply nobody waits for any more is dropped and harms nothing,
+//! and events of any name are passed on. The peer is a QEMU that a guest may have taken over: its
+//! lines are bounded, a line that makes no sense is counted, and a peer that sends little else
+//! loses the connection.
 
 mod session;
 
@@ -22,11 +23,14 @@ use tokio::time::timeout;
 
 pub use self::session::QmpEvent;
 
-/// Commands waiting to be sent. 16: a machine has a handful of users, and each sends one command at a time.
+/// Commands waiting to be sent. 16: a machine has a handful of users, and each sends one command at
+/// a time.
 const COMMANDS_MAX: usize = 16;
-/// Commands sent and not answered. 32: beyond this the peer is not answering, and more would only pile up.
+/// Commands sent and not answered. 32: beyond this the peer is not answering, and more would only
+/// pile up.
 const PENDING_MAX: usize = 32;
-/// Events not yet taken. 64: a burst after a migration is about 40; what does not fit is dropped and logged.
+/// Events not yet taken. 64: a burst after a migration is about 40; what does not fit is dropped
+/// and logged.
 const EVENTS_MAX: usize = 64;
 /// Malformed lines after which the peer is not QEMU.
 const RUBBISH_MAX: u64 = 64;
@@ -87,7 +91,8 @@ pub struct Qmp {
 }
 
 impl Qmp {
-    /// A handle, and the actor to be run. Capabilities are negotiated by the actor: commands may be sent at once.
+    /// A handle, and the actor to be run. Capabilities are negotiated by the actor: commands may be
+    /// sent at once.
     pub fn new(stream: UnixStream) -> (Self, QmpActor) {
         let (requests, inbox) = mpsc::channel(COMMANDS_MAX);
         let (events, events_out) = mpsc::channel(EVENTS_MAX);
@@ -109,7 +114,8 @@ impl Qmp {
     /// [`QmpError`]. After [`QmpError::Deadline`] the command may yet be carried out.
     ///
     /// # Cancel safety
-    /// Dropping the future gives up the reply; the command may be carried out, and the connection stays whole.
+    /// Dropping the future gives up the reply; the command may be carried out, and the connection
+    /// stays whole.
     pub async fn execute(
         &self,
         command: &str,

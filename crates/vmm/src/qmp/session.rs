@@ -4,8 +4,8 @@ use crate::lines::LineDecoder;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-/// Longest line QEMU may send, bytes. Its longest reply to the commands in use (`query-migrate`) is about 2 KiB;
-/// a bound of 256 KiB leaves room for introspection.
+/// Longest line QEMU may send, bytes. Its longest reply to the commands in use (`query-migrate`) is
+/// about 2 KiB; a bound of 256 KiB leaves room for introspection.
 const LINE_BYTES_MAX: usize = 256 * 1024;
 /// Id of the `qmp_capabilities` command; those of others follow.
 const NEGOTIATION: u64 = 0;

@@ -36,7 +36,8 @@ pub(crate) fn image() -> &'static [u8] {
 
 type Task = Box<dyn FnOnce() + Send>;
 
-/// A network namespace with one tap in it. Both are gone when this is dropped and the machine has ended.
+/// A network namespace with one tap in it. Both are gone when this is dropped and the machine has
+/// ended.
 pub(crate) struct Network {
     tasks: mpsc::Sender<Task>,
 }
