@@ -1,7 +1,6 @@
 //! Waiting on a condition, with a deadline.
 
 use anyhow::{Result, bail};
-use std::future::Future;
 use std::time::{Duration, Instant};
 
 /// Far beyond what any step takes, even on a loaded host: reached only if it never happens.
@@ -13,10 +12,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(15);
 ///
 /// # Errors
 /// It never did, or the condition itself failed.
-pub async fn until<T, F>(what: &str, mut condition: impl FnMut() -> F) -> Result<T>
-where
-    F: Future<Output = Result<Option<T>>>,
-{
+pub async fn until<T>(
+    what: &str,
+    mut condition: impl AsyncFnMut() -> Result<Option<T>>,
+) -> Result<T> {
     let begun = Instant::now();
     loop {
         if let Some(value) = condition().await? {

@@ -54,6 +54,8 @@ codes! {
     BlobUnknown = "BLOB_UNKNOWN", NOT_FOUND, 1;
     /// No such path.
     RouteUnknown = "ROUTE_UNKNOWN", NOT_FOUND, 1;
+    /// The path exists, and not with this method.
+    MethodNotAllowed = "METHOD_NOT_ALLOWED", METHOD_NOT_ALLOWED, 1;
     /// A service of this name exists with another specification.
     ServiceExists = "SERVICE_EXISTS", CONFLICT, 1;
     /// The image is used by a service.

@@ -107,7 +107,7 @@ pub(crate) fn router(app: App) -> Router {
         })
         .method_not_allowed_fallback(async |method: axum::http::Method, uri: axum::http::Uri| {
             let message = format!("{} cannot be used with {method}", uri.path());
-            Failure::new(Code::RouteUnknown, message).into_response()
+            Failure::new(Code::MethodNotAllowed, message).into_response()
         })
         .with_state(app)
 }
