@@ -8,7 +8,7 @@ use crate::delivery::Delivery;
 use crate::node::Node;
 use skein_model::{
     EventKind, ExitCause, MachineEvent, MachineGoal, MachineId, MachinePhase, MachineRecord,
-    MachineStatus, PhaseName,
+    MachineStatus, MemoryMib, PAYLOAD_MAX, PhaseName,
 };
 use skein_net::{Mac, Peers, PortSpec};
 use skein_shell::{fault, now, report};
@@ -311,6 +311,7 @@ impl Keeper {
                 port: record.image.port,
                 capacity: record.capacity,
                 parameters: record.parameters.clone(),
+                body_bytes_max: Some(body_bytes_max(record.memory)),
                 ..GuestConfig::default()
             },
             run_as,
@@ -508,4 +509,10 @@ async fn told_to_go(wanted: &mut watch::Receiver<Arc<MachineRecord>>) {
     if wanted.wait_for(|record| record.goal != MachineGoal::Run).await.is_err() {
         std::future::pending().await
     }
+}
+
+/// Largest payload or result of a machine: a quarter of its memory, because the service needs room to work on it and for
+/// its answer; at most what a job may carry.
+fn body_bytes_max(memory: MemoryMib) -> u64 {
+    (memory.bytes() / 4).min(PAYLOAD_MAX)
 }
