@@ -140,7 +140,7 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Pins {
     held: HashMap<BlobId, usize>,
-    /// While a sweep runs: what was pinned since it began.
+    /// While a sweep runs: what was pinned at any moment of it.
     touched: Option<HashSet<BlobId>>,
 }
 
@@ -295,7 +295,11 @@ impl BlobStore {
         referenced: impl Future<Output = Result<HashSet<BlobId>, StateError>>,
     ) -> Result<BlobSweep, BlobError> {
         let _one = self.shared.sweeping.lock().await;
-        self.shared.lock().touched = Some(HashSet::new());
+        {
+            // What is pinned now may be referenced and let go before its turn comes.
+            let mut pins = self.shared.lock();
+            pins.touched = Some(pins.held.keys().copied().collect());
+        }
         let _end = EndOfSweep(&self.shared);
         let referenced = referenced.await.map_err(|source| BlobError::References { source })?;
         let store = self.clone();

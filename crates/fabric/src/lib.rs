@@ -22,8 +22,8 @@ pub use embedded::{EmbeddedOptions, EmbeddedState};
 pub use lease::{HeldLease, Lost};
 pub use queue::{
     Attempt, Audit, Body, CLAIM_MAX, Cancelled, Claimant, Completed, Cursor, Depth, Failed,
-    Failure, JobFilter, JobPage, JobResult, Queue, QueueChanges, QueueEnds, QueueError, QueueName, StoredBody,
-    Submission, Submitted, Swept,
+    Failure, JobFilter, JobPage, JobResult, Queue, QueueChanges, QueueEnds, QueueError, QueueName,
+    StoredBody, Submission, Submitted, Swept,
 };
 pub use reservation::{Amounts, Plan, Reservations, Reserved, Step, Usage};
 pub use state::{

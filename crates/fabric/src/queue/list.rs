@@ -190,8 +190,7 @@ impl Queue {
             let query = Query::span(rest.clone()).keys_only().limit(TXN_OPS_MAX);
             let found = self.state.range(query).await?;
             let keys: Vec<Key> = found.entries.into_iter().map(|entry| entry.key).collect();
-            let ids: Vec<JobId> =
-                keys.iter().filter_map(keys::listed).map(|(_, id)| id).collect();
+            let ids: Vec<JobId> = keys.iter().filter_map(keys::listed).map(|(_, id)| id).collect();
             let jobs = self.jobs_of(&ids).await?;
             for (key, job) in keys.iter().zip(jobs) {
                 let wanted = job.filter(|job| filter.state.is_none_or(|s| s == job.state.name()));
@@ -210,7 +209,10 @@ impl Queue {
     }
 
     /// The records of at most [`TXN_OPS_MAX`] jobs, in their order; `None` where one has just been forgotten.
-    pub(super) async fn jobs_of(&self, ids: &[JobId]) -> Result<Vec<Option<JobRecord>>, QueueError> {
+    pub(super) async fn jobs_of(
+        &self,
+        ids: &[JobId],
+    ) -> Result<Vec<Option<JobRecord>>, QueueError> {
         let mut txn = Txn::new();
         for id in ids {
             txn.then.push(Op::get(keys::job(*id)));
