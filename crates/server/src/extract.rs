@@ -16,6 +16,11 @@ pub(crate) struct Json<T>(pub(crate) T);
 #[from_request(via(axum::extract::Query), rejection(Failure))]
 pub(crate) struct Query<T>(pub(crate) T);
 
+/// Parts of the path.
+#[derive(Debug, FromRequestParts)]
+#[from_request(via(axum::extract::Path), rejection(Failure))]
+pub(crate) struct Path<T>(pub(crate) T);
+
 /// A name in the path, parsed; what cannot be a name cannot exist.
 pub(crate) fn parse<T: FromStr>(text: &str, unknown: Code) -> Result<T, Failure> {
     text.parse().map_err(|_| {

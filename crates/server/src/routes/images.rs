@@ -2,10 +2,10 @@
 
 use crate::app::App;
 use crate::error::{Answer, Failure};
-use crate::extract::{Json as Body, field, parse};
+use crate::extract::{Json as Body, Path, field, parse};
 use axum::Json;
 use axum::body::Body as Stream;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use futures_util::TryStreamExt;
 use skein_api::{BlobReply, Code, ErrorBody, Image, ImagePut};

@@ -2,10 +2,10 @@
 
 use crate::app::App;
 use crate::error::{Answer, Failure};
-use crate::extract::{Query, field, parse};
+use crate::extract::{Path, Query, field, parse};
 use axum::Json;
 use axum::body::{Body, to_bytes};
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::TryStreamExt;

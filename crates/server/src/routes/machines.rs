@@ -2,10 +2,11 @@
 
 use crate::app::App;
 use crate::error::{Answer, Failure};
-use crate::extract::{Query, parse};
+use crate::extract::{Path, Query, parse};
 use axum::Json;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{Message as Frame, WebSocket, WebSocketUpgrade};
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::response::Response;
 use bytes::Bytes;
 use serde::Deserialize;
@@ -174,8 +175,9 @@ pub(crate) async fn log(State(app): State<App>, Path(id): Path<String>) -> Answe
 pub(crate) async fn console(
     State(app): State<App>,
     Path(id): Path<String>,
-    upgrade: WebSocketUpgrade,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Answer<Response> {
+    let upgrade = upgrade.map_err(|refused| Failure::new(Code::Malformed, refused.body_text()))?;
     let record = found(&app, &id)?.value;
     let session = format!("{:032x}", random_u128());
     let pattern = console_output_subject(&session).as_str().parse();

@@ -2,10 +2,10 @@
 
 use crate::app::App;
 use crate::error::{Answer, Failure};
-use crate::extract::parse;
+use crate::extract::{Path, parse};
 use crate::reserved::reserved;
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use skein_api::{Code, ErrorBody, Node};
 use skein_fabric::{KeySpan, Op};
 use skein_model::NodeName;

@@ -2,10 +2,10 @@
 
 use crate::app::App;
 use crate::error::{Answer, Failure};
-use crate::extract::{Json as Body, parse};
+use crate::extract::{Json as Body, Path, parse};
 use crate::metrics::Of;
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use skein_api::{Code, ErrorBody, ScaleRequest, Service, ServiceCounters};
 use skein_fabric::{Compare, Op, Revision, Txn};
