@@ -4,9 +4,12 @@ mod chain;
 mod compare;
 mod output;
 mod random;
+pub mod report;
 mod scenario;
+pub mod search;
 mod sim;
 mod solve;
+pub mod svg;
 
 pub use chain::{
     Bound, Certificate, Chain, ChainError, Family, Method, Replicas, Rule, STATES_MAX, Solution,
