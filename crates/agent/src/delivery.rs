@@ -17,6 +17,7 @@ use skein_shell::{Tasks, report};
 use std::fmt;
 use std::io;
 use std::net::SocketAddrV4;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use tokio_util::io::ReaderStream;
 use tracing::debug;
@@ -27,6 +28,9 @@ const HEAD_MAX: usize = 64 * 1024;
 const FIELDS_MAX: usize = 64;
 /// Beginning of a refusal's body that is kept as its message, bytes.
 const MESSAGE_MAX: usize = 400;
+/// What every unikernel answers without its service knowing (`docs/guest-abi.md`); other guests answer 404, which
+/// is as good.
+const HEALTH: &str = "/_skein/health";
 
 type Outgoing = BoxBody<Bytes, io::Error>;
 
@@ -94,6 +98,8 @@ pub(crate) struct Delivery {
     tasks: Tasks,
     /// Connections that wait for the next request. Never more than jobs were in service at once.
     idle: Mutex<Vec<SendRequest<Outgoing>>>,
+    /// Whether anything was ever sent.
+    used: AtomicBool,
 }
 
 impl fmt::Debug for Delivery {
@@ -105,7 +111,39 @@ impl fmt::Debug for Delivery {
 impl Delivery {
     /// Connections to the machine at `to`, made when first used. Their tasks belong to `tasks`.
     pub(crate) fn new(connector: Connector, to: SocketAddrV4, tasks: Tasks) -> Self {
-        Self { connector, to, tasks, idle: Mutex::default() }
+        Self { connector, to, tasks, idle: Mutex::default(), used: AtomicBool::new(false) }
+    }
+
+    /// Whether anything was ever sent.
+    pub(crate) fn is_used(&self) -> bool {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// Has the machine answer a request that means nothing, and keeps the connection. The caller bounds the time.
+    ///
+    /// # Errors
+    /// [`DeliveryError`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes the connection.
+    pub(crate) async fn rehearse(&self) -> Result<(), DeliveryError> {
+        let mut connection = self.connection().await?;
+        let nothing: Outgoing = Full::new(Bytes::new()).map_err(|never| match never {}).boxed();
+        let request = Request::get(HEALTH)
+            .header(header::HOST, self.to.to_string())
+            .body(nothing)
+            .map_err(|source| DeliveryError::Request { source })?;
+        let exchange = |source| DeliveryError::Exchange { to: self.to, source };
+        let answer = connection.send_request(request).await.map_err(exchange)?;
+        self.beginning(&mut answer.into_body()).await?;
+        self.keep(connection);
+        Ok(())
+    }
+
+    fn keep(&self, connection: SendRequest<Outgoing>) {
+        if !connection.is_closed() {
+            self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+        }
     }
 
     /// Sends a job and reads the answer. The caller bounds the time.
@@ -126,14 +164,13 @@ impl Delivery {
         let exchange = |source| DeliveryError::Exchange { to: self.to, source };
         let answer = connection.send_request(request).await.map_err(exchange)?;
         let reply = self.read(answer, blobs).await?;
-        if !connection.is_closed() {
-            self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
-        }
+        self.keep(connection);
         Ok(reply)
     }
 
     /// A connection on which nothing is under way. One that the machine closed meanwhile is passed over.
     async fn connection(&self) -> Result<SendRequest<Outgoing>, DeliveryError> {
+        self.used.store(true, Ordering::Relaxed);
         loop {
             let kept = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let Some(mut kept) = kept else { break };

@@ -20,12 +20,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 /// How long those who serve jobs on a machine that ended may take to see it.
 const SERVED_OUT: Duration = Duration::from_secs(2);
 /// A status that could not be written is tried again after this long, for as long as it takes.
 const WRITE_RETRY: Duration = Duration::from_millis(300);
+
+/// A machine that has had nothing to do for this long after it became ready rehearses.
+const REHEARSE_AFTER: Duration = Duration::from_millis(50);
+/// While machines are being started, a rehearsal is put off by this long.
+const REHEARSE_LATER: Duration = Duration::from_millis(250);
+/// An emulated machine answers its first request after some 15 ms.
+const REHEARSAL_DEADLINE: Duration = Duration::from_secs(2);
 
 /// A machine whose process runs.
 #[derive(Debug)]
@@ -379,6 +386,7 @@ impl Keeper {
         let node = self.node.clone();
         if self.status.phase.name() == PhaseName::Ready {
             node.dispatchers.add(&node, live.clone());
+            node.tasks.spawn(rehearse(node.clone(), live.clone()));
         }
         fault::point("machine.unwritten", node.config.network.as_str()).await;
         self.write().await;
@@ -501,6 +509,36 @@ impl Keeper {
 async fn changed(wanted: &mut watch::Receiver<Arc<MachineRecord>>) {
     if wanted.changed().await.is_err() {
         std::future::pending().await
+    }
+}
+
+/// Has a machine that waits for work answer one request of ours, so that its first job finds the connection made and
+/// the code of a request translated by the emulator: that is most of what a first call takes. Not while machines
+/// are being started, which are wanted more urgently, and one machine at a time.
+async fn rehearse(node: Arc<Node>, live: Arc<Live>) {
+    let stop = node.tasks.stop_token().clone();
+    let work = async {
+        tokio::time::sleep(REHEARSE_AFTER).await;
+        while node.is_launching() {
+            tokio::time::sleep(REHEARSE_LATER).await;
+        }
+        let Ok(_turn) = node.rehearsals.acquire().await else { return };
+        if live.delivery.is_used() {
+            return;
+        }
+        match tokio::time::timeout(REHEARSAL_DEADLINE, live.delivery.rehearse()).await {
+            Ok(Ok(())) => {}
+            // A machine that cannot answer will tell so by its first job.
+            Ok(Err(error)) => {
+                debug!(machine.id = %live.machine.id(), error = %report::chain(&error), "rehearsal failed");
+            }
+            Err(_) => debug!(machine.id = %live.machine.id(), "rehearsal took too long"),
+        }
+    };
+    tokio::select! {
+        () = stop.cancelled() => {}                 // cancel-safe: token
+        _ = live.machine.exited() => {}             // cancel-safe: it only watches
+        () = work => {}                             // a rehearsal that is dropped closes its connection
     }
 }
 

@@ -32,6 +32,8 @@ pub(crate) struct Node {
     pub(crate) tasks: Tasks,
     /// Permits for machines being started.
     pub(crate) launches: Semaphore,
+    /// The permit of the machine that rehearses.
+    pub(crate) rehearsals: Semaphore,
     /// The agent's lease; none while it has none, and then no job is claimed.
     pub(crate) lease: watch::Receiver<Option<LeaseId>>,
     pub(crate) dispatchers: Dispatchers,
@@ -77,6 +79,7 @@ impl Node {
         }
         Ok(Arc::new(Self {
             launches: Semaphore::new(parts.config.launches_max),
+            rehearsals: Semaphore::new(1),
             addresses: Mutex::new(pool),
             adopted,
             live: Mutex::default(),
@@ -94,6 +97,11 @@ impl Node {
             tasks: parts.tasks,
             lease: parts.lease,
         }))
+    }
+
+    /// Whether machines are being started.
+    pub(crate) fn is_launching(&self) -> bool {
+        self.launches.available_permits() < self.config.launches_max
     }
 
     /// Folder of a machine.
