@@ -2,6 +2,7 @@
 
 mod chain;
 mod compare;
+pub mod experiments;
 mod output;
 mod random;
 pub mod report;
