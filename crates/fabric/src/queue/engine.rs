@@ -115,6 +115,10 @@ impl Engine {
         while planned.len() < considered {
             let Some(command) = pending.front_mut() else { break };
             let Some(lane) = self.lanes.get_mut(&command.queue) else { break };
+            if command.tries.unknown {
+                // Writing the count bars the transaction that may still be under way.
+                draft.changes(&command.queue);
+            }
             let step = command.action.step(lane, &mut draft, &command.queue, command.now);
             let Step::Answer(reply) = step else { break };
             planned.extend(pending.pop_front().map(|command| (command, reply)));
@@ -246,12 +250,8 @@ impl Engine {
             .map(|(lease, node, careful)| (lease, (node, careful)))
             .collect();
         for (lease, (node, _)) in wanted {
-            let key = keys::claimant(lease);
-            let txn = Txn::new()
-                .when(Compare::missing(key.clone()))
-                .then(Op::put_leased(key, node, lease));
-            let error = match self.state.txn(txn).await {
-                Ok(_) => {
+            let error = match self.register(lease, node).await {
+                Ok(()) => {
                     self.claimants.insert(lease);
                     continue;
                 }
@@ -264,6 +264,22 @@ impl Engine {
             pending.extend(rest);
             gone.into_iter().for_each(|command| give_up(command, error.clone()));
         }
+    }
+
+    /// Writes a claimant's key; doing it twice is doing it once.
+    async fn register(&self, lease: LeaseId, node: String) -> Result<(), StateError> {
+        let key = keys::claimant(lease);
+        let txn =
+            Txn::new().when(Compare::missing(key.clone())).then(Op::put_leased(key, node, lease));
+        for left in (0..TRIES_MAX).rev() {
+            match self.state.txn(txn.clone()).await {
+                Err(StateError::Unknown { .. }) if left > 0 => {
+                    tokio::time::sleep(PAUSE_MAX).await;
+                }
+                outcome => return outcome.map(|_| ()),
+            }
+        }
+        Ok(())
     }
 
     /// Reads what the first requests need, and says how many of them can be planned.
@@ -357,9 +373,12 @@ impl Engine {
 
 fn give_up(command: Command, error: QueueError) {
     // An earlier try may have happened, whatever the last one says.
-    let error = match command.tries.unknown {
-        true => StateError::Unknown { why: error.to_string() }.into(),
-        false => error,
+    let error = match error {
+        error if !command.tries.unknown => error,
+        // Whatever it has claimed falls back with its lease.
+        QueueError::ClaimantGone => QueueError::ClaimantGone,
+        QueueError::State { source } => StateError::Unknown { why: source.to_string() }.into(),
+        error => StateError::Unknown { why: error.to_string() }.into(),
     };
     let _ = command.answer.send(Err(error));
 }
