@@ -1,7 +1,7 @@
 //! How fast a machine starts.
 
 use crate::error::BenchError;
-use crate::http1::Wire;
+use crate::http1::{Answer, Wire};
 use crate::options::Progress;
 use crate::report::{Baseline, Check, Goal};
 use crate::rig::{IMAGE, Rig};
@@ -96,6 +96,7 @@ async fn cold(
         let answer = wire.post_ok(&format!("/v1/services/{COLD}/call"), Bytes::from_static(BODY)).await?;
         ours.push(ms(answer.first));
         let machine = machine_of(&answer)?;
+        let parts = parts(rig, &answer).await?;
         if let Some(boot_us) = rig.client.machine(&machine).await?.boot_us {
             guest.push(boot_us as f64 / 1000.0);
         }
@@ -106,7 +107,11 @@ async fn cold(
         bare.end().await?;
         let first = first?.0;
         floor.push(ms(first));
-        progress(&format!("start.cold {round}/{count}: ours {:.1} ms, bare QEMU {:.1} ms", ms(answer.first), ms(first)));
+        progress(&format!(
+            "start.cold {round}/{count}: ours {:.1} ms ({parts}), bare QEMU {:.1} ms",
+            ms(answer.first),
+            ms(first)
+        ));
     }
     rig.floor.unplug(port).await?;
     rig.client.remove_service(COLD).await?;
@@ -138,7 +143,8 @@ async fn warm(
             return Err(BenchError::unexpected(format!("machine {machine} served twice")));
         }
         times.push(ms(answer.first));
-        progress(&format!("start.warm {round}/{count}: {:.2} ms", ms(answer.first)));
+        let parts = parts(rig, &answer).await?;
+        progress(&format!("start.warm {round}/{count}: {:.2} ms ({parts})", ms(answer.first)));
         served.insert(fresh.clone());
         for used in rig.client.machines(false).await? {
             served.insert(used.id.clone());
@@ -149,12 +155,25 @@ async fn warm(
     Ok(Sample::new(times))
 }
 
-/// The machine that gave an answer.
-pub(crate) fn machine_of(answer: &crate::http1::Answer) -> Result<String, BenchError> {
-    let machine = answer.headers.get("skein-machine").and_then(|value| value.to_str().ok());
-    machine.map(str::to_owned).ok_or_else(|| BenchError::unexpected("an answer names no machine"))
+/// Where the time of a call went, as its job tells.
+async fn parts(rig: &Rig, answer: &Answer) -> Result<String, BenchError> {
+    let job = header(answer, "skein-job")?;
+    let job = rig.client.job(&job, Duration::ZERO).await?;
+    let figure = |ms: Option<f64>| ms.unwrap_or_default();
+    Ok(format!("{:.1} ms in queue, {:.1} ms in service", figure(job.queue_ms), figure(job.service_ms)))
 }
 
+/// The machine that gave an answer.
+fn machine_of(answer: &Answer) -> Result<String, BenchError> {
+    header(answer, "skein-machine")
+}
+
+fn header(answer: &Answer, name: &str) -> Result<String, BenchError> {
+    let value = answer.headers.get(name).and_then(|value| value.to_str().ok());
+    value.map(str::to_owned).ok_or_else(|| BenchError::unexpected(format!("an answer without {name}")))
+}
+
+/// Milliseconds of a duration.
 pub(crate) fn ms(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1000.0
 }

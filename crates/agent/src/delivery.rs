@@ -31,6 +31,8 @@ const MESSAGE_MAX: usize = 400;
 /// What every unikernel answers without its service knowing (`docs/guest-abi.md`); other guests answer 404, which
 /// is as good.
 const HEALTH: &str = "/_skein/health";
+/// Requests of one rehearsal: the emulator translates code when it runs first, and joins the pieces when it runs again.
+const REHEARSALS: u32 = 3;
 
 type Outgoing = BoxBody<Bytes, io::Error>;
 
@@ -119,7 +121,7 @@ impl Delivery {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// Has the machine answer a request that means nothing, and keeps the connection. The caller bounds the time.
+    /// Has the machine answer requests that mean nothing, in the form of a job, and keeps the connection. The caller bounds the time.
     ///
     /// # Errors
     /// [`DeliveryError`].
@@ -128,14 +130,19 @@ impl Delivery {
     /// Dropping the future closes the connection.
     pub(crate) async fn rehearse(&self) -> Result<(), DeliveryError> {
         let mut connection = self.connection().await?;
-        let nothing: Outgoing = Full::new(Bytes::new()).map_err(|never| match never {}).boxed();
-        let request = Request::get(HEALTH)
-            .header(header::HOST, self.to.to_string())
-            .body(nothing)
-            .map_err(|source| DeliveryError::Request { source })?;
-        let exchange = |source| DeliveryError::Exchange { to: self.to, source };
-        let answer = connection.send_request(request).await.map_err(exchange)?;
-        self.beginning(&mut answer.into_body()).await?;
+        for attempt in 1..=REHEARSALS {
+            let body = Full::new(Bytes::from_static(b"rehearsal"));
+            let request = Request::post(HEALTH)
+                .header(header::HOST, self.to.to_string())
+                .header("skein-job", "0")
+                .header("skein-attempt", attempt)
+                .body(body.map_err(|never| match never {}).boxed())
+                .map_err(|source| DeliveryError::Request { source })?;
+            let exchange = |source| DeliveryError::Exchange { to: self.to, source };
+            connection.ready().await.map_err(exchange)?;
+            let answer = connection.send_request(request).await.map_err(exchange)?;
+            self.beginning(&mut answer.into_body()).await?;
+        }
         self.keep(connection);
         Ok(())
     }

@@ -363,10 +363,10 @@ fn feed(
 /// Answers requests to the machine itself.
 fn own(request: &Request) -> Response {
     match (request.method(), request.path()) {
-        ("GET" | "HEAD", HEALTH) => Response::text("ok\n"),
-        (_, HEALTH) => {
-            Response::error(405, "METHOD_NOT_ALLOWED", "use GET").with_header("allow", "GET")
-        }
+        // A POST with a body goes the way of a job up to the service's door: hosts rehearse with it.
+        ("GET" | "HEAD" | "POST", HEALTH) => Response::text("ok\n"),
+        (_, HEALTH) => Response::error(405, "METHOD_NOT_ALLOWED", "use GET or POST")
+            .with_header("allow", "GET, POST"),
         _ => Response::error(404, "NOT_FOUND", "the machine has no such path"),
     }
 }
