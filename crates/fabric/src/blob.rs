@@ -1,8 +1,8 @@
 //! Large bodies: files named by the SHA-256 of their content.
 //!
 //! ```text
-//! writer ─ write ─▶ tmp/N ─ finish: fsync, rename, fsync of the directory ─▶ ab/abcd...   (durable, pinned)
-//!                                          the owner's record and `blob/ID/OWNER` in one transaction, then unpin
+//! writer ─ write ─▶ tmp/N ─ finish: fsync, rename, fsync of the directory ─▶ ab/abcd...  (durable, pinned)
+//!                   then the owner's record and `blob/ID/OWNER` in one transaction, then unpin
 //! sweep: files that are neither pinned nor referenced go
 //! ```
 //! **Invariant:** a blob is durable before anything names it, and named before it is unpinned. So a sweep, which takes

@@ -1,7 +1,7 @@
 //! A lease that keeps itself alive, and knows when it can no longer be sure.
 //!
-//! The deadline is counted from *before* each renewal was sent. So the holder stops at the latest when the store lets the
-//! lease run out, never after: it fails closed. A renewal that does not come back changes nothing; one that is
+//! The deadline is counted from *before* each renewal was sent. So the holder stops at the latest when the store lets
+//! the lease run out, never after: it fails closed. A renewal that does not come back changes nothing; one that is
 //! refused ends the lease at once.
 
 use crate::state::{LeaseId, State, StateError};

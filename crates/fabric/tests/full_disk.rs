@@ -1,5 +1,5 @@
-//! A disk that is really full: a small file system in memory, mounted in a mount namespace of its own, so that it goes with
-//! the process that sees it.
+//! A disk that is really full: a small file system in memory, mounted in a mount namespace of its own, so that it goes
+//! with the process that sees it.
 //!
 //! Making the namespace takes root, or user namespaces. Where neither is allowed, the test says so and passes: the
 //! bound of the store's size stands for a full disk in `embedded.rs`.

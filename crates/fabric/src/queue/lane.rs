@@ -1,7 +1,7 @@
 //! What the queue's engine knows of one queue, and the transaction that it is building.
 //!
-//! **Invariant:** everything in a [`Lane`] was true at `revision`, the last write of the queue's count. Every change of a
-//! queue writes its count, so a transaction that compares that revision is guarded against all others with one
+//! **Invariant:** everything in a [`Lane`] was true at `revision`, the last write of the queue's count. Every change of
+//! a queue writes its count, so a transaction that compares that revision is guarded against all others with one
 //! comparison, and a lane is either right or found out.
 
 use super::QueueName;

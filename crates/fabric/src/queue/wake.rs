@@ -1,8 +1,8 @@
 //! Waking those who wait: for the end of a job, or for work. Nobody polls.
 //!
-//! Two watches of the state serve all waiters of this process, by the keys alone: an ended job wakes those who wait for
-//! it; a job that becomes due wakes *one* of those who wait for work of its queue, so that a hundred idle machines do not
-//! jump at one job. A wake-up is a hint: the woken look for themselves. If a watch falls behind, all are woken.
+//! Two watches of the state serve all waiters of this process, by the keys alone: an ended job wakes those who wait
+//! for it; a job that becomes due wakes *one* of those who wait for work of its queue, so that a hundred idle machines
+//! do not jump at one job. A wake-up is a hint: the woken look for themselves. If a watch falls behind, all are woken.
 
 use super::keys::{self, QueueName};
 use super::{Queue, QueueError};
