@@ -29,6 +29,7 @@ const ORDER: &[&str] = &[
     "skein-api",
     "skein-server",
     "skein-agent",
+    "skein-cloud",
     "skein-bench",
     "skein",
     "skein-tests",
