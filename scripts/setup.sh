@@ -28,19 +28,23 @@ need_rust() {
     die "Rust $version is too old: $wanted or later is needed (rustup update stable)"
 }
 
-# need_packages COMMAND=PACKAGE...: installs the packages whose command is not there.
+# need_packages COMMAND=PACKAGE...: installs the packages whose command is not there. An absolute path in the place of the
+# command is a file that must exist.
 need_packages() {
   local pair missing=()
   for pair in "$@"; do
-    command -v "${pair%%=*}" >/dev/null || missing+=("${pair#*=}")
+    case ${pair%%=*} in
+      /*) [ -e "${pair%%=*}" ] || missing+=("${pair#*=}") ;;
+      *) command -v "${pair%%=*}" >/dev/null || missing+=("${pair#*=}") ;;
+    esac
   done
   [ ${#missing[@]} -gt 0 ] || return 0
   command -v apt-get >/dev/null ||
     die "these are missing and this is no Debian or Ubuntu to install them on: ${missing[*]}"
   say "installing ${missing[*]} (apt-get)"
-  export DEBIAN_FRONTEND=noninteractive
-  as_root apt-get update -qq
-  as_root apt-get install -qq -y --no-install-recommends "${missing[@]}" >&2
+  # Through env, because sudo drops what it does not know.
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get update -qq
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}" >&2
 }
 
 need_tun() {
@@ -49,11 +53,12 @@ need_tun() {
     die "/dev/net/tun is missing: load the module (modprobe tun), or give the container that device"
 }
 
-# What building and running take. gcc links, and compiles SQLite; python3 makes the data of the search service.
+# What building and running take. gcc links, and compiles SQLite; what it links against and its headers are libc6-dev, which
+# it only recommends; python3 makes the data of the search service.
 need_build() {
   need_platform
   need_rust
-  need_packages gcc=gcc qemu-system-x86_64=qemu-system-x86 python3=python3
+  need_packages gcc=gcc /usr/include/stdio.h=libc6-dev qemu-system-x86_64=qemu-system-x86 python3=python3
   python3 -m pip --version >/dev/null 2>&1 || need_packages pip3=python3-pip
   need_tun
 }
