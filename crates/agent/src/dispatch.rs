@@ -4,13 +4,17 @@
 use crate::delivery::{DeliveryError, Reply};
 use crate::machine::Live;
 use crate::node::Node;
+use bytes::Bytes;
+use futures_util::future::Either;
 use skein_fabric::{
-    Attempt, CLAIM_MAX, Claimant, Completed, Failed, Failure, JobResult, LeaseId, QueueError,
+    Attempt, Body, CLAIM_MAX, Claimant, Completed, Failed, Failure, JobResult, LeaseId, PinnedBlob,
+    QueueError,
     QueueName, StateError,
 };
 use skein_model::{EventKind, EventSubject, JobRecord, Timestamp};
 use skein_shell::{fault, now, random_u64, report};
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -23,8 +27,10 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_millis(200);
 /// How long a broken exchange waits to learn whether its machine died.
 const DEATH_SEEN: Duration = Duration::from_millis(300);
-/// How often an outcome is written whose fate the store does not know. Then the lease decides.
-const WRITES_MAX: u32 = 20;
+/// A machine that has died may have answered before: what is on its way is on this host, and arrives at once.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+/// How long jobs in service may take to end when the agent stops.
+const STOP_PATIENCE: Duration = Duration::from_secs(4);
 
 /// All dispatchers of an agent.
 #[derive(Debug, Default)]
@@ -96,6 +102,14 @@ impl Pool {
         (slots > 0).then(|| (live.clone(), slots))
     }
 
+    /// Waits, but not beyond the end of the pool.
+    async fn unless_ended<T>(&self, wait: impl Future<Output = T>) {
+        tokio::select! {
+            () = self.ended.cancelled() => {}       // cancel-safe: token
+            _ = wait => {}                          // callers pass only what may be dropped
+        }
+    }
+
     /// A job ended: its slot is free.
     fn end(&self, live: &Live) {
         live.end();
@@ -108,23 +122,22 @@ async fn run(node: Arc<Node>, pool: Arc<Pool>) {
     let stop = node.tasks.stop_token().clone();
     tokio::select! {
         () = stop.cancelled() => {}             // cancel-safe: token
-        () = pool.ended.cancelled() => {}       // cancel-safe: token
-        () = pull(&node, &pool) => {}           // a claim that is dropped falls back with the lease, or by requeue_lost
+        () = pull(&node, &pool) => {}           // a claim that is dropped falls back with the lease
     }
 }
 
+/// The end of the pool is looked at between claims, never in the middle of one: what was claimed is served, by a machine
+/// that does not end while its slots are taken.
 async fn pull(node: &Arc<Node>, pool: &Arc<Pool>) {
     let mut lease = node.lease.clone();
-    loop {
+    while !pool.ended.is_cancelled() {
         let held = *lease.borrow_and_update();
         let Some(held) = held else {
-            if lease.changed().await.is_err() {
-                return;
-            }
+            pool.unless_ended(lease.changed()).await;
             continue;
         };
         let Some((live, slots)) = pool.take() else {
-            pool.changed.notified().await;
+            pool.unless_ended(pool.changed.notified()).await;
             continue;
         };
         match claim(node, pool, &live, slots, held).await {
@@ -135,7 +148,7 @@ async fn pull(node: &Arc<Node>, pool: &Arc<Pool>) {
                     node.tasks.spawn(serve(node.clone(), pool.clone(), live.clone(), job));
                 }
                 if idle {
-                    wait_work(node, pool).await;
+                    pool.unless_ended(wait_work(node, pool)).await;
                 }
             }
             Err(error) => {
@@ -143,7 +156,7 @@ async fn pull(node: &Arc<Node>, pool: &Arc<Pool>) {
                 if !matches!(error, QueueError::ClaimantGone) {
                     warn!(service = %pool.queue, error = %report::chain(&error), "claiming jobs failed");
                 }
-                tokio::time::sleep(RETRY).await;
+                pool.unless_ended(tokio::time::sleep(RETRY)).await;
             }
         }
     }
@@ -185,7 +198,11 @@ async fn serve(node: Arc<Node>, pool: Arc<Pool>, live: Arc<Live>, job: JobRecord
     live.begin();
     node.events.emit(subject(&node, &live, &job), EventKind::JobStarted { attempt: job.attempts });
     fault::point("job.claimed", node.config.network.as_str()).await;
-    let outcome = attempt(&node, &live, &job).await;
+    let attempt = attempt(&node, &live, &job);
+    let Some(outcome) = until_stopped(&node, attempt).await else {
+        // The agent leaves: the job falls back with its lease, and nothing failed.
+        return;
+    };
     fault::point("job.answered", node.config.network.as_str()).await;
     let at = now();
     // The slot is free as soon as the machine has answered: what follows is ours to do.
@@ -193,14 +210,35 @@ async fn serve(node: Arc<Node>, pool: Arc<Pool>, live: Arc<Live>, job: JobRecord
     record(&node, &live, &job, outcome, at).await;
 }
 
-/// Sends the job; what came of it.
+/// What a future comes to; none when the agent stops and it does not come to an end soon after.
+async fn until_stopped<T>(node: &Node, future: impl Future<Output = T>) -> Option<T> {
+    let mut future = pin!(future);
+    tokio::select! {
+        value = &mut future => return Some(value),              // nothing is dropped: it is polled on below
+        () = node.tasks.stop_token().cancelled() => {}          // cancel-safe: token
+    }
+    tokio::time::timeout(STOP_PATIENCE, future).await.ok()
+}
+
+/// Sends the job; what came of it. A deadline that passes meanwhile ends the job, not the attempt: the machine still works
+/// on it, and its slot is not free.
 async fn attempt(node: &Node, live: &Live, job: &JobRecord) -> Result<JobResult, Failure> {
     let retryable = |message: String| Failure::Retryable { message };
     let payload = node.queue.payload(job).await.map_err(|e| retryable(report::chain(&e)))?;
     let limit = job.retry.attempt_timeout;
-    let left = job.deadline.map_or(limit, |deadline| deadline.since(now()).min(limit));
     let exchange = live.delivery.send(job, payload, node.queue.blobs());
-    match tokio::time::timeout(left, exchange).await {
+    let exchange = pin!(tokio::time::timeout(limit, exchange));
+    // A machine that dies breaks no connection: nobody is left to say that it ended.
+    let answered = match futures_util::future::select(exchange, pin!(live.machine.exited())).await {
+        Either::Left((answered, _)) => answered,
+        Either::Right((cause, exchange)) => {
+            match tokio::time::timeout(LAST_WORDS, exchange).await {
+                Ok(answered) => answered,
+                Err(_) => return Err(Failure::Lost { message: cause.to_string() }),
+            }
+        }
+    };
+    match answered {
         Ok(Ok(Reply::Served { status, body, content_type })) => {
             Ok(JobResult { status, body, content_type })
         }
@@ -210,10 +248,8 @@ async fn attempt(node: &Node, live: &Live, job: &JobRecord) -> Result<JobResult,
         }
         Ok(Err(error)) => Err(broken(live, &error).await),
         Err(_) => {
-            if left == limit {
-                live.report_hung();
-            }
-            Err(retryable(format!("no answer within {} ms", left.as_millis())))
+            live.report_hung();
+            Err(retryable(format!("no answer within {} ms", limit.as_millis())))
         }
     }
 }
@@ -283,6 +319,13 @@ fn passing(error: &QueueError) -> bool {
     )
 }
 
+/// A result that is kept until it is recorded. A blob stays pinned by it.
+enum Kept {
+    Inline(Bytes),
+    Blob(PinnedBlob),
+}
+
+/// Records a result; tries until the store has answered, because nothing else would end the job while this agent lives.
 async fn complete(
     node: &Node,
     attempt: &Attempt,
@@ -290,15 +333,26 @@ async fn complete(
     at: Timestamp,
 ) -> Option<Completed> {
     let JobResult { status, body, content_type } = result;
-    // Kept for another try: an inline body is a shared buffer, a blob stays pinned by what is held here.
-    let mut body = Some(body);
-    for _ in 0..WRITES_MAX {
-        let (again, now) = split(body.take()?);
-        body = again;
-        let result = JobResult { status, body: now, content_type: content_type.clone() };
+    let kept = match body {
+        Body::Inline(bytes) => Kept::Inline(bytes),
+        Body::Blob(blob) => Kept::Blob(blob),
+    };
+    loop {
+        let body = match &kept {
+            Kept::Inline(bytes) => Body::Inline(bytes.clone()),
+            Kept::Blob(blob) => match node.queue.blobs().pin(blob.id()) {
+                Ok(again) => Body::Blob(again),
+                Err(error) => {
+                    let failure = Failure::Retryable { message: report::chain(&error) };
+                    fail(node, attempt, &failure, at).await;
+                    return None;
+                }
+            },
+        };
+        let result = JobResult { status, body, content_type: content_type.clone() };
         match node.queue.complete(attempt, result, at).await {
             Ok(completed) => return Some(completed),
-            Err(error) if passing(&error) && body.is_some() => {
+            Err(error) if passing(&error) => {
                 warn!(job = %attempt.job, error = %report::chain(&error), "a result is not recorded yet");
                 tokio::time::sleep(RETRY).await;
             }
@@ -308,21 +362,11 @@ async fn complete(
             }
         }
     }
-    None
 }
 
-/// A body to send now and one to keep. A blob cannot be held twice; it is written once.
-fn split(body: skein_fabric::Body) -> (Option<skein_fabric::Body>, skein_fabric::Body) {
-    match body {
-        skein_fabric::Body::Inline(bytes) => {
-            (Some(skein_fabric::Body::Inline(bytes.clone())), skein_fabric::Body::Inline(bytes))
-        }
-        blob @ skein_fabric::Body::Blob(_) => (None, blob),
-    }
-}
-
+/// Records a failure; as [`complete`].
 async fn fail(node: &Node, attempt: &Attempt, failure: &Failure, at: Timestamp) -> Option<Failed> {
-    for _ in 0..WRITES_MAX {
+    loop {
         match node.queue.fail(attempt, failure.clone(), at, random_u64()).await {
             Ok(failed) => return Some(failed),
             Err(error) if passing(&error) => tokio::time::sleep(RETRY).await,
@@ -332,5 +376,4 @@ async fn fail(node: &Node, attempt: &Attempt, failure: &Failure, at: Timestamp) 
             }
         }
     }
-    None
 }

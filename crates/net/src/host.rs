@@ -7,6 +7,7 @@ use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 
 /// Bits of `CapEff` in `/proc/PID/status` (linux/capability.h).
 const CAP_NET_ADMIN: u32 = 12;
@@ -89,12 +90,17 @@ pub fn check_host() -> Result<(), HostError> {
 
 fn open_tun() -> Result<File, HostError> {
     let file = OpenOptions::new().read(true).write(true).open(tap::TUN_DEVICE);
-    file.map_err(|source| match source.raw_os_error().map(Errno::from_raw) {
+    let file = file.map_err(|source| match source.raw_os_error().map(Errno::from_raw) {
         Some(Errno::ENOENT | Errno::ENOTDIR | Errno::ENODEV | Errno::ENXIO) => {
             HostError::TunMissing
         }
         _ => HostError::TunDenied { source },
-    })
+    })?;
+    // Containers put other things there.
+    match file.metadata() {
+        Ok(metadata) if metadata.rdev() == rustix::fs::makedev(10, 200) => Ok(file),
+        Ok(_) | Err(_) => Err(HostError::TunMissing),
+    }
 }
 
 /// On a thread of its own, which takes the namespace along when it ends.

@@ -83,7 +83,9 @@ pub fn scale(
             Ordering::Less => {}
         }
     }
-    if let Some(since) = memory.idle_since.filter(|_| active > 0 && wanted <= 1) {
+    // Where a minimum holds, nothing goes to zero.
+    let last = active > 0 && wanted <= 1 && policy.replicas_min == 0;
+    if let Some(since) = memory.idle_since.filter(|_| last) {
         let until = since + policy.zero_grace;
         next.add(until, now);
         if wanted == 0 && until > now {

@@ -2,7 +2,7 @@
 
 use skein_api::{Decision, time_text};
 use skein_model::Timestamp;
-use skein_policy::ServiceKey;
+use skein_policy::{Plan, ServiceKey, Step};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -21,7 +21,8 @@ pub(crate) struct Decisions(Arc<RwLock<BTreeMap<ServiceKey, VecDeque<Kept>>>>);
 
 impl Decisions {
     /// Keeps the decisions of one plan, and forgets services that were not planned.
-    pub(crate) fn put(&self, at: Timestamp, decisions: &[skein_policy::Decision]) {
+    pub(crate) fn put(&self, at: Timestamp, plan: &Plan) {
+        let decisions = &plan.decisions;
         let mut kept = self.0.write().unwrap_or_else(PoisonError::into_inner);
         kept.retain(|key, _| decisions.iter().any(|decision| decision.service == *key));
         for decision in decisions {
@@ -31,7 +32,7 @@ impl Decisions {
                 at: time_text(at),
                 current: decision.current,
                 wanted: decision.wanted,
-                reason: decision.reason.text(at).to_string(),
+                reason: words(at, decision, &plan.steps),
             };
             match list.front_mut() {
                 Some(last)
@@ -55,5 +56,18 @@ impl Decisions {
         kept.get(key)
             .map(|list| list.iter().map(|k| k.decision.clone()).collect())
             .unwrap_or_default()
+    }
+}
+
+/// Why so many machines; and if they cannot be had now, why not.
+fn words(at: Timestamp, decision: &skein_policy::Decision, steps: &[Step]) -> String {
+    let why = decision.reason.text(at).to_string();
+    let held = steps.iter().find_map(|step| match step {
+        Step::Hold { service, reason, .. } if *service == decision.service => Some(reason),
+        Step::Hold { .. } | Step::Boot { .. } | Step::Drain { .. } | Step::Stop { .. } => None,
+    });
+    match held {
+        Some(held) => format!("{why}; {held}"),
+        None => why,
     }
 }

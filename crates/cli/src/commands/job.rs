@@ -63,9 +63,9 @@ pub(crate) enum Job {
 /// How a job is served
 #[derive(clap::Args, Clone)]
 pub(crate) struct Serving {
-    /// Idempotency token: the same token is the same job
-    #[arg(long)]
-    token: Option<String>,
+    /// Idempotency token: the same token is the same job. Not --token, which is shown to the server
+    #[arg(long, value_name = "TOKEN")]
+    idempotency_token: Option<String>,
     /// Path and query of the request to the machine
     #[arg(long)]
     path: Option<String>,
@@ -83,7 +83,7 @@ pub(crate) struct Serving {
 impl Serving {
     fn options(&self) -> JobOptions {
         JobOptions {
-            token: self.token.clone(),
+            token: self.idempotency_token.clone(),
             path: self.path.clone(),
             deadline: self.deadline,
             attempts: self.attempts,
