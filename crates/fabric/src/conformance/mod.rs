@@ -4,7 +4,7 @@
 //! Each property is an async function that takes a factory and panics where the property does not hold. The macros
 //! [`state_conformance!`](crate::state_conformance) and [`bus_conformance!`](crate::bus_conformance) make a test
 //! of each:
-//! ```ignore
+//! ```text
 //! skein_fabric::state_conformance!(my_factory());
 //! ```
 //! Nothing here measures time: what must happen is awaited with a deadline, what must not happen is not waited for.
