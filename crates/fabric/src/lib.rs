@@ -1,4 +1,21 @@
 //! State and bus, behind one small interface each, and what is built on them once.
+//!
+//! ```text
+//!   Queue   Election   HeldLease   Reservations   BlobStore        written once
+//! ─────────────────────────────────────────────────────────
+//!         State (the truth)         Bus (the messages)             the two interfaces
+//! ─────────────────────────────────────────────────────────
+//!     EmbeddedState (SQLite)             LocalBus                  one machine
+//!             etcd                         NATS                    several
+//! ```
+//! [`State`] has etcd's data model: revisioned keys, transactions over several keys, watches, leases. [`Bus`] has
+//! NATS's: subjects, requests, groups. A lost message may cost time, never truth. What every implementation must do
+//! is in [`conformance`].
+//!
+//! This crate knows of jobs, machines and nodes only their names and records (`skein-model`). It decides nothing: when
+//! a job is retried is in its record, where a machine runs is decided elsewhere. It reads no clock for what it stores:
+//! time is an argument; only leases live by the clock of their store.
+
 mod blob;
 mod bus;
 pub mod conformance;

@@ -11,10 +11,11 @@ pub mod search;
 mod sim;
 mod solve;
 pub mod svg;
+pub mod verify;
 
 pub use chain::{
-    Bound, Certificate, Chain, ChainError, Family, Method, Replicas, Rule, STATES_MAX, Solution,
-    State, Steady, steady_state,
+    Bound, Certificate, Chain, ChainError, Explicit, Family, Method, Replicas, Rule, STATES_MAX,
+    Solution, State, Steady, TooLong, steady_state, transient,
 };
 pub use compare::{Comparison, LiveService, Row, SpeedUp, compare, speed_up};
 pub use output::{Estimate, mser5, student_t};

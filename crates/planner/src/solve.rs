@@ -227,7 +227,8 @@ impl Mapping<'_> {
             ChainReplicas::Policy => {}
         }
         let scaling = &self.service.scaling;
-        let (min, max) = (scaling.replicas_min, scaling.replicas_max);
+        let max = scaling.replicas_max.min(self.machines_that_fit());
+        let min = scaling.replicas_min.min(max);
         let rule = match scaling.rule {
             ScalingRule::Thresholds { replicate_above, dereplicate_at, scope } => {
                 Thresholds { replicate_above, dereplicate_at, scope }
@@ -256,6 +257,17 @@ impl Mapping<'_> {
         let start = self.mean("start-up time", &self.service.start_secs);
         let start = (start > 0.0).then(|| 1.0 / start);
         Ok(Replicas::Policy { rule: Rule::Thresholds(rule), min, max, start })
+    }
+
+    /// Machines of the service that all nodes together have room for.
+    fn machines_that_fit(&self) -> u32 {
+        let each = |group: &crate::scenario::NodeGroup| {
+            let memory = group.memory_mib / self.service.memory_mib;
+            let cpu = group.cpu_milli.checked_div(self.service.cpu_milli).unwrap_or(u64::MAX);
+            memory.min(cpu).min(group.machines_max.into()) * u64::from(group.count)
+        };
+        let all: u64 = self.scenario.nodes.iter().map(each).sum();
+        u32::try_from(all).unwrap_or(u32::MAX)
     }
 
     fn other_things(&mut self) {

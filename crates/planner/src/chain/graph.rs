@@ -161,6 +161,19 @@ impl Chain {
         Self { starts, targets, rates }
     }
 
+    /// The transitions for which `keep` holds of the row and its entry.
+    pub(crate) fn filtered(&self, keep: impl Fn(usize, usize) -> bool) -> Self {
+        let mut chain = Self { starts: vec![0], ..Self::default() };
+        for state in 0..self.len() {
+            for (target, rate) in self.row(state).filter(|(target, _)| keep(state, *target)) {
+                chain.targets.push(target as u32);
+                chain.rates.push(rate);
+            }
+            chain.starts.push(chain.targets.len() as u32);
+        }
+        chain
+    }
+
     /// Whether the first state can be reached from all others (all can be reached from it).
     ///
     /// # Errors

@@ -2,8 +2,12 @@
 
 mod family;
 mod graph;
+mod prism;
 mod steady;
+mod transient;
 
 pub use family::{Bound, Family, Replicas, Rule, Solution, State};
 pub use graph::{Chain, ChainError, STATES_MAX};
+pub use prism::Explicit;
 pub use steady::{Certificate, Method, Steady, steady_state};
+pub use transient::{TooLong, transient};

@@ -1,0 +1,167 @@
+//! A chain for other tools: PRISM's explicit files, which Storm reads too, and the model in PRISM's language.
+
+use super::family::{Bound, Family, Replicas};
+use super::graph::{Chain, ChainError};
+use crate::scenario::{FailureLoses, QueueCounts, Repair};
+use std::fmt::Write;
+
+/// The explicit files of a chain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Explicit {
+    /// Transitions (`.tra`): states and transitions, then source, target and rate.
+    pub transitions: String,
+    /// States (`.sta`): number and variables.
+    pub states: String,
+    /// Labels (`.lab`): the initial state.
+    pub labels: String,
+    /// Rewards of states (`.srew`): requests in the system.
+    pub rewards: String,
+}
+
+impl Family {
+    /// The chain as explicit files.
+    ///
+    /// # Errors
+    /// The chain is too large.
+    pub fn to_explicit(&self) -> Result<Explicit, ChainError> {
+        let (chain, states, _) = self.chain()?;
+        let mut files = Explicit {
+            transitions: format!("{} {}\n", chain.len(), chain.transitions()),
+            states: "(i,k,s,j)\n".to_owned(),
+            labels: String::new(),
+            rewards: String::new(),
+        };
+        write_rows(&chain, &mut files.transitions);
+        let mut rewarded = 0;
+        for (at, state) in states.iter().enumerate() {
+            let (i, k, s, j) = (state.i, state.k, state.s, state.j);
+            let _ = writeln!(files.states, "{at}:({i},{k},{s},{j})");
+            if state.j > 0 {
+                let _ = writeln!(files.rewards, "{at} {}", state.j);
+                rewarded += 1;
+            }
+        }
+        files.rewards = format!("{} {rewarded}\n{}", chain.len(), files.rewards);
+        let empty = |at: &usize| states[*at].j == 0 && u32::from(states[*at].i) == self.nodes;
+        let first = (0..states.len()).find(empty).unwrap_or(0);
+        files.labels = format!("0=\"init\" 1=\"deadlock\"\n{first}: 0\n");
+        Ok(files)
+    }
+
+    /// Variants A and B in PRISM's language, with rewards for each measure; none for what that model does not hold.
+    pub fn to_prism(&self) -> Option<String> {
+        let replicas = match &self.replicas {
+            Replicas::EveryNode => "i".to_owned(),
+            Replicas::WhenFull => "min(i, max(1, ceil(j/places)))".to_owned(),
+            Replicas::Policy { .. } => return None,
+        };
+        let fits = self.bound == Bound::Each
+            && self.counts == QueueCounts::Waiting
+            && self.capacity == 1
+            && self.loses != FailureLoses::Nothing;
+        if !fits || self.failure <= 0.0 {
+            return None;
+        }
+        let crews = match self.crew {
+            Repair::PerNode => "(n-i)",
+            Repair::SingleCrew => "1",
+        };
+        let mut text = format!(
+            "ctmc\n\nconst int n = {};\nconst int places = {};\nconst double lambda = {};\nconst double mu = {};\n\
+             const double fail = {};\nconst double repair = {};\n\nformula k = {replicas};\n\
+             formula busy = min(k, j);\nformula room = (i-1)*places;\n\nmodule service\n  i : [0..n] init n;\n  \
+             j : [0..n*places] init 0;\n  [] j < i*places -> lambda : (j'=j+1);\n  \
+             [] busy > 0 -> busy*mu : (j'=j-1);\n  [] i < n -> {crews}*repair : (i'=i+1);\n",
+            self.nodes,
+            self.queue + 1,
+            self.arrival,
+            self.service,
+            self.failure,
+            self.repair
+        );
+        if matches!(self.replicas, Replicas::WhenFull) {
+            text.push_str("  [] i > k -> (i-k)*fail : (i'=i-1);\n");
+        }
+        for (guard, rate, loses) in self.prism_failures() {
+            let _ = writeln!(
+                text,
+                "  [] i > 0 & {guard} -> {rate}*fail : (i'=i-1) & (j'=min(j-{loses}, room));"
+            );
+        }
+        text.push_str("endmodule\n\n");
+        for (name, value) in
+            [("in_system", "j"), ("replicas", "k"), ("busy", "busy"), ("nodes", "i")]
+        {
+            let _ = writeln!(text, "rewards \"{name}\"\n  true : {value};\nendrewards");
+        }
+        text.push_str("label \"full\" = j = i*places;\n");
+        Some(text)
+    }
+
+    /// Guards, counts of nodes and losses of the failures that hit replicas.
+    fn prism_failures(&self) -> Vec<(&'static str, &'static str, &'static str)> {
+        match self.loses {
+            FailureLoses::Nothing => vec![],
+            FailureLoses::Overflow => vec![("k > 0", "k", "0")],
+            FailureLoses::InService => {
+                vec![("busy > 0", "busy", "1"), ("k > busy", "(k-busy)", "0")]
+            }
+            FailureLoses::Held => vec![
+                ("k > 0 & mod(j, max(k,1)) > 0", "mod(j, max(k,1))", "(floor(j/max(k,1))+1)"),
+                ("k > 0", "(k-mod(j, max(k,1)))", "floor(j/max(k,1))"),
+            ],
+        }
+    }
+}
+
+fn write_rows(chain: &Chain, text: &mut String) {
+    for state in 0..chain.len() {
+        for (target, rate) in chain.row(state) {
+            let _ = writeln!(text, "{state} {target} {rate:?}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn small(replicas: Replicas, loses: FailureLoses) -> Family {
+        Family {
+            nodes: 2,
+            queue: 1,
+            bound: Bound::Each,
+            counts: QueueCounts::Waiting,
+            capacity: 1,
+            arrival: 1.5,
+            service: 1.0,
+            failure: 0.05,
+            repair: 0.5,
+            crew: Repair::PerNode,
+            loses,
+            replicas,
+        }
+    }
+
+    #[test]
+    fn explicit_files_hold_the_whole_chain() {
+        let family = small(Replicas::EveryNode, FailureLoses::InService);
+        let files = family.to_explicit().unwrap();
+        let (chain, states, _) = family.chain().unwrap();
+        let mut lines = files.transitions.lines();
+        assert_eq!(lines.next(), Some(format!("{} {}", chain.len(), chain.transitions()).as_str()));
+        assert_eq!(lines.count(), chain.transitions());
+        assert_eq!(files.states.lines().count(), states.len() + 1);
+        let first = states.iter().position(|state| state.i == 2 && state.j == 0).unwrap();
+        assert!(files.labels.ends_with(&format!("{first}: 0\n")));
+    }
+
+    #[test]
+    fn the_language_is_written_for_a_and_b_only() {
+        let a = small(Replicas::EveryNode, FailureLoses::InService).to_prism().unwrap();
+        assert!(a.contains("formula k = i;") && a.contains("[] i > 0 & busy > 0 -> busy*fail"));
+        let b = small(Replicas::WhenFull, FailureLoses::Held).to_prism().unwrap();
+        assert!(b.contains("(i-k)*fail") && b.contains("floor(j/max(k,1))+1"));
+        assert_eq!(small(Replicas::EveryNode, FailureLoses::Nothing).to_prism(), None);
+    }
+}

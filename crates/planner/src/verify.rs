@@ -1,0 +1,359 @@
+//! The validation tables: closed forms and published figures, and how many digits of ours agree.
+
+use crate::chain::{Bound, Chain, Family, Replicas, Rule, steady_state, transient};
+use crate::report::Table;
+use crate::scenario::{FailureLoses, QueueCounts, Repair};
+use crate::sim::Measure;
+
+/// One figure.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Check {
+    /// Which model.
+    pub model: String,
+    /// Which figure of it.
+    pub figure: String,
+    /// What it shall be.
+    pub expected: f64,
+    /// What it is; not a number when there was no certified answer.
+    pub is: f64,
+    /// Digits of what is published: more cannot agree.
+    pub published: u32,
+}
+
+impl Check {
+    /// Decimal digits that agree, at most 16.
+    pub fn digits(&self) -> u32 {
+        let off = (self.is / self.expected - 1.0).abs();
+        match off {
+            off if off.is_nan() => 0,
+            0.0 => 16,
+            off => (-off.log10()).floor().clamp(0.0, 16.0) as u32,
+        }
+    }
+
+    /// Whether all digits that are published agree, up to the last one, which may be rounded.
+    pub fn holds(&self) -> bool {
+        self.digits() + 1 >= self.published.min(10)
+    }
+}
+
+/// Computes all tables.
+pub fn verify() -> Vec<Check> {
+    let mut checks = vec![];
+    closed_forms(&mut checks);
+    migrating_services(&mut checks);
+    thresholds(&mut checks);
+    tandems(&mut checks);
+    transients(&mut checks);
+    checks
+}
+
+/// The checks as a table.
+pub fn to_table(checks: &[Check]) -> Table {
+    let mut table = Table::new(&["model", "figure", "expected", "is", "digits", "holds"]);
+    for check in checks {
+        table.row([
+            check.model.clone(),
+            check.figure.clone(),
+            format!("{:e}", check.expected),
+            format!("{:e}", check.is),
+            check.digits().to_string(),
+            if check.holds() { "yes" } else { "NO" }.to_owned(),
+        ]);
+    }
+    table
+}
+
+fn family(n: u32, l: u32, rates: [f64; 4], replicas: Replicas, loses: FailureLoses) -> Family {
+    let [arrival, service, failure, repair] = rates;
+    Family {
+        nodes: n,
+        queue: l,
+        bound: Bound::Each,
+        counts: QueueCounts::Waiting,
+        capacity: 1,
+        arrival,
+        service,
+        failure,
+        repair,
+        crew: Repair::PerNode,
+        loses,
+        replicas,
+    }
+}
+
+fn add(
+    checks: &mut Vec<Check>,
+    model: &str,
+    family: &Family,
+    published: u32,
+    expect: &[(Measure, f64)],
+) {
+    let solution = family.solve().ok();
+    for (measure, expected) in expect {
+        checks.push(Check {
+            model: model.to_owned(),
+            figure: measure.as_str().to_owned(),
+            expected: *expected,
+            is: solution.as_ref().map_or(f64::NAN, |it| it.get(*measure)),
+            published,
+        });
+    }
+}
+
+fn closed_forms(checks: &mut Vec<Check>) {
+    for (lambda, mu, c, k, refusal, throughput, l, w) in [
+        (1.5, 3.0, 1, 3, 1.0 / 15.0, 1.4, 11.0 / 15.0, 0.523809523810),
+        (0.8, 1.0, 1, 10, 0.023492857580, 0.781205713936, 2.966314266484, 3.797097503983),
+        (40.0, 30.0, 3, 7, 0.003931315239, 39.842747390441, 1.454937922939, 0.036517007943),
+        (50.0, 10.0, 4, 6, 0.293542993481, 35.322850325950, 4.354205414342, 0.123268801191),
+        (4.0, 1.0, 5, 20, 0.003960999701, 3.984156001197, 5.918843676156, 1.485595361823),
+    ] {
+        let rates = [lambda, mu, 0.0, 1.0];
+        let mut queue = family(c, k - c, rates, Replicas::EveryNode, FailureLoses::Nothing);
+        queue.bound = Bound::All;
+        let expect = [
+            (Measure::Refusal, refusal),
+            (Measure::Throughput, throughput),
+            (Measure::InSystem, l),
+            (Measure::TimeInSystem, w),
+        ];
+        add(checks, &format!("M/M/{c}/{k} {lambda} {mu}"), &queue, 10, &expect);
+    }
+    for (lambda, mu, fails, repairs, l) in
+        [(0.5, 1.0, 0.05, 0.5, 1.424242424242424), (0.3, 1.0, 0.1, 0.2, 1.727272727272727)]
+    {
+        let rates = [lambda, mu, fails, repairs];
+        let mut queue = family(1, 3000, rates, Replicas::EveryNode, FailureLoses::Nothing);
+        queue.bound = Bound::All;
+        let model = format!("M/M/1 with breakdowns {fails} {repairs}");
+        add(checks, &model, &queue, 10, &[(Measure::InSystem, l)]);
+    }
+}
+
+fn migrating_services(checks: &mut Vec<Check>) {
+    use FailureLoses::{Held, InService, Overflow};
+    let (a, b) = (Replicas::EveryNode, Replicas::WhenFull);
+    let table = [
+        (
+            2,
+            3,
+            [1.5, 1.0, 0.05, 0.5],
+            &a,
+            Overflow,
+            "A/L1",
+            [
+                0.0761555559334525,
+                0.0326897226534342,
+                1.33673208211967,
+                1.81818181818182,
+                1.12329396688264,
+            ],
+        ),
+        (
+            3,
+            2,
+            [2.0, 1.0, 0.01, 0.1],
+            &a,
+            InService,
+            "A/L2",
+            [
+                0.0502963158839360,
+                0.0109140926451395,
+                1.87757918294185,
+                2.72727272727273,
+                0.840370294596145,
+            ],
+        ),
+        (
+            3,
+            2,
+            [2.0, 1.0, 0.01, 0.1],
+            &b,
+            Held,
+            "B/L3",
+            [
+                0.0869264490334995,
+                0.0222735390591184,
+                1.78160002381476,
+                1.80754451816999,
+                2.67310778800891,
+            ],
+        ),
+        (
+            5,
+            3,
+            [4.0, 1.0, 0.01, 0.1],
+            &a,
+            InService,
+            "A/L2",
+            [
+                0.0306304141641745,
+                0.0111485559044981,
+                3.83288411972531,
+                4.54545454545455,
+                3.00458270310423,
+            ],
+        ),
+        (
+            5,
+            3,
+            [4.0, 1.0, 0.01, 0.1],
+            &b,
+            Held,
+            "B/L3",
+            [
+                0.0774785307935634,
+                0.0321906978705028,
+                3.56132308534373,
+                3.56136586837828,
+                9.31495606285738,
+            ],
+        ),
+        (
+            10,
+            10,
+            [8.0, 1.0, 0.01, 0.1],
+            &a,
+            Held,
+            "A/L3",
+            [
+                4.42083247216804e-05,
+                0.0161858182872749,
+                7.87015978710402,
+                9.09090909090910,
+                5.07849484271586,
+            ],
+        ),
+    ];
+    let measures = [
+        Measure::Refusal,
+        Measure::Loss,
+        Measure::Throughput,
+        Measure::Replicas,
+        Measure::QueueLength,
+    ];
+    for (n, l, rates, replicas, loses, name, expect) in table {
+        let expect: Vec<_> = measures.into_iter().zip(expect).collect();
+        let it = family(n, l, rates, replicas.clone(), loses);
+        add(checks, &format!("migrating service {name} n={n} l={l}"), &it, 14, &expect);
+    }
+    let stiff = family(20, 10, [12.0, 1.0, 1e-6, 1e-3], a, Held);
+    let expect = [(Measure::Refusal, 3.581118458e-22), (Measure::LostRate, 1.203696339968510e-5)];
+    add(checks, "rare failures A/L3 n=20 l=10", &stiff, 10, &expect);
+    let stiff = family(50, 20, [40.0, 1.0, 1e-6, 1e-4], b, Held);
+    let expect = [(Measure::Throughput, 39.99916987945), (Measure::LostRate, 8.300040176940e-4)];
+    add(checks, "rare failures B/L3 n=50 l=20", &stiff, 10, &expect);
+}
+
+fn thresholds(checks: &mut Vec<Check>) {
+    for (lambda, up, down, cap, expect) in [
+        (2.0, vec![4, 8], vec![1, 4], 12, [2.004044407182, 5.011672021361, 0.127482315881]),
+        (0.7, vec![5], vec![2], 10, [1.049927971490, 1.492211343846, 0.016258942101]),
+        (
+            3.5,
+            vec![3, 6, 9, 12],
+            vec![0, 3, 6, 9],
+            20,
+            [3.501483827913, 8.258200312264, 0.268729961553],
+        ),
+    ] {
+        let max = up.len() as u32 + 1;
+        let model = format!("thresholds {up:?} {down:?}");
+        let rule = Rule::Lists { up, down };
+        let replicas = Replicas::Policy { rule, min: 1, max, start: None };
+        let mut it = family(max, cap, [lambda, 1.0, 0.0, 1.0], replicas, FailureLoses::Nothing);
+        (it.bound, it.counts) = (Bound::All, QueueCounts::InSystem);
+        let measures = [Measure::Replicas, Measure::InSystem];
+        let mut expected: Vec<_> = measures.into_iter().zip(expect).collect();
+        expected.push((Measure::ReplicationRate, expect[2] * 3600.0));
+        add(checks, &model, &it, 10, &expected);
+    }
+}
+
+/// Mean customers of a tandem of an M/Cox2/1 and an M/M/1 queue, `c` places each (the QComp set).
+fn tandem(c: u32) -> f64 {
+    let rule = |(n, phase, m): (u32, u32, u32), to: &mut dyn FnMut((u32, u32, u32), f64)| {
+        if n < c {
+            to((n + 1, phase, m), 4.0 * f64::from(c));
+        }
+        if n > 0 && phase == 1 {
+            to((n, 2, m), 0.2);
+        }
+        if n > 0 && m < c {
+            to((n - 1, 1, m + 1), if phase == 1 { 1.8 } else { 2.0 });
+        }
+        if m > 0 {
+            to((n, phase, m - 1), 4.0);
+        }
+    };
+    let Ok((chain, states)) = Chain::explore((0, 1, 0), rule) else { return f64::NAN };
+    let customers = |x: &[f64]| -> f64 {
+        states.iter().zip(x).map(|(state, x)| f64::from(state.0 + state.2) * x).sum()
+    };
+    let steady = steady_state(&chain, &[], |x| vec![customers(x)]);
+    steady.map_or(f64::NAN, |steady| customers(&steady.x))
+}
+
+fn tandems(checks: &mut Vec<Check>) {
+    for (c, expected) in [
+        (5, 5.679249959967679),
+        (7, 7.7465621853360425),
+        (15, 15.798592927169762),
+        (31, 31.81500388515128),
+        (63, 63.82261574454194),
+    ] {
+        let (model, figure) = (format!("tandem c={c}"), "customers".to_owned());
+        checks.push(Check { model, figure, expected, is: tandem(c), published: 14 });
+    }
+}
+
+fn transients(checks: &mut Vec<Check>) {
+    let rule = |j: u32, to: &mut dyn FnMut(u32, f64)| {
+        if j < 3 {
+            to(j + 1, 1.5);
+        }
+        if (1..3).contains(&j) {
+            to(j - 1, 3.0);
+        }
+    };
+    let full = Chain::explore(0, rule)
+        .ok()
+        .and_then(|(chain, _)| transient(&chain, &[1.0, 0.0, 0.0, 0.0], 7.5).ok())
+        .map_or(f64::NAN, |x| x[3]);
+    checks.push(Check {
+        model: "M/M/1/3".to_owned(),
+        figure: "full within 7.5".to_owned(),
+        expected: 0.6404780884740766,
+        is: full,
+        published: 14,
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_published_figure_comes_out() {
+        let checks = verify();
+        assert!(checks.len() > 60, "{}", checks.len());
+        let wrong: Vec<&Check> = checks.iter().filter(|check| !check.holds()).collect();
+        assert!(wrong.is_empty(), "{wrong:#?}");
+    }
+
+    #[test]
+    fn digits_are_counted() {
+        let check = |is, expected| Check {
+            model: String::new(),
+            figure: String::new(),
+            expected,
+            is,
+            published: 10,
+        };
+        assert_eq!(check(1.0, 1.0).digits(), 16);
+        assert_eq!(check(1.002, 1.0).digits(), 2);
+        assert_eq!(check(f64::NAN, 1.0).digits(), 0);
+        assert!(!check(f64::NAN, 1.0).holds() && check(1.0 + 1e-10, 1.0).holds());
+    }
+}
