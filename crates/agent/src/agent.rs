@@ -12,7 +12,7 @@ use skein_model::{
 use skein_net::{NetError, NetworkSpec, NodeNetwork};
 use skein_registry::{Alive, EventSink, Mirror, RecordKey, RegistryError};
 use skein_shell::{Tasks, now, report};
-use skein_vmm::{Adopted, Driver, ImageStore};
+use skein_vmm::{AdoptError, Adopted, Driver, ImageStore};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -143,6 +143,7 @@ impl Agent {
     /// of this node.
     pub async fn shutdown(self) {
         self.node.events.emit(subject(&self.node), EventKind::NodeLeft);
+        self.node.all_live().iter().for_each(|live| live.delivery.close());
         self.node.tasks.shutdown(SHUTDOWN_BUDGET).await;
         self.lease_tasks.shutdown(SHUTDOWN_BUDGET).await;
     }
@@ -341,9 +342,11 @@ async fn end_strays(node: &Node, kept: &BTreeMap<MachineId, watch::Sender<Arc<Ma
                     continue;
                 }
             }
-            Ok(Adopted::Ended { .. }) => {}
+            Ok(Adopted::Ended { .. }) | Err(AdoptError::NoMachine { .. }) => {}
             Err(error) => {
-                warn!(machine.id = %id, error = %report::chain(&error), "a folder without a machine is removed");
+                // Its process may run: the folder is what finds it the next time.
+                warn!(machine.id = %id, error = %report::chain(&error), "a machine that nobody wants was not found");
+                continue;
             }
         }
         let _ = std::fs::remove_dir_all(folder.path());

@@ -18,7 +18,7 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddrV4;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio_util::io::ReaderStream;
 use tracing::debug;
 
@@ -99,7 +99,8 @@ pub(crate) struct Delivery {
     to: SocketAddrV4,
     tasks: Tasks,
     /// Connections that wait for the next request. Never more than jobs were in service at once.
-    idle: Mutex<Vec<SendRequest<Outgoing>>>,
+    /// `None` when the agent stops, so that connections end with what is under way on them.
+    idle: Mutex<Option<Vec<SendRequest<Outgoing>>>>,
     /// Whether anything was ever sent.
     used: AtomicBool,
 }
@@ -113,7 +114,13 @@ impl fmt::Debug for Delivery {
 impl Delivery {
     /// Connections to the machine at `to`, made when first used. Their tasks belong to `tasks`.
     pub(crate) fn new(connector: Connector, to: SocketAddrV4, tasks: Tasks) -> Self {
-        Self { connector, to, tasks, idle: Mutex::default(), used: AtomicBool::new(false) }
+        Self {
+            connector,
+            to,
+            tasks,
+            idle: Mutex::new(Some(Vec::new())),
+            used: AtomicBool::new(false),
+        }
     }
 
     /// Whether anything was ever sent.
@@ -148,9 +155,20 @@ impl Delivery {
     }
 
     fn keep(&self, connection: SendRequest<Outgoing>) {
-        if !connection.is_closed() {
-            self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+        if let Some(idle) = &mut *self.idle()
+            && !connection.is_closed()
+        {
+            idle.push(connection);
         }
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Option<Vec<SendRequest<Outgoing>>>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps no connection from now on: each ends with what is under way on it.
+    pub(crate) fn close(&self) {
+        self.idle().take();
     }
 
     /// Sends a job and reads the answer. The caller bounds the time.
@@ -179,7 +197,7 @@ impl Delivery {
     async fn connection(&self) -> Result<SendRequest<Outgoing>, DeliveryError> {
         self.used.store(true, Ordering::Relaxed);
         loop {
-            let kept = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let kept = self.idle().as_mut().and_then(Vec::pop);
             let Some(mut kept) = kept else { break };
             if kept.ready().await.is_ok() {
                 return Ok(kept);
@@ -192,15 +210,10 @@ impl Delivery {
         let exchange = |source| DeliveryError::Exchange { to: self.to, source };
         let (sender, connection) =
             client.handshake(TokioIo::new(stream)).await.map_err(exchange)?;
-        let stop = self.tasks.stop_token().clone();
+        // Ends when nothing is under way and nobody keeps the sender: see `close`.
         self.tasks.spawn(async move {
-            tokio::select! {
-                () = stop.cancelled() => {}              // cancel-safe: token
-                ended = connection => {                  // what was under way is answered by no one, and falls back
-                    if let Err(error) = ended {
-                        debug!(error = %report::chain(&error), "a connection to a machine ended");
-                    }
-                }
+            if let Err(error) = connection.await {
+                debug!(error = %report::chain(&error), "a connection to a machine ended");
             }
         });
         Ok(sender)

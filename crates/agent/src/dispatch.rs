@@ -8,8 +8,7 @@ use bytes::Bytes;
 use futures_util::future::Either;
 use skein_fabric::{
     Attempt, Body, CLAIM_MAX, Claimant, Completed, Failed, Failure, JobResult, LeaseId, PinnedBlob,
-    QueueError,
-    QueueName, StateError,
+    QueueError, QueueName, StateError,
 };
 use skein_model::{EventKind, EventSubject, JobRecord, Timestamp};
 use skein_shell::{fault, now, random_u64, report};

@@ -6,6 +6,7 @@
 
 use crate::delivery::Delivery;
 use crate::node::Node;
+use camino::Utf8Path;
 use skein_model::{
     EventKind, ExitCause, MachineEvent, MachineGoal, MachineId, MachinePhase, MachineRecord,
     MachineStatus, MemoryMib, PAYLOAD_MAX, PhaseName,
@@ -13,15 +14,21 @@ use skein_model::{
 use skein_net::{Mac, Peers, PortSpec};
 use skein_shell::{fault, now, report};
 use skein_vmm::{
-    Adopted, Grace, GuestAddress, GuestConfig, LaunchSpec, MacAddress, Machine, Nic, RunAs,
+    AdoptError, Adopted, Grace, GuestAddress, GuestConfig, LaunchSpec, MacAddress, Machine, Nic,
+    RunAs,
 };
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tracing::{debug, error, info, warn};
 
+/// How often a machine is looked for after a restart.
+const ADOPTIONS_MAX: u32 = 10;
+/// How long a machine that boots counts among those being started.
+const LAUNCH_HOLD: Duration = Duration::from_secs(1);
 /// How long those who serve jobs on a machine that ended may take to see it.
 const SERVED_OUT: Duration = Duration::from_secs(2);
 /// A status that could not be written is tried again after this long, for as long as it takes.
@@ -190,7 +197,7 @@ impl Keeper {
         if !dir.join("machine.json").exists() {
             return None;
         }
-        match self.node.driver.adopt(&dir).await {
+        match self.find(&dir).await {
             Ok(Adopted::Running(machine)) => {
                 // The port tells the address; the status may not have been written yet.
                 let Some(address) = self.node.adopted_address(self.id()) else {
@@ -213,9 +220,29 @@ impl Keeper {
                 self.gone(cause, None).await;
                 None
             }
+            Err(AdoptError::NoMachine { .. }) => None,
             Err(error) => {
-                warn!(machine.id = %self.id(), code = error.code(), error = %report::chain(&error), "machine not adopted");
+                // Its process may run. It loses its port, so that it can be of no more harm, and its folder stays.
+                error!(machine.id = %self.id(), code = error.code(), error = %report::chain(&error), "machine not found again");
+                self.gone(ExitCause::Lost, None).await;
                 None
+            }
+        }
+    }
+
+    /// Looks for a machine some times: a host that is short of something may refuse a socket, and not the next.
+    async fn find(&self, dir: &Utf8Path) -> Result<Adopted, AdoptError> {
+        let mut tries = 1;
+        loop {
+            match self.node.driver.adopt(dir).await {
+                Err(error)
+                    if tries < ADOPTIONS_MAX && !matches!(error, AdoptError::NoMachine { .. }) =>
+                {
+                    warn!(machine.id = %self.id(), error = %report::chain(&error), "machine not adopted yet");
+                    tries += 1;
+                    tokio::time::sleep(WRITE_RETRY).await;
+                }
+                found => return found,
             }
         }
     }
@@ -238,7 +265,7 @@ impl Keeper {
     /// Starts the machine; the cause of its end when it cannot be.
     async fn launch(&mut self) -> Result<Held, ExitCause> {
         let node = self.node.clone();
-        let Ok(_permit) = node.launches.acquire().await else {
+        let Ok(permit) = node.launches.acquire().await else {
             return Err(ExitCause::Stopped);
         };
         let record = self.record();
@@ -259,7 +286,14 @@ impl Keeper {
                 self.advance(MachineEvent::Launched { ready_by });
                 node.emit(&record, EventKind::MachineLaunched);
                 let held = self.hold(machine, address);
-                self.boot(held).await
+                // A machine that takes long to be ready, or never is, shall not keep others from starting.
+                let mut boot = pin!(self.boot(held));
+                tokio::select! {
+                    booted = &mut boot => return booted,               // nothing is dropped: it is polled on below
+                    () = tokio::time::sleep(LAUNCH_HOLD) => {}         // cancel-safe: timer
+                }
+                drop(permit);
+                boot.await
             }
             Err(message) => {
                 let _ = node.network.unplug(address).await;
@@ -462,8 +496,10 @@ impl Keeper {
             self.clean(held).await;
             // Whoever served a job on it sees the broken exchange, and says what came of it; this is only for the rest.
             let _ = tokio::time::timeout(SERVED_OUT, held.live.idle()).await;
-        } else if let Some(address) = self.status.address {
+        } else if let Some(address) = self.node.adopted_address(self.id()) {
+            // Only a port that was this machine's: its address may be another's by now.
             let _ = self.node.network.unplug(address).await;
+            self.node.release(address);
         }
         let words = cause.to_string();
         loop {

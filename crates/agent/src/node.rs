@@ -164,7 +164,8 @@ impl Node {
     pub(crate) async fn write_status(&self, status: &MachineStatus) -> Result<(), RegistryError> {
         let machine = RecordKey::Machine(status.id.clone()).key();
         let put = RecordKey::Status(status.id.clone()).put(status)?;
-        self.state.txn(Txn::new().when(Compare::exists(machine)).then(put)).await?;
+        // A loss of power ends the machine too, and its folder says so to the next agent.
+        self.state.txn(Txn::new().when(Compare::exists(machine)).then(put).soon()).await?;
         Ok(())
     }
 

@@ -6,6 +6,7 @@ use skein_fabric::Message;
 use skein_model::{MachineId, NodeStatus};
 use skein_registry::{MachineFigures, NodeReport, report_subject};
 use skein_shell::now;
+use skein_vmm::GuestStats;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -41,14 +42,18 @@ pub(crate) async fn run(node: Arc<Node>) {
         }
         let live = node.all_live();
         lasts.retain(|id, _| live.iter().any(|l| l.record().id == *id));
-        let mut machines = Vec::with_capacity(live.len());
-        for (place, live) in live.iter().enumerate() {
-            // Spread over the rounds, so that not all guests wake at once.
-            let ask = (round + place as u32).is_multiple_of(ASK_GUEST_EVERY);
-            if let Some(figures) = measure(live, &mut lasts, ask).await {
-                machines.push(figures);
-            }
-        }
+        // Spread over the rounds, so that not all guests wake at once; those of one round together, so that one that is
+        // silent delays the report once.
+        let asked = live.iter().enumerate().map(async |(place, live)| {
+            let turn = (round + place as u32).is_multiple_of(ASK_GUEST_EVERY);
+            let first = !lasts.contains_key(&live.record().id);
+            let ask = (turn || first) && live.in_service() == 0;
+            if ask { live.machine.stats(GUEST_DEADLINE).await.ok() } else { None }
+        });
+        let said = futures_util::future::join_all(asked).await;
+        let figures =
+            live.iter().zip(said).filter_map(|(live, said)| measure(live, &mut lasts, said));
+        let machines: Vec<MachineFigures> = figures.collect();
         let before = std::mem::replace(&mut host, HostCpu::read());
         let report = NodeReport {
             node: NodeStatus {
@@ -73,10 +78,10 @@ pub(crate) async fn run(node: Arc<Node>) {
     }
 }
 
-async fn measure(
+fn measure(
     live: &Live,
     lasts: &mut BTreeMap<MachineId, Last>,
-    ask: bool,
+    said: Option<GuestStats>,
 ) -> Option<MachineFigures> {
     let id = live.record().id.clone();
     let usage = live.machine.usage().ok()?;
@@ -87,10 +92,7 @@ async fn measure(
         memory_guest_bytes: None,
         requests: None,
     });
-    if (ask || last.requests.is_none())
-        && live.in_service() == 0
-        && let Ok(stats) = live.machine.stats(GUEST_DEADLINE).await
-    {
+    if let Some(stats) = said {
         last.memory_guest_bytes = Some(stats.memory_used);
         last.requests = Some(stats.requests);
     }

@@ -15,8 +15,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-/// Longest log in one answer, bytes: below the bus's bound of 1 MiB when JSON escapes some of it.
-const LOG_MAX: usize = 384 * 1024;
+/// Longest log in one answer, bytes: below the bus's bound of 1 MiB even if each byte becomes a replacement character.
+const LOG_MAX: usize = 320 * 1024;
 /// Console sessions at a time: each holds a task and two subscriptions.
 const SESSIONS_MAX: u32 = 64;
 /// A session whose server has been silent for so long is over. The server speaks every five seconds.
@@ -82,7 +82,18 @@ fn log(node: &Node, id: &MachineId) -> Result<String, AgentError> {
             bytes
         }
     };
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    Ok(readable(&bytes))
+}
+
+/// A guest's bytes as text that steers no terminal and grows to three times its length at most.
+fn readable(bytes: &[u8]) -> String {
+    let shown = |c: char| match c {
+        '\n' | '\t' => Some(c),
+        '\r' => None,
+        c if c.is_control() => Some(char::REPLACEMENT_CHARACTER),
+        c => Some(c),
+    };
+    String::from_utf8_lossy(bytes).chars().filter_map(shown).collect()
 }
 
 async fn open_console(
