@@ -181,11 +181,13 @@ impl Mirror {
         self.seen.clone()
     }
 
-    /// Waits until the mirror has seen `revision`, at most two seconds: so a client reads its own write.
-    pub async fn reach(&self, revision: Revision) {
+    /// Waits until the mirror has seen `revision`, at most two seconds: so a client reads its own write. Whether it has.
+    ///
+    /// It sees only changes of records: a revision at which none was changed is not seen before the next change of one.
+    pub async fn reach(&self, revision: Revision) -> bool {
         let mut seen = self.seen.clone();
         let reached = seen.wait_for(|seen| *seen >= revision);
-        let _ = tokio::time::timeout(Duration::from_secs(2), reached).await;
+        matches!(tokio::time::timeout(Duration::from_secs(2), reached).await, Ok(Ok(_)))
     }
 }
 

@@ -8,7 +8,9 @@ use crate::app::App;
 use crate::observe::{QueueView, observe};
 use crate::reserved::{Pools, amounts, pool};
 use skein_api::Hold;
-use skein_fabric::{self as fabric, Compare, Leadership, Op, Reservations, Revision, Txn};
+use skein_fabric::{
+    self as fabric, Compare, Key, Leadership, Op, QueueError, Reservations, Revision, Txn,
+};
 use skein_model::{
     EventKind, EventSubject, Generation, MachineGoal, MachineId, MachinePhase, MachineRecord,
     NodeName, NodeState, PhaseName, ProjectName, ServiceName, ServiceRecord, Timestamp,
@@ -17,7 +19,7 @@ use skein_policy::{Desired, Memory, Observed, Plan, PlanRng, ServiceKey, Step};
 use skein_registry::{RecordKey, RegistryError, Stored, View};
 use skein_shell::{now, report};
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 use tracing::{debug, info, warn};
 
@@ -31,6 +33,20 @@ const GONE_KEPT: Duration = Duration::from_secs(600);
 const GONE_KEPT_MAX: usize = 100;
 /// A node that has been silent for this long is not waited for: its machines' records go.
 const LOST_KEPT: Duration = Duration::from_secs(24 * 3600);
+/// Before another look at whether the mirror has caught up, which waits for it.
+const CATCH_UP: Duration = Duration::from_millis(100);
+
+/// Why a round ended early.
+#[derive(Debug, thiserror::Error)]
+enum RoundError {
+    #[error("the records")]
+    Records {
+        #[from]
+        source: RegistryError,
+    },
+    #[error("the length of the queue of {service}")]
+    Queue { service: ServiceKey, source: QueueError },
+}
 
 /// Leads until the leadership is lost or the server stops.
 pub(crate) async fn lead(app: &App, leadership: &Leadership) {
@@ -40,7 +56,9 @@ pub(crate) async fn lead(app: &App, leadership: &Leadership) {
         pools: Pools::new(Reservations::new(app.state.clone())),
         memory: Memory::default(),
         rng: PlanRng::from_seed(skein_shell::random_u64()),
-        lost: BTreeSet::new(),
+        lost: BTreeMap::new(),
+        newest: Revision::ZERO,
+        unsure: None,
     };
     info!("leading");
     let stop = app.tasks.stop_token().clone();
@@ -102,34 +120,54 @@ struct Controller {
     pools: Pools,
     memory: Memory,
     rng: PlanRng,
-    /// Nodes that were lost when last seen.
-    lost: BTreeSet<NodeName>,
+    /// Nodes that were lost when last seen, and since when they have been, as far as this leader knows.
+    lost: BTreeMap<NodeName, Timestamp>,
+    /// The newest of its own steps: nothing is planned before the mirror shows it.
+    newest: Revision,
+    /// The record that the last step was to write when it failed: it may have been written all the same.
+    unsure: Option<Key>,
 }
 
 impl Controller {
     /// Looks, plans, and carries out; when to look again.
-    async fn round(&mut self) -> Result<Option<Timestamp>, RegistryError> {
+    async fn round(&mut self) -> Result<Option<Timestamp>, RoundError> {
         let app = self.app.clone();
-        self.announce_lost();
+        if !self.catch_up().await? {
+            warn!("the mirror has not seen the last steps: nothing is planned before");
+            return Ok(Some(now() + CATCH_UP));
+        }
+        self.announce_lost(now());
         self.bury().await?;
         self.keep_pools().await?;
         let (seen, services) = self.look().await?;
         let at = now();
         let desired = Desired { services: &services };
         let memory = std::mem::take(&mut self.memory);
-        let plan = skein_policy::plan(&desired, &seen, memory, at, &mut self.rng);
+        let mut plan = skein_policy::plan(&desired, &seen, memory, at, &mut self.rng);
         #[cfg(debug_assertions)]
         {
             let violated = skein_policy::check::all(&plan, &desired, &seen, at);
             debug_assert!(violated.is_empty(), "the plan violates {violated:?}");
         }
-        app.decisions.put(at, &plan.decisions);
+        app.decisions.put(at, &plan);
+        // Kept whether or not the plan can be carried out.
+        self.memory = std::mem::take(&mut plan.memory);
         self.carry_out(&plan, &services).await?;
-        self.memory = plan.memory;
         Ok(plan.next_at)
     }
 
-    async fn look(&self) -> Result<(Observed, Vec<ServiceRecord>), RegistryError> {
+    /// Waits for the mirror to show the last steps; whether it does. Without them the same machines would be asked for
+    /// twice.
+    async fn catch_up(&mut self) -> Result<bool, RegistryError> {
+        if let Some(key) = &self.unsure {
+            let written = self.app.state.get(key).await?.map(|entry| entry.mod_revision);
+            self.newest = self.newest.max(written.unwrap_or(Revision::ZERO));
+            self.unsure = None;
+        }
+        Ok(self.app.mirror.reach(self.newest).await)
+    }
+
+    async fn look(&self) -> Result<(Observed, Vec<ServiceRecord>), RoundError> {
         let app = &self.app;
         let mut queues: BTreeMap<ServiceKey, QueueView> = BTreeMap::new();
         let keys: Vec<ServiceKey> =
@@ -137,9 +175,8 @@ impl Controller {
         for key in keys {
             match app.depth(&key).await {
                 Ok(depth) => drop(queues.insert(key, depth)),
-                Err(error) => {
-                    warn!(service = %key, error = ?error, "a queue's length is not known")
-                }
+                // Not to be taken for an empty queue.
+                Err(source) => return Err(RoundError::Queue { service: key, source }),
             }
         }
         let figures = app.reports.machines();
@@ -156,9 +193,14 @@ impl Controller {
         plan: &Plan,
         services: &[ServiceRecord],
     ) -> Result<(), RegistryError> {
-        let mut newest = Revision::ZERO;
         for step in &plan.steps {
             debug!(%step, "step");
+            self.unsure = match step {
+                Step::Boot { machine, .. }
+                | Step::Drain { machine, .. }
+                | Step::Stop { machine, .. } => Some(RecordKey::Machine(machine.clone()).key()),
+                Step::Hold { .. } => None,
+            };
             let revision = match step {
                 Step::Boot { machine, service, node, generation, reason } => {
                     let record =
@@ -176,10 +218,10 @@ impl Controller {
                 }
                 Step::Hold { .. } => None,
             };
-            newest = newest.max(revision.unwrap_or(Revision::ZERO));
+            self.unsure = None;
+            self.newest = self.newest.max(revision.unwrap_or(Revision::ZERO));
         }
         self.tell_holds(plan);
-        self.app.mirror.reach(newest).await;
         Ok(())
     }
 
@@ -244,7 +286,9 @@ impl Controller {
         let mut txn = Txn::new()
             .when(self.epoch.clone())
             .when(Compare::missing(key.key()))
-            .then(key.put(record)?);
+            .then(key.put(record)?)
+            // A loss of power that undoes it ends the machine too.
+            .soon();
         txn.compares.extend(step.compares);
         txn.then.extend(step.ops);
         let reply = self.app.state.txn(txn).await?;
@@ -304,13 +348,15 @@ impl Controller {
         }
     }
 
-    /// Tells when a node's lease has ended.
-    fn announce_lost(&mut self) {
-        let lost: BTreeSet<NodeName> = self.app.mirror.read(|view| {
-            let names = view.nodes.keys();
-            names.filter(|n| view.node_state(n) == NodeState::Lost).cloned().collect()
+    /// Tells when a node's lease has ended, and remembers when that was seen.
+    fn announce_lost(&mut self, at: Timestamp) {
+        let lost: BTreeMap<NodeName, Timestamp> = self.app.mirror.read(|view| {
+            let of_machines = view.machines.values().map(|machine| &machine.value.node);
+            let names = view.nodes.keys().chain(of_machines);
+            let lost = names.filter(|node| view.node_state(node) == NodeState::Lost);
+            lost.map(|node| (node.clone(), *self.lost.get(node).unwrap_or(&at))).collect()
         });
-        for node in lost.difference(&self.lost) {
+        for node in lost.keys().filter(|node| !self.lost.contains_key(*node)) {
             warn!(node.id = %node, "a node is lost");
             let subject = EventSubject { node: Some(node.clone()), ..EventSubject::default() };
             self.app.events.emit(subject, EventKind::NodeLost);
@@ -318,14 +364,19 @@ impl Controller {
         self.lost = lost;
     }
 
-    /// Deletes the records of ended machines that nobody needs any more.
+    /// Deletes the records of ended machines that nobody needs any more, and what they still hold of their node. Where
+    /// the node's pool changes meanwhile, the next round does it.
     async fn bury(&self) -> Result<(), RegistryError> {
-        for (id, node) in self.app.mirror.read(|view| to_bury(view, now())) {
-            self.pools.reservations.release(&pool(&node), id.as_str()).await?;
-            let txn = Txn::new()
+        for (id, node) in self.app.mirror.read(|view| to_bury(view, &self.lost, now())) {
+            let release = self.pools.reservations.plan_release(&pool(&node), id.as_str()).await?;
+            let mut txn = Txn::new()
                 .when(self.epoch.clone())
                 .then(Op::delete(&RecordKey::Machine(id.clone()).key()))
                 .then(Op::delete(&RecordKey::Status(id).key()));
+            if let Some(step) = release {
+                txn.compares.extend(step.compares);
+                txn.then.extend(step.ops);
+            }
             self.app.state.txn(txn).await?;
         }
         Ok(())
@@ -333,8 +384,12 @@ impl Controller {
 }
 
 /// Machines whose records are to be deleted: those that ended some time ago, all but the last ones of each service, and
-/// those of nodes that were lost long ago.
-fn to_bury(view: &View, at: Timestamp) -> Vec<(MachineId, NodeName)> {
+/// those of nodes that have been lost for long.
+fn to_bury(
+    view: &View,
+    lost: &BTreeMap<NodeName, Timestamp>,
+    at: Timestamp,
+) -> Vec<(MachineId, NodeName)> {
     let mut ended: BTreeMap<(&ProjectName, &ServiceName), Vec<(Timestamp, &MachineRecord)>> =
         BTreeMap::new();
     let mut bury = Vec::new();
@@ -346,8 +401,9 @@ fn to_bury(view: &View, at: Timestamp) -> Vec<(MachineId, NodeName)> {
                 of_service.push((*at, record));
             }
             Some(_) | None => {
-                let lost = view.node_state(&record.node) == NodeState::Lost;
-                if lost && at.since(record.created_at) > LOST_KEPT {
+                let still = view.node_state(&record.node) == NodeState::Lost;
+                let since = lost.get(&record.node).filter(|_| still);
+                if since.is_some_and(|since| at.since(*since) > LOST_KEPT) {
                     bury.push((id.clone(), record.node.clone()));
                 }
             }

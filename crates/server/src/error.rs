@@ -95,7 +95,7 @@ impl From<QueueError> for Failure {
 
 fn blob(error: &BlobError, message: String) -> Failure {
     match error {
-        BlobError::DiskFull { .. } => Failure::new(Code::DiskFull, message),
+        BlobError::DiskFull => Failure::new(Code::DiskFull, message),
         BlobError::TooLarge { .. } => Failure::new(Code::PayloadTooLarge, message),
         BlobError::NotFound { .. } => Failure::new(Code::BlobUnknown, message),
         // The sender's connection broke, or it sent less than it promised.

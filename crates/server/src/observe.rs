@@ -9,6 +9,7 @@ use skein_policy::{
 };
 use skein_registry::View;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::time::Duration;
 
 /// What a service's queue holds.
@@ -59,7 +60,12 @@ pub(crate) fn observe(
         let record = &stored.value;
         let key = ServiceKey { project: record.project.clone(), service: record.service.clone() };
         let status = view.statuses.get(&record.id).map(|status| &*status.value);
-        let service = services.entry(key).or_default();
+        let service = match services.entry(key) {
+            Entry::Occupied(known) => known.into_mut(),
+            // What is wanted and has no view is not to be seen as wanted no more: its machines go on.
+            Entry::Vacant(_) if wanted(view, record) => continue,
+            Entry::Vacant(removed) => removed.insert(ServiceView::default()),
+        };
         match status.map(|status| &status.phase) {
             Some(MachinePhase::Gone { cause, at }) => {
                 if failed(record, cause, view) {
@@ -77,6 +83,11 @@ pub(crate) fn observe(
     Observed { nodes: nodes.collect(), services }
 }
 
+/// Whether a machine's service still exists.
+fn wanted(view: &View, record: &MachineRecord) -> bool {
+    view.services.contains_key(&(record.project.clone(), record.service.clone()))
+}
+
 /// Whether a machine ended unasked, other than with its node.
 fn failed(record: &MachineRecord, cause: &ExitCause, view: &View) -> bool {
     record.goal == MachineGoal::Run
@@ -89,12 +100,16 @@ fn replica(
     status: Option<&MachineStatus>,
     busy: impl Fn(&skein_model::MachineId) -> u32,
 ) -> ReplicaView {
+    let phase = phase(status);
+    // The agent ends a drained machine itself, and knows what it serves: reports come late, and a machine that is
+    // stopped by an old one takes a job with it.
+    let draining = record.goal == MachineGoal::Drain || phase == PhaseName::Draining;
     ReplicaView {
         machine: record.id.clone(),
         node: record.node.clone(),
         goal: record.goal,
-        phase: phase(status),
-        in_service: busy(&record.id),
+        phase,
+        in_service: busy(&record.id).max(draining.into()),
         generation: record.generation,
         since: status.and_then(|s| s.ready_at).unwrap_or(record.created_at),
         revision: Revision::of(&record.image, record.memory, record.capacity, &record.parameters),
