@@ -283,7 +283,7 @@ impl Reservations {
     }
 
     async fn try_step(&self, step: Step) -> Result<bool, StateError> {
-        let txn = Txn { compares: step.compares, then: step.ops, otherwise: Vec::new() };
+        let txn = Txn { compares: step.compares, then: step.ops, ..Txn::default() };
         Ok(self.state.txn(txn).await?.succeeded)
     }
 

@@ -126,7 +126,7 @@ fn any_op() -> impl Strategy<Value = Op> {
 fn any_txn() -> impl Strategy<Value = Txn> {
     let ops = || prop::collection::vec(any_op(), 0..5);
     (prop::collection::vec(any_compare(), 0..2), ops(), ops())
-        .prop_map(|(compares, then, otherwise)| Txn { compares, then, otherwise })
+        .prop_map(|(compares, then, otherwise)| Txn { compares, then, otherwise, ..Txn::default() })
 }
 
 #[derive(Debug, Clone)]

@@ -8,7 +8,7 @@ use super::database::{Database, Failure};
 use super::history::History;
 use super::leases::Leases;
 use crate::state::{
-    Batch, Event, KeySpan, LeaseId, LeaseStatus, Revision, StateError, Txn, TxnReply, Watch,
+    Batch, Durability, Event, KeySpan, LeaseId, LeaseStatus, Revision, StateError, Txn, TxnReply, Watch,
     WatchFrom,
 };
 use std::fs::File;
@@ -88,7 +88,7 @@ impl Owner {
         let failed = |failure| refusal(failure, &database);
         let revision = database.revision().map_err(failed)?;
         let mut events = Vec::new();
-        database.begin().map_err(failed)?;
+        database.begin(Durability::Now).map_err(failed)?;
         database.delete_all_leased(&mut events).map_err(failed)?;
         let next = if events.is_empty() { revision } else { revision.next() };
         database.set_revision(next).map_err(failed)?;
@@ -221,7 +221,8 @@ impl Owner {
     }
 
     fn commit(&mut self, writes: &[Write], now: Instant) -> Result<Vec<Outcome>, CommitFailure> {
-        let applied = self.database.begin().and_then(|()| self.apply(writes, now));
+        let durability = durability(writes);
+        let applied = self.database.begin(durability).and_then(|()| self.apply(writes, now));
         let (outcomes, batches, revision) = match applied {
             Ok(applied) => applied,
             Err(failure) => {
@@ -337,6 +338,15 @@ enum CommitFailure {
     Before(Failure),
     /// While it was being made durable.
     During(String),
+}
+
+/// What all of them are content with. The end of a lease is durable: what hung on it is free for others.
+fn durability(writes: &[Write]) -> Durability {
+    let soon = |write: &Write| match write {
+        Write::Txn { txn, .. } => txn.durability == Durability::Soon,
+        Write::Revoke { .. } | Write::Expire { .. } => false,
+    };
+    if writes.iter().all(soon) { Durability::Soon } else { Durability::Now }
 }
 
 fn gather(first: Envelope, inbox: &Receiver<Envelope>) -> Vec<Envelope> {

@@ -127,7 +127,11 @@ impl Engine {
             return;
         }
         let lanes = draft.lanes().clone();
-        let txn = draft.into_txn(&self.lanes);
+        let mut txn = draft.into_txn(&self.lanes);
+        // A claim that a loss of power undoes was made for a machine that is gone as well: its job waits again.
+        if planned.iter().all(|(command, _)| matches!(command.action, Action::Claim(_))) {
+            txn = txn.soon();
+        }
         match self.state.txn(txn).await {
             Ok(reply) if reply.succeeded => {
                 for (queue, _) in lanes.iter().filter(|(_, changed)| **changed) {

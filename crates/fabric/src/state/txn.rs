@@ -232,6 +232,20 @@ pub struct Txn {
     pub then: Vec<Op>,
     /// What happens if not.
     pub otherwise: Vec<Op>,
+    /// What its answer promises.
+    pub durability: Durability,
+}
+
+/// What the answer of a transaction promises about a loss of power. The death of any process loses nothing either way.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum Durability {
+    /// It outlasts a loss of power.
+    #[default]
+    Now,
+    /// A loss of power may undo it, with everything that came after it: what is durable never misses what was before.
+    /// For what means nothing once the power was lost, because whom it speaks of is gone then: who works on a job, what a
+    /// machine is doing. A store may make it durable at once all the same; etcd does.
+    Soon,
 }
 
 impl Txn {
@@ -258,6 +272,13 @@ impl Txn {
     #[must_use]
     pub fn otherwise(mut self, op: Op) -> Self {
         self.otherwise.push(op);
+        self
+    }
+
+    /// Answered as soon as others see it: see [`Durability::Soon`].
+    #[must_use]
+    pub fn soon(mut self) -> Self {
+        self.durability = Durability::Soon;
         self
     }
 
