@@ -13,13 +13,13 @@ use tracing::warn;
 /// Where events are published: each message is an array of them.
 pub const EVENT_SUBJECT: &str = "skein.events";
 
-/// Events that wait to be sent: half a second at 10,000 a second. More are dropped and counted: history may have a
-/// gap, work must not wait for it.
+/// Events that wait to be sent: half a second at 10,000 a second. Of more, those of [`EventSink::emit`]
+/// are dropped and counted: history may have a gap, work must not wait for it.
 const BUFFER: usize = 8192;
 /// Events of one message: about 60 KiB, far below the bus's bound of 1 MiB even with long reasons.
 const MESSAGE_EVENTS: usize = 256;
 
-/// Takes events. Cheap to clone; never waits.
+/// Takes events. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct EventSink {
     buffer: mpsc::Sender<Event>,
@@ -55,7 +55,26 @@ impl EventSink {
         Self { buffer, dropped: Arc::default() }
     }
 
-    /// Records that something happened now.
+    /// Records what happened now, and waits while there is no room. For what is counted and comes by the thousand.
+    ///
+    /// # Cancel safety
+    /// Dropped while it waits, it loses what it has not put in yet.
+    pub async fn record(&self, events: Vec<(EventSubject, EventKind)>) {
+        let at = skein_shell::now();
+        for (subject, kind) in events {
+            // Fails only when the task has ended, and nobody records any more.
+            if self.buffer.send(Event { at, subject, kind }).await.is_err() {
+                self.dropped.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// How many events can be put in now without waiting.
+    pub fn room(&self) -> usize {
+        self.buffer.capacity()
+    }
+
+    /// Records that something happened now. Never waits: without room it is dropped.
     pub fn emit(&self, subject: EventSubject, kind: EventKind) {
         let event = Event { at: skein_shell::now(), subject, kind };
         if self.buffer.try_send(event).is_err() {

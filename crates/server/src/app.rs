@@ -6,6 +6,7 @@ use crate::error::Answer;
 use crate::history::History;
 use crate::metrics::Metrics;
 use crate::observe::QueueView;
+use crate::readiness::Readiness;
 use crate::recorder;
 use crate::reports::Reports;
 use crate::server::{ServerError, ServerParts};
@@ -34,6 +35,7 @@ pub(crate) struct App {
     pub(crate) reports: Reports,
     pub(crate) decisions: Decisions,
     pub(crate) holds: Holds,
+    pub(crate) readiness: Readiness,
     pub(crate) tasks: Tasks,
 }
 
@@ -69,6 +71,7 @@ impl App {
             metrics,
             decisions: Decisions::default(),
             holds: Holds::default(),
+            readiness: Readiness::default(),
             tasks,
         })
     }

@@ -113,6 +113,8 @@ impl History {
     /// # Errors
     /// [`HistoryError::Read`], [`HistoryError::Closed`].
     pub async fn read(&self, since: u64, limit: u32) -> Result<Page, HistoryError> {
+        // SQLite's numbers end there: no line has a greater one.
+        let since = since.min(i64::MAX as u64);
         let (reply, answer) = oneshot::channel();
         let command = Command::Read { since, limit, reply };
         self.commands.send(command).await.map_err(|_| HistoryError::Closed)?;

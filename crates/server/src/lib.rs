@@ -20,6 +20,7 @@ mod extract;
 mod history;
 mod metrics;
 mod observe;
+mod readiness;
 mod recorder;
 mod reports;
 mod reserved;

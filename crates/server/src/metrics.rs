@@ -64,6 +64,8 @@ pub(crate) struct Metrics {
     pub(crate) node_memory_reserved: Family<OnNode, Gauge>,
     pub(crate) node_up: Family<OnNode, Gauge>,
     sums: std::sync::Mutex<HashMap<Of, Sums>>,
+    /// Held while gauges are set and shown.
+    reading: std::sync::Mutex<()>,
 }
 
 /// For the means that `service show` prints.
@@ -151,6 +153,7 @@ impl Metrics {
             node_memory_reserved,
             node_up,
             sums: std::sync::Mutex::default(),
+            reading: std::sync::Mutex::default(),
         }
     }
 
@@ -224,6 +227,19 @@ impl Metrics {
     pub(crate) fn sums(&self, of: &Of) -> Sums {
         let sums = self.sums.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         sums.get(of).copied().unwrap_or_default()
+    }
+
+    /// Forgets all gauges, so that those of what was removed do not stay. No one else sets them until the guard is dropped.
+    pub(crate) fn begin_reading(&self) -> std::sync::MutexGuard<'_, ()> {
+        let guard = self.reading.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        self.queue_length.clear();
+        self.in_service.clear();
+        self.replicas_ready.clear();
+        self.replicas_booting.clear();
+        self.node_machines.clear();
+        self.node_memory_reserved.clear();
+        self.node_up.clear();
+        guard
     }
 
     /// All figures in Prometheus' text format.

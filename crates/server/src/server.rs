@@ -4,20 +4,30 @@ use crate::app::{App, AppParts};
 use crate::auth::Token;
 use crate::history::{History, HistoryError};
 use crate::{controller, routes, sweeper};
+use axum::Router;
+use axum::serve::Listener;
 use camino::Utf8PathBuf;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
 use skein_fabric::{Bus, BusError, Election, Queue, State};
 use skein_registry::RegistryError;
 use skein_shell::{Tasks, report};
 use skein_vmm::ImageStore;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpListener;
-use tracing::{info, warn};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+use tracing::{debug, info, warn};
 
 /// How long the tasks of a server may take to end.
 const SHUTDOWN_BUDGET: Duration = Duration::from_secs(5);
+/// How long an answer that is being given may still take when the server stops.
+const LAST_ANSWER: Duration = Duration::from_millis(250);
 /// Between two attempts to be elected after a failure.
 const CAMPAIGN_RETRY: Duration = Duration::from_millis(500);
 /// Name of the leader's election.
@@ -147,19 +157,37 @@ impl Server {
     }
 }
 
-async fn serve(listener: TcpListener, app: App) {
-    let stop = app.tasks.stop_token().clone();
-    let listener = axum::serve::ListenerExt::tap_io(listener, |tcp| {
+/// Accepts connections, each a task of the server's own: when its tasks end, nobody is answered from what they kept.
+async fn serve(mut listener: TcpListener, app: App) {
+    let (stop, tasks) = (app.tasks.stop_token().clone(), app.tasks.clone());
+    let router = routes::router(app);
+    loop {
+        let (connection, _) = tokio::select! {
+            () = stop.cancelled() => return,                              // cancel-safe: token
+            accepted = Listener::accept(&mut listener) => accepted,       // cancel-safe: as TcpListener's
+        };
         // Answers are small and waited for.
-        let _ = tcp.set_nodelay(true);
-    });
-    let served = axum::serve(listener, routes::router(app));
-    tokio::select! {
-        // Open streams and calls would hold a graceful end for minutes: their clients come back.
-        () = stop.cancelled() => {}
-        ended = served.into_future() => if let Err(error) = ended {
-            warn!(%error, "the server ended");
-        },
+        let _ = connection.set_nodelay(true);
+        tasks.spawn(converse(connection, router.clone(), stop.clone()));
+    }
+}
+
+/// Answers the requests of one connection.
+async fn converse(connection: TcpStream, router: Router, stop: CancellationToken) {
+    let answer = service_fn(move |request| router.clone().oneshot(request));
+    let served =
+        http1::Builder::new().serve_connection(TokioIo::new(connection), answer).with_upgrades();
+    let mut served = pin!(served);
+    let ended = tokio::select! {
+        ended = served.as_mut() => ended,             // only this task waits for it; polled again below
+        () = stop.cancelled() => {                    // cancel-safe: token
+            served.as_mut().graceful_shutdown();
+            // Open streams and calls would hold a graceful end for minutes: their clients come back.
+            tokio::time::timeout(LAST_ANSWER, served).await.unwrap_or(Ok(()))
+        }
+    };
+    if let Err(error) = ended {
+        debug!(%error, "a connection broke");
     }
 }
 

@@ -9,13 +9,12 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use futures_util::TryStreamExt;
 use skein_api::{BlobReply, Code, ErrorBody, Image, ImagePut};
-use skein_fabric::{Compare, Op, Txn};
+use skein_fabric::{Compare, Key, Op, Revision, Txn};
 use skein_model::{BlobId, ImageManifest, ImageName, MemoryMib, ProjectName};
-use skein_registry::RecordKey;
+use skein_registry::{RecordKey, Stored};
 use skein_shell::{now, report};
 use skein_vmm::{ImageError, ImageImport, ImportModule};
 use std::io;
-use std::sync::Arc;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 
 /// Largest blob of an image, bytes: a kernel or a data module.
@@ -70,10 +69,10 @@ pub(crate) async fn list(State(app): State<App>) -> Json<Vec<Image>> {
     Json(app.mirror.read(|view| view.images.values().map(|s| Image::from(&*s.value)).collect()))
 }
 
-fn found(app: &App, name: &str) -> Answer<Arc<ImageManifest>> {
+fn found(app: &App, name: &str) -> Answer<Stored<ImageManifest>> {
     let name: ImageName = parse(name, Code::ImageUnknown)?;
     let key = (ProjectName::default(), name);
-    let found = app.mirror.read(|view| view.images.get(&key).map(|s| s.value.clone()));
+    let found = app.mirror.read(|view| view.images.get(&key).cloned());
     found.ok_or_else(|| Failure::new(Code::ImageUnknown, format!("image {} does not exist", key.1)))
 }
 
@@ -82,7 +81,7 @@ fn found(app: &App, name: &str) -> Answer<Arc<ImageManifest>> {
     params(("image" = String, Path, description = "Name")),
     responses((status = 200, body = Image), (status = 404, description = "IMAGE_UNKNOWN", body = ErrorBody)))]
 pub(crate) async fn show(State(app): State<App>, Path(name): Path<String>) -> Answer<Json<Image>> {
-    Ok(Json(Image::from(&*found(&app, &name)?)))
+    Ok(Json(Image::from(&*found(&app, &name)?.value)))
 }
 
 /// Make an image of blobs, or replace it: machines of services that use it are replaced one after the other
@@ -125,13 +124,30 @@ pub(crate) async fn put(
     Ok(Json(Image::from(&manifest)))
 }
 
+/// Written with each service that uses an image, and compared when the image is removed: a service that comes between
+/// the look and the removal is not left without its image.
+fn use_key(project: &ProjectName, image: &ImageName) -> Key {
+    Key::new(format!("image-use/{project}/{image}")).expect("names fit a key")
+}
+
+/// The operation that tells that an image is used.
+pub(super) fn mark_use(project: &ProjectName, image: &ImageName) -> Op {
+    Op::put(use_key(project, image), bytes::Bytes::new())
+}
+
 /// Remove an image that no service uses
 #[utoipa::path(delete, path = "/v1/images/{image}", tag = "images",
     params(("image" = String, Path, description = "Name")),
     responses((status = 204, description = "Removed"), (status = 404, description = "IMAGE_UNKNOWN", body = ErrorBody),
         (status = 409, description = "IMAGE_IN_USE", body = ErrorBody)))]
 pub(crate) async fn remove(State(app): State<App>, Path(name): Path<String>) -> Answer<StatusCode> {
-    let image = found(&app, &name)?;
+    let Stored { value: image, revision } = found(&app, &name)?;
+    let use_key = use_key(&ProjectName::default(), &image.name);
+    let used_at = app.state.get(&use_key).await?;
+    let used_at = used_at.map_or(Revision::ZERO, |entry| entry.mod_revision);
+    if !app.mirror.reach(used_at).await {
+        return Err(Failure::new(Code::Unavailable, "the records are not up to date: try again"));
+    }
     let user = app.mirror.read(|view| {
         let mut users = view.services.values().filter(|s| s.value.spec.image == image.name);
         users.next().map(|s| s.value.spec.name.clone())
@@ -141,9 +157,17 @@ pub(crate) async fn remove(State(app): State<App>, Path(name): Path<String>) -> 
         return Err(Failure::new(Code::ImageInUse, message));
     }
     let key = RecordKey::Image(ProjectName::default(), image.name.clone()).key();
-    let txn = Txn::new().when(Compare::exists(key.clone())).then(Op::delete(&key));
-    let revision = app.state.txn(txn).await?.revision;
-    app.mirror.reach(revision).await;
+    let txn = Txn::new()
+        .when(Compare::unchanged(key.clone(), revision))
+        .when(Compare::unchanged(use_key.clone(), used_at))
+        .then(Op::delete(&key))
+        .then(Op::delete(&use_key));
+    let reply = app.state.txn(txn).await?;
+    if !reply.succeeded {
+        let message = format!("image {name} was changed or taken into use at the same time");
+        return Err(Failure::new(Code::Unavailable, message));
+    }
+    app.mirror.reach(reply.revision).await;
     let (images, project, image) = (app.images.clone(), ProjectName::default(), image.name.clone());
     blocking(move || images.remove(&project, &image)).await?;
     Ok(StatusCode::NO_CONTENT)

@@ -22,6 +22,7 @@ use skein_shell::{now, random_u128};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::oneshot;
 use tokio_util::io::{ReaderStream, StreamReader};
 
 /// Longest time that one request waits for a job, milliseconds.
@@ -59,8 +60,12 @@ fn service_of(app: &App, name: &str) -> Answer<Arc<ServiceRecord>> {
     found.ok_or_else(|| Failure::new(Code::ServiceUnknown, unknown()))
 }
 
-fn header_text(headers: &HeaderMap, name: &str) -> Option<String> {
-    headers.get(name)?.to_str().ok().map(str::to_owned)
+fn header_text(headers: &HeaderMap, name: &str) -> Answer<Option<String>> {
+    let Some(value) = headers.get(name) else { return Ok(None) };
+    match value.to_str() {
+        Ok(text) => Ok(Some(text.to_owned())),
+        Err(_) => Err(Failure::new(Code::Invalid, format!("{name}: must be visible ASCII"))),
+    }
 }
 
 /// A job as its sender and its service want it.
@@ -116,29 +121,63 @@ fn subject(job: &NewJob, id: Option<JobId>) -> EventSubject {
     }
 }
 
+/// Which request brought a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum By {
+    This,
+    /// One before it, under the same token.
+    Earlier,
+}
+
+/// A job that is accepted.
+#[derive(Debug, Clone, Copy)]
+struct Accepted {
+    id: JobId,
+    by: By,
+}
+
 /// Submits jobs and tells what became of each. An inline job whose outcome is not known is submitted again under its id.
-async fn submit_all(app: &App, batch: Vec<Submission>) -> Vec<Result<JobId, QueueError>> {
+async fn submit_all(app: &App, batch: Vec<Submission>) -> Vec<Result<Accepted, QueueError>> {
     let subjects: Vec<NewJob> = batch.iter().map(|s| s.job.clone()).collect();
     let outcomes = app.queue.submit(batch, now()).await;
     let mut answers = Vec::with_capacity(outcomes.len());
+    let mut events = Vec::with_capacity(outcomes.len());
     for (job, outcome) in subjects.iter().zip(outcomes) {
         answers.push(match outcome {
             Ok(submitted) => {
-                if !submitted.repeated {
-                    app.events.emit(subject(job, Some(submitted.id)), EventKind::JobAccepted);
+                // Ids are random: under its own id it was accepted for this request, be it at the second try.
+                let by = if submitted.id == job.id { By::This } else { By::Earlier };
+                if by == By::This {
+                    events.push((subject(job, Some(submitted.id)), EventKind::JobAccepted));
                 }
-                Ok(submitted.id)
+                Ok(Accepted { id: submitted.id, by })
             }
             Err(error) => {
                 if let QueueError::Full { length, .. } = &error {
                     let depth = u32::try_from(*length).unwrap_or(u32::MAX);
-                    app.events.emit(subject(job, None), EventKind::JobRefused { depth });
+                    events.push((subject(job, None), EventKind::JobRefused { depth }));
                 }
                 Err(error)
             }
         });
     }
+    tell(app, events).await;
     answers
+}
+
+/// Records events, and waits while there is no room for them.
+async fn tell(app: &App, events: Vec<(EventSubject, EventKind)>) {
+    if events.len() <= app.events.room() {
+        return app.events.record(events).await;
+    }
+    // In a task of its own: a caller who leaves meanwhile takes no event with him.
+    let (done, told) = oneshot::channel();
+    let sink = app.events.clone();
+    app.tasks.spawn(async move {
+        sink.record(events).await;
+        let _ = done.send(());
+    });
+    let _ = told.await;
 }
 
 async fn accept(
@@ -147,9 +186,9 @@ async fn accept(
     serving: &Serving,
     headers: &HeaderMap,
     body: Body,
-) -> Answer<JobId> {
-    let token = header_text(headers, "idempotency-key");
-    let content_type = header_text(headers, "content-type");
+) -> Answer<Accepted> {
+    let token = header_text(headers, "idempotency-key")?;
+    let content_type = header_text(headers, "content-type")?;
     let job = new_job(service, serving, token, now())?;
     let payload = payload(app, headers, body).await?;
     let inline = match &payload {
@@ -195,7 +234,7 @@ pub(crate) async fn submit(
     body: Body,
 ) -> Answer<(StatusCode, Json<Job>)> {
     let service = service_of(&app, &name)?;
-    let id = accept(&app, &service, &serving, &headers, body).await?;
+    let Accepted { id, .. } = accept(&app, &service, &serving, &headers, body).await?;
     let job = look(&app, id, serving.wait_ms).await?;
     Ok((StatusCode::ACCEPTED, Json(Job::from(&job))))
 }
@@ -243,7 +282,7 @@ pub(crate) async fn submit_batch(
         BatchReply { accepted: 0, refused: 0, results: Vec::with_capacity(batch.len()) };
     for outcome in submit_all(&app, batch).await {
         match outcome {
-            Ok(id) => {
+            Ok(Accepted { id, .. }) => {
                 reply.accepted += 1;
                 reply.results.push(BatchResult { id: Some(id.to_string()), error: None });
             }
@@ -293,7 +332,8 @@ impl Drop for Abandoned {
 }
 
 /// Call a service: the answer of the machine is the answer, with `skein-job` and `skein-machine` in its head. Starts a machine if
-/// there is none. The call is a job: it is queued, retried and counted as one; it is withdrawn when the caller leaves
+/// there is none. The call is a job: it is queued, retried and counted as one; it is withdrawn when the caller leaves, unless it has an
+/// `Idempotency-Key`
 #[utoipa::path(post, path = "/v1/services/{service}/call", tag = "jobs",
     params(("service" = String, Path, description = "Name"), Serving),
     request_body(content = Vec<u8>, content_type = "application/octet-stream"),
@@ -314,8 +354,10 @@ pub(crate) async fn call(
     let deadline = serving.deadline_ms.map_or(CALL_DEADLINE, Duration::from_millis);
     serving.deadline_ms = Some(u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX));
     serving.retention_ms.get_or_insert(CALL_RETENTION.as_millis() as u64);
-    let id = accept(&app, &service, &serving, &headers, body).await?;
-    let mut abandoned = Abandoned { app: app.clone(), id: Some(id) };
+    let Accepted { id, by } = accept(&app, &service, &serving, &headers, body).await?;
+    // Under a token others may wait for the same job, or come back for it.
+    let own = by == By::This && !headers.contains_key("idempotency-key");
+    let mut abandoned = Abandoned { app: app.clone(), id: own.then_some(id) };
     let job = app.queue.wait(id, deadline).await?;
     if job.state.ended_at().is_some() {
         abandoned.id = None;

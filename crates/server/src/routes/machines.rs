@@ -11,7 +11,7 @@ use axum::response::Response;
 use bytes::Bytes;
 use serde::Deserialize;
 use skein_api::{Code, ErrorBody, Machine};
-use skein_fabric::{Compare, Message, Subscribe, Subscription, Txn};
+use skein_fabric::{Compare, Message, Op, Subscribe, Subscription, Txn};
 use skein_model::{MachineGoal, MachineId, MachineRecord, PhaseName};
 use skein_registry::{
     AgentError, AgentReply, AgentRequest, MachineFigures, RecordKey, Stored, View, agent_subject,
@@ -118,13 +118,18 @@ pub(crate) async fn stop(
         record.generation = record.generation.next();
         record.reason = "stopped by hand".to_owned();
         let key = RecordKey::Machine(record.id.clone());
-        let txn =
-            Txn::new().when(Compare::unchanged(key.key(), stored.revision)).then(key.put(&record)?);
+        let txn = Txn::new()
+            .when(Compare::unchanged(key.key(), stored.revision))
+            .then(key.put(&record)?)
+            .otherwise(Op::get(key.key()));
         let reply = app.state.txn(txn).await?;
-        app.mirror.reach(reply.revision).await;
         if reply.succeeded {
+            app.mirror.reach(reply.revision).await;
             return show(State(app), Path(id)).await;
         }
+        let there = reply.ranges().next().and_then(|range| range.entries.into_iter().next());
+        let there = there.ok_or_else(|| unknown(record.id.as_str()))?;
+        app.mirror.reach(there.mod_revision).await;
     }
 }
 

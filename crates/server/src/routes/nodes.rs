@@ -7,7 +7,7 @@ use crate::reserved::reserved;
 use axum::Json;
 use axum::extract::State;
 use skein_api::{Code, ErrorBody, Node};
-use skein_fabric::{KeySpan, Op};
+use skein_fabric::{KeySpan, Op, OpReply};
 use skein_model::NodeName;
 use skein_policy::Room;
 use skein_registry::{RecordKey, View};
@@ -72,7 +72,9 @@ pub(crate) async fn uncordon(
     }
     let key = RecordKey::Cordon(name.clone()).key();
     let txn = skein_fabric::Txn::new().then(Op::Delete(KeySpan::one(&key)));
-    let revision = app.state.txn(txn).await?.revision;
-    app.mirror.reach(revision).await;
+    let reply = app.state.txn(txn).await?;
+    if reply.replies.iter().any(|reply| *reply != OpReply::Deleted(0)) {
+        app.mirror.reach(reply.revision).await;
+    }
     show(State(app), Path(name.to_string())).await
 }

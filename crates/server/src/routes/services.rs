@@ -113,16 +113,41 @@ fn check(app: &App, spec: &ServiceSpec) -> Answer<()> {
     if app.mirror.read(|view| view.images.contains_key(&image)) {
         return Ok(());
     }
-    Err(Failure::new(Code::ImageUnknown, format!("image {} does not exist", spec.image)))
+    Err(image_unknown(spec))
 }
 
-/// Writes a service's record if it was last written at `expected`.
+fn image_unknown(spec: &ServiceSpec) -> Failure {
+    Failure::new(Code::ImageUnknown, format!("image {} does not exist", spec.image))
+}
+
+/// Writes a service's record if it was last written at `expected` and its image exists; whether it did. If not, the
+/// mirror has seen what was written instead.
 async fn write(app: &App, record: &ServiceRecord, expected: Revision) -> Answer<bool> {
     let key = RecordKey::Service(record.project.clone(), record.spec.name.clone());
-    let txn = Txn::new().when(Compare::unchanged(key.key(), expected)).then(key.put(record)?);
+    let image = RecordKey::Image(record.project.clone(), record.spec.image.clone()).key();
+    let txn = Txn::new()
+        .when(Compare::unchanged(key.key(), expected))
+        .when(Compare::exists(image.clone()))
+        .then(key.put(record)?)
+        // Bars a removal of the image that has not seen this service.
+        .then(super::images::mark_use(&record.project, &record.spec.image))
+        .otherwise(Op::get(key.key()))
+        .otherwise(Op::get(image));
     let reply = app.state.txn(txn).await?;
-    app.mirror.reach(reply.revision).await;
-    Ok(reply.succeeded)
+    if reply.succeeded {
+        app.mirror.reach(reply.revision).await;
+        return Ok(true);
+    }
+    let mut found = reply.ranges().map(|range| range.entries.into_iter().next());
+    let (there, image) = (found.next().flatten(), found.next().flatten());
+    if image.is_none() {
+        return Err(image_unknown(&record.spec));
+    }
+    match there {
+        Some(entry) => drop(app.mirror.reach(entry.mod_revision).await),
+        None => return Err(unknown(&record.spec.name)),
+    }
+    Ok(false)
 }
 
 fn subject(record: &ServiceRecord) -> EventSubject {

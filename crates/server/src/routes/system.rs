@@ -24,12 +24,12 @@ pub(crate) async fn healthz() -> &'static str {
     "ok\n"
 }
 
-/// The state store answers, so that work can be accepted.
+/// The state can be written, so that work can be accepted.
 pub(crate) async fn readyz(State(app): State<App>) -> impl IntoResponse {
-    let key = skein_registry::RecordKey::Node("readyz".parse().expect("a constant name")).key();
-    match app.state.get(&key).await {
-        Ok(_) => (StatusCode::OK, "ready\n"),
-        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "the state store does not answer\n"),
+    if app.readiness.look(&*app.state).await {
+        (StatusCode::OK, "ready\n")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "the state store cannot be written\n")
     }
 }
 
@@ -72,10 +72,14 @@ pub(crate) async fn metrics(State(app): State<App>) -> Answer<impl IntoResponse>
         let state = |name| (view.node_state(name) != NodeState::Lost, used(name));
         view.nodes.keys().map(|name| (name.clone(), state(name))).collect::<Vec<_>>()
     });
-    let gauges = &app.metrics;
+    let mut services = Vec::with_capacity(machines.len());
     for (key, (ready, booting)) in machines {
+        services.push((app.depth(&key).await?, key, ready, booting));
+    }
+    let gauges = &app.metrics;
+    let reading = gauges.begin_reading();
+    for (depth, key, ready, booting) in services {
         let of = Of { project: key.project.to_string(), service: key.service.to_string() };
-        let depth = app.depth(&key).await?;
         gauges.queue_length.get_or_create(&of).set(depth.waiting.into());
         gauges.in_service.get_or_create(&of).set(depth.in_service.into());
         gauges.replicas_ready.get_or_create(&of).set(ready.into());
@@ -88,6 +92,8 @@ pub(crate) async fn metrics(State(app): State<App>) -> Answer<impl IntoResponse>
         let bytes = i64::try_from(used.memory_mib * 1024 * 1024).unwrap_or(i64::MAX);
         gauges.node_memory_reserved.get_or_create(&on).set(bytes);
     }
+    let text = gauges.text();
+    drop(reading);
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    Ok(([(header::CONTENT_TYPE, kind)], app.metrics.text()))
+    Ok(([(header::CONTENT_TYPE, kind)], text))
 }
