@@ -11,10 +11,13 @@
 //! ```
 
 mod artifacts;
+mod disk;
+mod fake;
 
 mod leaks;
 mod ledger;
 
+mod process;
 mod raw;
 mod runner;
 mod wait;
@@ -22,9 +25,12 @@ mod world;
 
 pub use artifacts::{echo_elf, repository, skein_binary};
 
+pub use disk::SmallDisk;
+pub use fake::{FakeWorld, run_fake};
 pub use leaks::Leaks;
 pub use ledger::{Ending, Ledger};
 
+pub use process::{Said, Skein, Up, state_folder};
 pub use raw::{RawAnswer, raw};
 pub use runner::run;
 pub use wait::{DEADLINE, until};

@@ -27,7 +27,8 @@ impl RawAnswer {
     }
 }
 
-/// Sends one request as it is, with `Connection: close`, and reads the answer to its end.
+/// Sends one request as it is, with `Connection: close`, and reads the answer to its end. A `Content-Length` among the
+/// headers stands for a body that is announced and never sent.
 ///
 /// # Errors
 /// The connection broke, or the answer is not HTTP.
@@ -45,7 +46,10 @@ pub async fn raw(
     for (name, value) in headers {
         head.push_str(&format!("{name}: {value}\r\n"));
     }
-    head.push_str(&format!("Content-Length: {}\r\n\r\n", body.len()));
+    if !headers.iter().any(|(name, _)| *name == "Content-Length") {
+        head.push_str(&format!("Content-Length: {}\r\n", body.len()));
+    }
+    head.push_str("\r\n");
     stream.write_all(head.as_bytes()).await.context("sending the head")?;
     // A server that refuses the head may not read the body.
     let _ = stream.write_all(body).await;

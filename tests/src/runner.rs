@@ -40,7 +40,7 @@ pub fn run(setup: Setup, test: impl AsyncFnOnce(&mut World) -> Result<()>) {
         let tested = AssertUnwindSafe(tokio::time::timeout(LIMIT, test(&mut world)));
         let failure = match tested.catch_unwind().await {
             Ok(Ok(Ok(()))) => None,
-            Ok(Ok(Err(error))) => Some(format!("{error:?}")),
+            Ok(Ok(Err(error))) => Some(format!("{error:#}")),
             Ok(Err(_)) => Some(format!("not done after {LIMIT:?}")),
             Err(panic) => Some(words(panic.as_ref())),
         };
@@ -89,10 +89,17 @@ pub(crate) fn words(panic: &(dyn std::any::Any + Send)) -> String {
 
 /// Ends what is left of a cloud by force when dropped; for tests whose cloud is a process of its own.
 #[derive(Debug)]
-pub(crate) struct Remover(pub(crate) Leaks);
+pub(crate) struct Remover {
+    /// What it looks for.
+    pub(crate) leaks: Leaks,
+    /// Whether everything stays: another cloud will take it up.
+    pub(crate) keep: bool,
+}
 
 impl Drop for Remover {
     fn drop(&mut self) {
-        self.0.remove();
+        if !self.keep {
+            self.leaks.remove();
+        }
     }
 }

@@ -188,7 +188,7 @@ fn the_figures_are_what_was_done() {
         let options = JobOptions { path: Some("/?status=400".into()), ..JobOptions::default() };
         let rejected = world.client().submit("echo", Bytes::from("x"), &options).await?;
         world.client().job(&rejected.id, Duration::from_secs(30)).await?;
-        let slow = world.submit("echo", "slow", "/?sleep_ms=1500").await?;
+        let slow = world.submit("echo", "slow", "/?sleep_ms=2500").await?;
         world.served_by(&slow).await?;
         let withdrawn = world.submit("echo", "withdrawn", "/").await?;
         world.client().cancel(&withdrawn).await?;
@@ -226,7 +226,7 @@ fn the_figures_are_what_was_done() {
             same.await.with_context(|| format!("{name} is {last}, not {value}"))?;
         }
         let served = figure(world, "skein_job_service_time_seconds_sum", label).await?;
-        ensure!(served >= 1.5, "in service for {served} s only");
+        ensure!(served >= 2.5, "in service for {served} s only");
         ensure!(figure(world, "skein_node_up", "node=\"n1\"").await? > 0.5);
         let shown = world.client().service("echo").await?.counters;
         ensure!((shown.accepted, shown.done, shown.refused) == (7, 5, 4), "{shown:?}");

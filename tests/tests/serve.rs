@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use bytes::Bytes;
 use skein_api::{ImagePut, JobOptions, ScaleRequest};
-use skein_model::{EventKind, JobStateName, NodeState, PhaseName, ScalingRule, ThresholdScope};
+use skein_model::{EventKind, JobStateName, MachineGoal, NodeState, PhaseName, ScalingRule, ThresholdScope};
 use skein_tests::{Setup, World, run, service, until};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -59,14 +59,15 @@ fn replicas_multiply_with_the_queue_and_go_to_zero() {
         world.serve(&spec).await?;
         submit(world, "echo", 60, "/?sleep_ms=100").await?;
         let (mut most, mut nodes) = (0, BTreeSet::new());
-        while world.client().service("echo").await?.counters.done < 60 {
+        until("all jobs done", async || {
             let machines = world.machines("echo").await?;
-            let going = machines.iter().filter(|m| m.state != PhaseName::Stopping);
-            most = most.max(going.count());
+            most = most.max(machines.iter().filter(|m| m.goal == MachineGoal::Run).count());
             nodes.extend(machines.into_iter().map(|m| m.node));
             ensure!(most <= 3, "more machines than the maximum: {most}");
-            tokio::task::yield_now().await;
-        }
+            let done = world.client().service("echo").await?.counters.done;
+            Ok((done == 60).then_some(()))
+        })
+        .await?;
         ensure!(most == 3, "at most {most} machines");
         ensure!(nodes.len() == 3, "machines on {nodes:?} only");
         world.ledger.settle_done(world.client()).await?;
