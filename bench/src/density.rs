@@ -42,7 +42,9 @@ pub(crate) async fn measure(
         scale(rig, count).await?;
         let rate = ready_rate(&mut events, count).await?;
         found.rate.push(rate);
-        progress(&format!("density {round}/{ROUNDS}: {count} machines, {rate:.1} a second and core"));
+        progress(&format!(
+            "density {round}/{ROUNDS}: {count} machines, {rate:.1} a second and core"
+        ));
         if round == 1 {
             tokio::time::sleep(SETTLE).await;
             idle(rig, count, &mut found, progress).await?;
@@ -50,7 +52,9 @@ pub(crate) async fn measure(
         scale(rig, 0).await?;
         rig.machines_gone(PATIENCE).await?;
         let (rate, memory) = bare(rig, count).await?;
-        progress(&format!("density {round}/{ROUNDS}: {count} bare QEMU, {rate:.1} a second and core"));
+        progress(&format!(
+            "density {round}/{ROUNDS}: {count} bare QEMU, {rate:.1} a second and core"
+        ));
         found.bare_rate.push(rate);
         found.bare_memory.extend(memory);
     }
@@ -90,7 +94,8 @@ const MEMORY_ABOUT: &str = "Proportional memory (PSS) of a machine's QEMU proces
     it: as many bare QEMU processes with the same kernel and memory, which have served one request each.";
 const IDLE_ABOUT: &str = "Processor time of all machines' QEMU processes together while nothing is asked of them, in \
     windows of 10 s. No baseline: bare machines that nobody watches are the same guests.";
-const CONTROL_ABOUT: &str = "Processor time of server and agent (and of this bench, which sleeps) in the same windows.";
+const CONTROL_ABOUT: &str =
+    "Processor time of server and agent (and of this bench, which sleeps) in the same windows.";
 const RATE_ABOUT: &str = "All machines at once, from the request to scale to the last one's readiness, divided by the \
     cores. Beside it: a loop that makes a tap, starts bare QEMU and takes its first answer, with one \
     more under way than there are cores, as the agent does.";

@@ -94,7 +94,9 @@ async fn sequential(
     for round in 0..count + REHEARSALS {
         let answer = api.post_ok(&submit_path(), Bytes::from_static(BODY)).await?;
         if !done_once(&answer.body)? {
-            return Err(BenchError::unexpected("a sequential job was not done at its first attempt"));
+            return Err(BenchError::unexpected(
+                "a sequential job was not done at its first attempt",
+            ));
         }
         let alone = direct.post_ok("/", Bytes::from_static(BODY)).await?;
         if round >= REHEARSALS {
@@ -132,7 +134,8 @@ async fn direct(rig: &Rig, machine: &Machine) -> Result<Wire, BenchError> {
     let Some(connector) = Connector::beside(&network)? else {
         return Err(BenchError::unexpected(format!("the network {network} does not exist")));
     };
-    let stream = connector.connect(to).await.map_err(BenchError::io(format!("connecting to {to}")))?;
+    let stream =
+        connector.connect(to).await.map_err(BenchError::io(format!("connecting to {to}")))?;
     Wire::over(stream, &to.to_string()).await
 }
 

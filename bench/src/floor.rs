@@ -24,7 +24,8 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
 /// Same as ours: no ACPI, no legacy timers, no legacy interrupt controller.
-const MACHINE: &str = "microvm,acpi=off,pit=off,pic=off,rtc=off,isa-serial=on,auto-kernel-cmdline=off";
+const MACHINE: &str =
+    "microvm,acpi=off,pit=off,pic=off,rtc=off,isa-serial=on,auto-kernel-cmdline=off";
 /// After a refused connection: the guest is up and does not listen yet.
 const REFUSED_AGAIN: Duration = Duration::from_millis(1);
 /// After this long a connection's first segment counts as lost.
@@ -65,9 +66,11 @@ pub(crate) struct Bare {
 impl Floor {
     /// Makes the network.
     pub(crate) async fn open(shape: Shape) -> Result<Self, BenchError> {
-        let wrong = |what: String| BenchError::unexpected(format!("the baseline's network: {what}"));
+        let wrong =
+            |what: String| BenchError::unexpected(format!("the baseline's network: {what}"));
         let name = shape.name.parse().map_err(|error| wrong(format!("{error}")))?;
-        let cidr = Cidr::new(Ipv4Addr::new(10, 64, 0, 0), 22).map_err(|error| wrong(error.to_string()))?;
+        let cidr =
+            Cidr::new(Ipv4Addr::new(10, 64, 0, 0), 22).map_err(|error| wrong(error.to_string()))?;
         let network = NodeNetwork::open(NetworkSpec::new(name, cidr)).await?;
         let connector = network.connector().with_timeout(DEADLINE);
         Ok(Self { shape, network, connector })
@@ -85,7 +88,8 @@ impl Floor {
     /// A tap on the bridge for the machine of this number, from 0.
     pub(crate) async fn plug(&self, number: u32) -> Result<Port, BenchError> {
         let spec = self.network.spec();
-        let beyond = || BenchError::unexpected(format!("the baseline's network has no room for {number}"));
+        let beyond =
+            || BenchError::unexpected(format!("the baseline's network has no room for {number}"));
         let address = spec.cidr().host(number + 1).ok_or_else(beyond)?;
         let label = format!("bare-{number}").parse();
         let port = PortSpec {
@@ -139,7 +143,11 @@ impl Floor {
             Accel::Kvm => &["-accel", "kvm", "-cpu", "host"],
             Accel::Tcg => &["-accel", "tcg,tb-size=8"],
         };
-        let mut args: Vec<String> = ["-machine", MACHINE].into_iter().chain(accel.iter().copied()).map(str::to_owned).collect();
+        let mut args: Vec<String> = ["-machine", MACHINE]
+            .into_iter()
+            .chain(accel.iter().copied())
+            .map(str::to_owned)
+            .collect();
         let mut pair = |option: &str, value: String| args.extend([option.to_owned(), value]);
         pair("-m", format!("{memory_mib}M"));
         pair("-smp", "1".to_owned());
@@ -177,7 +185,10 @@ impl Bare {
                     tokio::time::sleep(REFUSED_AGAIN).await;
                 }
                 Ok(Err(source)) => {
-                    return Err(BenchError::Io { action: format!("connecting to {}", self.to), source });
+                    return Err(BenchError::Io {
+                        action: format!("connecting to {}", self.to),
+                        source,
+                    });
                 }
                 Err(_) => {}
             }

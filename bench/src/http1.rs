@@ -41,7 +41,8 @@ pub(crate) struct Answer {
 impl Wire {
     /// Connects to a server that wants this token.
     pub(crate) async fn connect(to: SocketAddr, token: &str) -> Result<Self, BenchError> {
-        let stream = TcpStream::connect(to).await.map_err(BenchError::io(format!("connecting to {to}")))?;
+        let stream =
+            TcpStream::connect(to).await.map_err(BenchError::io(format!("connecting to {to}")))?;
         stream.set_nodelay(true).map_err(BenchError::io("setting up a socket"))?;
         Ok(Self { token: Some(token.to_owned()), ..Self::over(stream, &to.to_string()).await? })
     }
@@ -92,7 +93,10 @@ impl Wire {
             return Ok(answer);
         }
         let text: String = String::from_utf8_lossy(&answer.body).chars().take(200).collect();
-        Err(BenchError::unexpected(format!("{} answered {} to {path}: {text}", self.to, answer.status)))
+        Err(BenchError::unexpected(format!(
+            "{} answered {} to {path}: {text}",
+            self.to, answer.status
+        )))
     }
 }
 

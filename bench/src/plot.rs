@@ -57,8 +57,14 @@ fn curves(check: &Check, svg: &mut String) -> Drawn {
         .x_label_area_size(36)
         .y_label_area_size(48)
         .build_cartesian_2d(0.0..most, 0.0..1.0)?;
-    chart.configure_mesh().x_desc(check.unit).y_desc("share of measurements").light_line_style(WHITE).draw()?;
-    let ours = chart.draw_series(LineSeries::new(steps(&check.sample, most), OURS.stroke_width(2)))?;
+    chart
+        .configure_mesh()
+        .x_desc(check.unit)
+        .y_desc("share of measurements")
+        .light_line_style(WHITE)
+        .draw()?;
+    let ours =
+        chart.draw_series(LineSeries::new(steps(&check.sample, most), OURS.stroke_width(2)))?;
     ours.label("ours").legend(|(x, y)| key(x, y, OURS));
     if let Some(name) = check.baseline_name {
         let steps = steps(&check.baseline_sample, most);
@@ -99,7 +105,10 @@ mod tests {
     #[test]
     fn a_distribution_has_a_step_for_each_value() {
         let corners = steps(&Sample::new([1.0, 2.0]), 3.0);
-        assert_eq!(corners, [(0.0, 0.0), (1.0, 0.0), (1.0, 0.5), (2.0, 0.5), (2.0, 1.0), (3.0, 1.0)]);
+        assert_eq!(
+            corners,
+            [(0.0, 0.0), (1.0, 0.0), (1.0, 0.5), (2.0, 0.5), (2.0, 1.0), (3.0, 1.0)]
+        );
         assert_eq!(steps(&Sample::default(), 1.0), [(0.0, 0.0), (1.0, 0.0)]);
     }
 
@@ -116,7 +125,10 @@ mod tests {
         write_folder(&inside, &[report]).expect("written");
         for name in ["report.md", "start.json", "start.cold.svg", "dispatch.lost.svg"] {
             let text = fs::read_to_string(inside.join(name)).expect(name);
-            assert!(!text.is_empty() && (!name.ends_with("svg") || text.contains("</svg>")), "{name}");
+            assert!(
+                !text.is_empty() && (!name.ends_with("svg") || text.contains("</svg>")),
+                "{name}"
+            );
         }
     }
 }

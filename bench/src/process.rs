@@ -68,7 +68,10 @@ mod tests {
 
     #[test]
     fn proportional_memory_is_read() {
-        assert_eq!(pss("00400000-7ff [rollup]\nRss:  9 kB\nPss:    12 kB\nPss_Dirty: 1 kB"), Some(12 * 1024));
+        assert_eq!(
+            pss("00400000-7ff [rollup]\nRss:  9 kB\nPss:    12 kB\nPss_Dirty: 1 kB"),
+            Some(12 * 1024)
+        );
         assert_eq!(pss(""), None);
         assert!(proportional_bytes(std::process::id()).is_some_and(|bytes| bytes > 0));
     }

@@ -88,10 +88,12 @@ mod tests {
     use crate::stats::Sample;
 
     fn report() -> Report {
-        let cold = Check::new("start.cold", "ms", Sample::new([55.0, 50.0, 71.0]), "from here to there.")
-            .beside(Baseline { name: "bare QEMU", sample: Sample::new([41.0]) })
-            .with_goal(Goal::RatioAtMost(1.5));
-        let warm = Check::new("start.warm", "ms", Sample::new([6.5]), "warm.").with_goal(Goal::AtMost(5.0));
+        let cold =
+            Check::new("start.cold", "ms", Sample::new([55.0, 50.0, 71.0]), "from here to there.")
+                .beside(Baseline { name: "bare QEMU", sample: Sample::new([41.0]) })
+                .with_goal(Goal::RatioAtMost(1.5));
+        let warm = Check::new("start.warm", "ms", Sample::new([6.5]), "warm.")
+            .with_goal(Goal::AtMost(5.0));
         let host = Host { cpu: "a CPU".into(), cores: 2, accel: "tcg".into() };
         Report { bench: "start", version: "0.1.0", host, checks: vec![cold, warm] }
     }

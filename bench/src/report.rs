@@ -231,7 +231,9 @@ mod tests {
 
     #[test]
     fn digits() {
-        for (value, expect) in [(0.0, 0.0), (55.123_4, 55.12), (123_456.0, 123_500.0), (0.012_345, 0.012_35)] {
+        for (value, expect) in
+            [(0.0, 0.0), (55.123_4, 55.12), (123_456.0, 123_500.0), (0.012_345, 0.012_35)]
+        {
             assert!((four_digits(value) - expect).abs() < 1e-9, "{value}");
         }
     }

@@ -207,7 +207,8 @@ async fn stored(cloud: &Cloud) -> Result<(ImageManifest, ImageFiles), BenchError
     let key = RecordKey::Image(ProjectName::default(), name).key();
     let entry = parts.state.get(&key).await;
     let entry = entry.map_err(|error| BenchError::unexpected(error.to_string()))?;
-    let manifest = entry.and_then(|entry| serde_json::from_slice::<ImageManifest>(&entry.value).ok());
+    let manifest =
+        entry.and_then(|entry| serde_json::from_slice::<ImageManifest>(&entry.value).ok());
     let Some(manifest) = manifest else {
         return Err(BenchError::unexpected("the cloud does not know the image it was given"));
     };

@@ -50,18 +50,21 @@ const GUEST_ABOUT: &str = "From the first instruction of the kernel to listening
 /// A service that goes to zero as soon as it may, so that the next call finds no machine.
 fn cold_spec() -> Result<ServiceSpec, BenchError> {
     let soon = Duration::from_millis(50);
-    spec(COLD, ScalingPolicy {
-        replicas_max: 1,
-        zero_grace: soon,
-        cooldown: Duration::ZERO,
-        rule: ScalingRule::Concurrency {
-            target: 0.7,
-            stable_window: soon,
-            panic_window: soon,
-            panic_threshold: 2.0,
+    spec(
+        COLD,
+        ScalingPolicy {
+            replicas_max: 1,
+            zero_grace: soon,
+            cooldown: Duration::ZERO,
+            rule: ScalingRule::Concurrency {
+                target: 0.7,
+                stable_window: soon,
+                panic_window: soon,
+                panic_threshold: 2.0,
+            },
+            ..ScalingPolicy::default()
         },
-        ..ScalingPolicy::default()
-    })
+    )
 }
 
 /// A service of the bench's image with this policy.
@@ -93,7 +96,8 @@ async fn cold(
     for round in 1..=count {
         rig.machines_gone(PATIENCE).await?;
         tokio::time::sleep(SETTLE).await;
-        let answer = wire.post_ok(&format!("/v1/services/{COLD}/call"), Bytes::from_static(BODY)).await?;
+        let answer =
+            wire.post_ok(&format!("/v1/services/{COLD}/call"), Bytes::from_static(BODY)).await?;
         ours.push(ms(answer.first));
         let machine = machine_of(&answer)?;
         let parts = parts(rig, &answer).await?;
@@ -130,14 +134,16 @@ async fn warm(
     let (mut times, mut served) = (Vec::new(), BTreeSet::new());
     for round in 1..=count {
         let fresh = rig.machines_until("a warm machine", PATIENCE, |machines| {
-            let ready = |m: &&skein_api::Machine| m.state == PhaseName::Ready && !served.contains(&m.id);
+            let ready =
+                |m: &&skein_api::Machine| m.state == PhaseName::Ready && !served.contains(&m.id);
             // Alone: so the call can reach no other.
             let alone = machines.iter().all(|m| !served.contains(&m.id));
             machines.iter().find(ready).filter(|_| alone).map(|m| m.id.clone())
         });
         let fresh = fresh.await?;
         tokio::time::sleep(SETTLE).await;
-        let answer = wire.post_ok(&format!("/v1/services/{WARM}/call"), Bytes::from_static(BODY)).await?;
+        let answer =
+            wire.post_ok(&format!("/v1/services/{WARM}/call"), Bytes::from_static(BODY)).await?;
         let machine = machine_of(&answer)?;
         if !served.insert(machine.clone()) {
             return Err(BenchError::unexpected(format!("machine {machine} served twice")));
@@ -160,7 +166,11 @@ async fn parts(rig: &Rig, answer: &Answer) -> Result<String, BenchError> {
     let job = header(answer, "skein-job")?;
     let job = rig.client.job(&job, Duration::ZERO).await?;
     let figure = |ms: Option<f64>| ms.unwrap_or_default();
-    Ok(format!("{:.1} ms in queue, {:.1} ms in service", figure(job.queue_ms), figure(job.service_ms)))
+    Ok(format!(
+        "{:.1} ms in queue, {:.1} ms in service",
+        figure(job.queue_ms),
+        figure(job.service_ms)
+    ))
 }
 
 /// The machine that gave an answer.
@@ -170,7 +180,9 @@ fn machine_of(answer: &Answer) -> Result<String, BenchError> {
 
 fn header(answer: &Answer, name: &str) -> Result<String, BenchError> {
     let value = answer.headers.get(name).and_then(|value| value.to_str().ok());
-    value.map(str::to_owned).ok_or_else(|| BenchError::unexpected(format!("an answer without {name}")))
+    value
+        .map(str::to_owned)
+        .ok_or_else(|| BenchError::unexpected(format!("an answer without {name}")))
 }
 
 /// Milliseconds of a duration.

@@ -5,8 +5,8 @@
 
 use crate::state::Event;
 use crate::state::{
-    Compare, Durability, Entry, Key, KeySpan, LeaseId, Op, OpReply, Query, RANGE_BYTES_MAX, RangeReply,
-    Revision, StateError, Target, Txn, TxnReply,
+    Compare, Durability, Entry, Key, KeySpan, LeaseId, Op, OpReply, Query, RANGE_BYTES_MAX,
+    RangeReply, Revision, StateError, Target, Txn, TxnReply,
 };
 use bytes::Bytes;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row, params};

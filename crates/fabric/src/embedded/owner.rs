@@ -8,8 +8,8 @@ use super::database::{Database, Failure};
 use super::history::History;
 use super::leases::Leases;
 use crate::state::{
-    Batch, Durability, Event, KeySpan, LeaseId, LeaseStatus, Revision, StateError, Txn, TxnReply, Watch,
-    WatchFrom,
+    Batch, Durability, Event, KeySpan, LeaseId, LeaseStatus, Revision, StateError, Txn, TxnReply,
+    Watch, WatchFrom,
 };
 use std::fs::File;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};

@@ -20,8 +20,8 @@ mod watch;
 pub use error::StateError;
 pub use key::{KEY_BYTES_MAX, Key, KeySpan};
 pub use txn::{
-    Compare, Durability, Entry, Op, OpReply, Query, RANGE_BYTES_MAX, RangeReply, Relation, TXN_BYTES_MAX,
-    TXN_OPS_MAX, Target, Txn, TxnReply, VALUE_BYTES_MAX,
+    Compare, Durability, Entry, Op, OpReply, Query, RANGE_BYTES_MAX, RangeReply, Relation,
+    TXN_BYTES_MAX, TXN_OPS_MAX, Target, Txn, TxnReply, VALUE_BYTES_MAX,
 };
 pub use watch::{Batch, Event, Watch, WatchFrom};
 
