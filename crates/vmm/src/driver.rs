@@ -21,7 +21,8 @@ pub trait Driver: Send + Sync + fmt::Debug {
     /// (a kernel that QEMU refuses) ends the machine and is its cause of exit.
     ///
     /// # Cancel safety
-    /// Not safe: a machine may run that nobody holds; [`Driver::adopt`] finds it.
+    /// Safe: a machine whose asker has gone is ended. Only if this process dies may one run that nobody holds;
+    /// [`Driver::adopt`] finds it.
     async fn launch(&self, spec: LaunchSpec) -> Result<Machine, LaunchError>;
 
     /// Finds the machine of a run directory again, after the process that launched it has ended. At

@@ -64,6 +64,18 @@ async fn a_kernel_that_is_none_is_the_machines_end() {
 }
 
 #[tokio::test]
+async fn a_launch_whose_asker_has_gone_leaves_nothing() {
+    let host = Host::start().await;
+    let guest = TinyGuest::new().elf();
+    // Asked for and given up at once.
+    let given_up = timeout(Duration::ZERO, host.driver.launch(host.spec("gone", &guest))).await;
+    assert!(given_up.is_err());
+    // One thread launches, one after the other: when this one runs, the other was taken back.
+    let _next = host.boot("next", TinyGuest::new()).await;
+    assert!(!host.path("gone/machine.json").exists());
+}
+
+#[tokio::test]
 async fn what_cannot_be_launched_leaves_nothing() {
     let host = Host::start().await;
     let code = async |spec| host.driver.launch(spec).await.expect_err("refused").code();

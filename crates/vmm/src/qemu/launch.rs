@@ -239,6 +239,31 @@ fn uuid(random: u128) -> String {
     parts.join("-")
 }
 
+/// A launch on its way to whoever asked for it. Dropped on the way, because they have gone, it ends the process: nobody
+/// would know of it.
+#[derive(Debug)]
+pub(super) struct Delivery(Option<Launched>);
+
+impl Delivery {
+    pub(super) fn new(launched: Launched) -> Self {
+        Self(Some(launched))
+    }
+
+    /// It has arrived. `None` never: this takes the delivery itself.
+    pub(super) fn arrived(mut self) -> Option<Launched> {
+        self.0.take()
+    }
+}
+
+impl Drop for Delivery {
+    fn drop(&mut self) {
+        if let Some(launched) = self.0.take() {
+            launched.process.put_down();
+            launched.dir.clear();
+        }
+    }
+}
+
 impl Launched {
     /// Gives the clients to the runtime and puts the machine together.
     pub(super) fn connect(self) -> Result<(Machine, Supervisor), LaunchError> {

@@ -8,6 +8,7 @@ mod rundir;
 pub(crate) mod spawn;
 pub(crate) mod version;
 
+use self::launch::Delivery;
 use self::spawn::{Order, SpawnThread};
 use self::version::{QEMU_OLDEST, QemuVersion};
 use crate::driver::{AdoptError, Adopted, Driver, LaunchError};
@@ -175,9 +176,10 @@ impl Driver for QemuDriver {
             launch::Settings { program, version: self.version, report: self.report.clone() };
         let launched = self
             .spawner
-            .run(move |spawner| launch::launch(spec, &settings, spawner, asked))
+            .run(move |spawner| launch::launch(spec, &settings, spawner, asked).map(Delivery::new))
             .await
             .map_err(|_| LaunchError::Closed)??;
+        let launched = launched.arrived().ok_or(LaunchError::Closed)?;
         let (machine, supervisor) = launched.connect()?;
         self.supervise(supervisor);
         Ok(machine)

@@ -89,13 +89,17 @@ impl SpawnThread {
     }
 
     /// Runs `task` on the thread. Everything that blocks in a launch belongs into it.
+    ///
+    /// # Cancel safety
+    /// Dropped before the answer has come, the task runs all the same, and its answer is dropped: where that leaves
+    /// something behind, its `Drop` takes it back.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
         task: impl FnOnce(&Spawner) -> T + Send + 'static,
     ) -> Result<T, Gone> {
         let (reply, answer) = oneshot::channel();
         let task: Task = Box::new(move |spawner| {
-            // Whoever asked may have gone.
+            // Whoever asked may have gone; then the answer is dropped here.
             let _ = reply.send(task(spawner));
         });
         self.tasks.send(task).await.map_err(|_| Gone)?;
