@@ -1,6 +1,7 @@
 //! Starting and stopping the parts in their order.
 
 use crate::host::{HostFigures, HostProblem, UID_BASE, UIDS_PER_NODE, may_change_users};
+use crate::leftover;
 use camino::{Utf8Path, Utf8PathBuf};
 use skein_agent::{Agent, AgentConfig, AgentError, Parts};
 use skein_api::Target;
@@ -140,6 +141,8 @@ impl Cloud {
         let parts = Parts { state, bus, queue, images, driver };
         let token = Token::open(config.state.join("admin.token").as_std_path())?;
         let mut cloud = Self { config, id, token, parts, agents: Vec::new(), server: None };
+        // Before the server: its leader would wait for nodes that never come.
+        leftover::remove_nodes(&cloud.config, &cloud.id, &cloud.parts).await;
         // The server records events from the first one on; it plans only when the agents have had time to join.
         cloud.start_server().await?;
         cloud.sweep_networks().await;
@@ -280,11 +283,12 @@ impl Cloud {
 
     /// Ends the process's part of the cloud in order. Machines go on, for the next cloud on the same folder.
     pub async fn stop(mut self) {
-        let agents = self.agents.drain(..).filter_map(|(_, agent)| agent);
-        futures_util::future::join_all(agents.map(Agent::shutdown)).await;
+        // The server first: it would replace the machines of agents that gave their leases back, and those go on.
         if let Some(server) = self.server.take() {
             server.shutdown().await;
         }
+        let agents = self.agents.drain(..).filter_map(|(_, agent)| agent);
+        futures_util::future::join_all(agents.map(Agent::shutdown)).await;
     }
 
     /// Ends the cloud and all its machines; no process, tap or namespace is left. The state folder stays.
@@ -315,7 +319,7 @@ fn check(config: &CloudConfig) -> Result<(), CloudError> {
     Ok(())
 }
 
-async fn open_driver(config: &CloudConfig) -> Result<QemuDriver, CloudError> {
+pub(crate) async fn open_driver(config: &CloudConfig) -> Result<QemuDriver, CloudError> {
     let probe_as = may_change_users(config.nodes).then_some(RunAs { uid: UID_BASE, gid: UID_BASE });
     let driver = QemuDriver::open(QemuConfig {
         program: config.qemu.clone(),

@@ -9,6 +9,8 @@
 
 mod cloud;
 mod host;
+mod leftover;
 
 pub use cloud::{Cloud, CloudConfig, CloudError};
 pub use host::{HostFigures, HostProblem, check_host};
+pub use leftover::remove_abandoned;
