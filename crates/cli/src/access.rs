@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use skein_api::Target;
 use std::fs;
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -51,7 +51,11 @@ impl AccessArgs {
             Some(file) => vec![file.clone()],
             None => home.into_iter().chain([default_state.join(FILE)]).collect(),
         };
-        let Some(file) = places.iter().find(|place| place.exists()) else {
+        // A file that cannot be looked at is there for all this user can tell: reading it says why not.
+        let there = |place: &&PathBuf| {
+            place.symlink_metadata().err().is_none_or(|e| e.kind() == ErrorKind::PermissionDenied)
+        };
+        let Some(file) = places.iter().find(there) else {
             let looked: Vec<_> = places.iter().map(|p| p.display().to_string()).collect();
             bail!(
                 "no server is known: start one with `skein up`, or give --access FILE (looked for {})",
@@ -78,6 +82,19 @@ fn target(access: Access) -> Result<Target> {
     Ok(Target { url, token: access.token })
 }
 
+/// Where a cloud is and how to get in, in lines for people. The link that contains the token only for a terminal: journals
+/// and logs of builds keep what they are told.
+pub(crate) fn told(target: &Target, file: &Path, to_terminal: bool) -> String {
+    let (url, file) = (&target.url, file.display());
+    let link = if to_terminal {
+        format!("page, open     {url}/#token={}\n", target.token)
+    } else {
+        String::new()
+    };
+    let holds = if to_terminal { "" } else { "   (holds the token)" };
+    format!("API and page   {url}\n{link}access file    {file}{holds}")
+}
+
 /// Writes the access file of a cloud, readable by its owner only, in one step.
 pub(crate) fn write(folder: &Path, target: &Target) -> Result<PathBuf> {
     let file = folder.join(FILE);
@@ -85,7 +102,8 @@ pub(crate) fn write(folder: &Path, target: &Target) -> Result<PathBuf> {
     let access = Access { url: target.url.clone(), token: target.token.clone() };
     let write = || -> Result<()> {
         let _ = fs::remove_file(&draft);
-        let mut out = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
+        let mut out =
+            fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
         out.write_all(serde_json::to_string_pretty(&access)?.as_bytes())?;
         out.sync_all()?;
         Ok(fs::rename(&draft, &file)?)

@@ -72,9 +72,8 @@ struct Description {
 /// Builds the service in a folder.
 pub(crate) fn build(folder: &Path, quiet: bool) -> Result<Bundle> {
     let path = folder.join(MANIFEST);
-    let text = fs::read_to_string(&path).with_context(|| {
-        format!("reading {} (`skein image init` writes one)", path.display())
-    })?;
+    let text = fs::read_to_string(&path)
+        .with_context(|| format!("reading {} (`skein image init` writes one)", path.display()))?;
     let manifest: Manifest =
         toml::from_str(&text).with_context(|| format!("reading {}", path.display()))?;
     let mut modules = Vec::with_capacity(manifest.module.len());
@@ -114,7 +113,12 @@ fn make_module(folder: &Path, module: &Module, quiet: bool) -> Result<PathBuf> {
         .status()
         .with_context(|| format!("running {program} for module {}", module.path))?;
     if !status.success() || !file.is_file() {
-        bail!("module {}: `{}` did not make {}", module.path, module.build.join(" "), file.display());
+        bail!(
+            "module {}: `{}` did not make {}",
+            module.path,
+            module.build.join(" "),
+            file.display()
+        );
     }
     // The maker may have kept a file that is still right: it is new as of now.
     fs::File::options().append(true).open(&file)?.set_modified(SystemTime::now())?;
@@ -151,7 +155,9 @@ fn compile(folder: &Path, quiet: bool) -> Result<PathBuf> {
     match programs.as_slice() {
         [program] => Ok(program.clone()),
         [] => bail!("{} has no binary target: a machine needs one", folder.display()),
-        _ => bail!("{} has {} binary targets: a machine needs one", folder.display(), programs.len()),
+        _ => {
+            bail!("{} has {} binary targets: a machine needs one", folder.display(), programs.len())
+        }
     }
 }
 
@@ -188,7 +194,8 @@ impl Bundle {
     /// Writes the image into a folder, in one piece that can be carried elsewhere.
     pub(crate) fn write(&self, folder: &Path) -> Result<()> {
         let copy = |from: &Path, name: &str| -> Result<PathBuf> {
-            fs::copy(from, folder.join(name)).with_context(|| format!("copying {}", from.display()))?;
+            fs::copy(from, folder.join(name))
+                .with_context(|| format!("copying {}", from.display()))?;
             Ok(name.into())
         };
         fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
@@ -239,9 +246,8 @@ pub(crate) fn init(folder: &Path) -> Result<()> {
         let path = folder.join(path);
         let parent = path.parent().context("a file in the folder")?;
         fs::create_dir_all(parent).with_context(|| format!("making {}", parent.display()))?;
-        let text = text
-            .replace("hello", name)
-            .replace("../unikernel", &library.display().to_string());
+        let text =
+            text.replace("hello", name).replace("../unikernel", &library.display().to_string());
         fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
     }
     Ok(())

@@ -10,7 +10,7 @@ mod output;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use skein_api::ClientError;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -33,7 +33,13 @@ struct Context {
     #[arg(short, long, global = true, value_enum, default_value = "table", value_name = "FORM")]
     output: output::Format,
     /// Folder of the cloud's state
-    #[arg(long, global = true, env = "SKEIN_STATE", default_value = "/var/lib/skein", value_name = "DIR")]
+    #[arg(
+        long,
+        global = true,
+        env = "SKEIN_STATE",
+        default_value = "/var/lib/skein",
+        value_name = "DIR"
+    )]
     state: PathBuf,
     /// What to log on stderr: error, warn, info, debug, or a filter such as skein_agent=debug
     #[arg(long, global = true, env = "SKEIN_LOG", default_value = "warn", value_name = "FILTER")]
@@ -101,7 +107,9 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr)
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -111,7 +119,13 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(run(cli)) {
+    let ended = runtime.block_on(run(cli)).and_then(|code| {
+        std::io::stdout().flush()?;
+        Ok(code)
+    });
+    // Dropping the runtime would wait for a read of standard input that `vm console` left behind.
+    runtime.shutdown_background();
+    match ended {
         Ok(code) => code,
         Err(error) => fail(&error),
     }
@@ -120,7 +134,9 @@ fn main() -> ExitCode {
 /// Prints an error with its causes, once each, and finds its exit status.
 fn fail(error: &anyhow::Error) -> ExitCode {
     if error.chain().any(|cause| {
-        cause.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+        cause
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
     }) {
         // Whoever read our output has seen enough.
         return ExitCode::SUCCESS;

@@ -49,11 +49,13 @@ pub(crate) fn list<T: Serialize>(format: Format, items: &[T], columns: &[Column<
             let shown: Vec<_> =
                 columns.iter().filter(|c| !c.wide || format == Format::Wide).collect();
             let mut table = Table::new();
-            table.load_style(presets::NOTHING).set_content_arrangement(if std::io::stdout().is_terminal() {
-                ContentArrangement::Dynamic
-            } else {
-                ContentArrangement::Disabled
-            });
+            table.load_style(presets::NOTHING).set_content_arrangement(
+                if std::io::stdout().is_terminal() {
+                    ContentArrangement::Dynamic
+                } else {
+                    ContentArrangement::Disabled
+                },
+            );
             table.set_header(shown.iter().map(|c| c.heading));
             for item in items {
                 table.add_row(shown.iter().map(|c| (c.cell)(item)));

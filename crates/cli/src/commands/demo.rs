@@ -5,14 +5,14 @@ use crate::commands::up::{Shape, Stop};
 use crate::image_build::Bundle;
 use crate::{Context, access};
 use anyhow::{Context as _, Result, bail};
-use camino::Utf8PathBuf;
+use camino::{Utf8Path, Utf8PathBuf};
 use skein_api::{BatchItem, Client, EventLine, EventStream, Machine};
 use skein_cloud::Cloud;
-use skein_model::{
-    EventKind, PhaseName, QueuePolicy, ScalingPolicy, ScalingRule, ServiceSpec,
-};
+use skein_model::{EventKind, PhaseName, QueuePolicy, ScalingPolicy, ScalingRule, ServiceSpec};
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{IsTerminal, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -48,18 +48,47 @@ pub(crate) struct Demo {
 
 /// Queries that people could ask of a list of the world's cities; repeated as often as jobs are asked for.
 const QUERIES: &[&str] = &[
-    "london", "san", "münchen", "new york", "saint petersburg", "tokyo", "rio", "springfield",
-    "country:FR saint", "москва", "北京", "zürich", "sao paulo", "los", "porto", "country:DE bad",
-    "istanbul", "nairobi", "country:IN pur", "santa", "québec", "al", "mexico", "kyiv", "hanoi",
-    "country:US port", "den haag", "athens", "cairo", "ulaanbaatar", "reykjavik", "wien",
+    "london",
+    "san",
+    "münchen",
+    "new york",
+    "saint petersburg",
+    "tokyo",
+    "rio",
+    "springfield",
+    "country:FR saint",
+    "москва",
+    "北京",
+    "zürich",
+    "sao paulo",
+    "los",
+    "porto",
+    "country:DE bad",
+    "istanbul",
+    "nairobi",
+    "country:IN pur",
+    "santa",
+    "québec",
+    "al",
+    "mexico",
+    "kyiv",
+    "hanoi",
+    "country:US port",
+    "den haag",
+    "athens",
+    "cairo",
+    "ulaanbaatar",
+    "reykjavik",
+    "wien",
 ];
 
 impl Demo {
     pub(crate) async fn run(self, context: &Context) -> Result<ExitCode> {
-        let folder = tempfile::Builder::new().prefix("skein-").tempdir()?;
-        let state = Utf8PathBuf::from_path_buf(folder.path().to_owned())
-            .map_err(|path| anyhow::anyhow!("{} is not UTF-8", path.display()))?;
         let mut stop = Stop::new()?;
+        let parent = parent()?;
+        remove_abandoned(&parent).await;
+        let folder = Folder::new(&parent)?;
+        let state = folder.path.clone();
         let cloud = Cloud::start(self.shape.config(&state)).await?;
         let shown = tokio::select! {
             shown = self.show(context, &cloud, &state) => shown,     // owns all it needs; the cloud is ended below
@@ -75,12 +104,12 @@ impl Demo {
             eprintln!("stopping");
         }
         cloud.stop_all().await;
-        folder.close().context("removing the folder of the demonstration")?;
+        folder.remove()?;
         shown?;
         Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
-    async fn show(&self, _: &Context, cloud: &Cloud, state: &camino::Utf8Path) -> Result<Summary> {
+    async fn show(&self, _: &Context, cloud: &Cloud, state: &Utf8Path) -> Result<Summary> {
         let target = cloud.target();
         let file = access::write(state.as_std_path(), &target)?;
         let client = Client::new(target.clone());
@@ -106,10 +135,10 @@ impl Demo {
         picture.end();
         watched?;
         show_answer(&client, &reply).await?;
-        summary.print();
-        println!("API and page   {}", target.url);
-        println!("page, open     {}/#token={}", target.url, target.token);
-        println!("access file    {}   (export SKEIN_ACCESS={0})", file.display());
+        summary.print()?;
+        let mut out = std::io::stdout();
+        writeln!(out, "{}", access::told(&target, &file, out.is_terminal()))?;
+        writeln!(out, "in a shell     export SKEIN_ACCESS={}", file.display())?;
         Ok(summary)
     }
 
@@ -130,6 +159,66 @@ impl Demo {
             deadline_ms: None,
         };
         Ok(queries.iter().cycle().take(self.jobs as usize).map(item).collect())
+    }
+}
+
+/// Where the folders of this user's demonstrations are: one known place, so that the next one finds what a killed one
+/// left. Short, because Unix sockets live below it.
+fn parent() -> Result<Utf8PathBuf> {
+    let user = rustix::process::geteuid().as_raw();
+    let path = Utf8PathBuf::from(format!("/tmp/skein-demo-{user}"));
+    let made = std::fs::DirBuilder::new().mode(0o700).create(&path);
+    if let Err(error) = made
+        && error.kind() != std::io::ErrorKind::AlreadyExists
+    {
+        return Err(error).with_context(|| format!("making {path}"));
+    }
+    // Anybody may make names in /tmp.
+    let found = path.symlink_metadata().with_context(|| format!("reading {path}"))?;
+    if !found.is_dir() || found.uid() != user {
+        bail!("{path} is not a folder of this user: remove it");
+    }
+    Ok(path)
+}
+
+/// Ends what demonstrations that were killed left. A demonstration that runs has its folder locked.
+async fn remove_abandoned(parent: &Utf8Path) {
+    let Ok(entries) = parent.read_dir_utf8() else { return };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        let Ok(lock) = File::open(path) else { continue };
+        if lock.try_lock().is_err() {
+            continue;
+        }
+        match skein_cloud::remove_abandoned(path).await {
+            Ok(true) => eprintln!("removed what a demonstration left that was killed: {path}"),
+            Ok(false) => {}
+            Err(error) => {
+                eprintln!("warning: removing {path}: {}", skein_shell::report::chain(&error));
+            }
+        }
+    }
+}
+
+/// The folder of this demonstration, locked as long as it runs.
+struct Folder {
+    path: Utf8PathBuf,
+    inner: tempfile::TempDir,
+    _lock: File,
+}
+
+impl Folder {
+    fn new(parent: &Utf8Path) -> Result<Self> {
+        let inner = tempfile::Builder::new().prefix("").tempdir_in(parent)?;
+        let path = Utf8PathBuf::from_path_buf(inner.path().to_owned())
+            .map_err(|path| anyhow::anyhow!("{} is not UTF-8", path.display()))?;
+        let lock = File::open(&path).with_context(|| format!("opening {path}"))?;
+        lock.try_lock().with_context(|| format!("locking {path}"))?;
+        Ok(Self { path, inner, _lock: lock })
+    }
+
+    fn remove(self) -> Result<()> {
+        self.inner.close().context("removing the folder of the demonstration")
     }
 }
 
@@ -195,7 +284,9 @@ async fn show_answer(client: &Client, reply: &skein_api::BatchReply) -> Result<(
     let answer = client.result(id).await?;
     let text = String::from_utf8_lossy(&answer);
     let shown: String = text.chars().take(300).collect();
-    println!("\nanswer to the first query ({}):\n{shown}{}\n", QUERIES[0], if shown.len() < text.len() { "..." } else { "" });
+    let rest = if shown.len() < text.len() { "..." } else { "" };
+    let mut out = std::io::stdout();
+    writeln!(out, "\nanswer to the first query ({}):\n{shown}{rest}\n", QUERIES[0])?;
     Ok(())
 }
 
@@ -246,35 +337,42 @@ impl Summary {
         }
     }
 
-    fn print(&mut self) {
+    fn print(&mut self) -> Result<()> {
+        let mut out = std::io::stdout();
         let ms = |us: Option<u64>| us.map_or(f64::NAN, |us| us as f64 / 1e3);
         let line = |name: &str, figures: &mut Vec<u64>| {
+            let mut out = std::io::stdout();
             figures.sort_unstable();
             let at = |share: f64| {
                 let place = (figures.len() as f64 * share) as usize;
                 ms(figures.get(place.min(figures.len().saturating_sub(1))).copied())
             };
-            println!("{name:15}{:9.1} ms median {:9.1} ms p95 {:9.1} ms most", at(0.5), at(0.95), at(1.0));
+            let (median, p95, most) = (at(0.5), at(0.95), at(1.0));
+            writeln!(out, "{name:15}{median:9.1} ms median {p95:9.1} ms p95 {most:9.1} ms most")
         };
-        println!(
+        writeln!(
+            out,
             "jobs           {} done, {} refused, {} dead-letter, {} lost; {} attempts returned",
             self.done, self.refused, self.dead, self.lost, self.returned
-        );
-        line("in queue", &mut self.queue_us);
-        line("in service", &mut self.service_us);
-        println!(
+        )?;
+        line("in queue", &mut self.queue_us)?;
+        line("in service", &mut self.service_us)?;
+        writeln!(
+            out,
             "machines       {} started, {} at once at most, all gone again",
             self.start_us.len(),
             self.machines_most
-        );
-        line("machine start", &mut self.start_us);
-        line("guest boot", &mut self.boot_us);
+        )?;
+        line("machine start", &mut self.start_us)?;
+        line("guest boot", &mut self.boot_us)?;
         let seconds = |at: Option<Duration>| at.map_or(f64::NAN, |at| at.as_secs_f64());
-        println!(
+        writeln!(
+            out,
             "cold start     {:.1} ms from submission to the first result; all results after {:.2} s",
             seconds(self.first_done) * 1e3,
             seconds(self.all_done)
-        );
+        )?;
+        Ok(())
     }
 }
 
@@ -310,14 +408,16 @@ impl Picture {
             summary.done,
             machines.len()
         );
-        let state: Vec<String> = nodes.iter().map(|(node, row)| format!("{node} [{row}]")).collect();
+        let state: Vec<String> =
+            nodes.iter().map(|(node, row)| format!("{node} [{row}]")).collect();
         let mut out = std::io::stderr().lock();
         if self.in_place {
             for _ in 0..self.lines {
                 write!(out, "\x1b[1A\x1b[2K")?;
             }
             let width = 40;
-            let filled = (ended as usize * width).checked_div(summary.accepted as usize).unwrap_or(0);
+            let filled =
+                (ended as usize * width).checked_div(summary.accepted as usize).unwrap_or(0);
             writeln!(out, "{head}")?;
             writeln!(out, "[{}{}]", "=".repeat(filled), " ".repeat(width - filled.min(width)))?;
             writeln!(out, "{}   (. assigned, o booting, # ready, - leaving)", state.join("  "))?;

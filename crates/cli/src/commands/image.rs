@@ -5,6 +5,7 @@ use crate::image_build::{self, Bundle};
 use crate::output::{self, column, wide};
 use anyhow::{Context as _, Result, bail};
 use skein_api::{Client, Image as ApiImage, ImageModule, ImagePut};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -68,7 +69,10 @@ impl Image {
                 let bundle = image_build::build(&path, quiet)?;
                 match to {
                     Some(folder) => bundle.write(&folder)?,
-                    None => println!("{}", upload(&context.client()?, &bundle).await?.name),
+                    None => {
+                        let image = upload(&context.client()?, &bundle).await?;
+                        writeln!(std::io::stdout(), "{}", image.name)?;
+                    }
                 }
             }
             Self::Import { path, name, modules, memory, capacity, port } => {
@@ -81,14 +85,15 @@ impl Image {
                 bundle.memory_mib = memory.or(bundle.memory_mib);
                 bundle.capacity = capacity.or(bundle.capacity);
                 bundle.port = port.or(bundle.port);
-                println!("{}", upload(&context.client()?, &bundle).await?.name);
+                let image = upload(&context.client()?, &bundle).await?;
+                writeln!(std::io::stdout(), "{}", image.name)?;
             }
             Self::Ls => list(context, &context.client()?.images().await?)?,
             Self::Rm { images } => {
                 let client = context.client()?;
                 for image in images {
                     client.remove_image(&image).await?;
-                    println!("{image}");
+                    writeln!(std::io::stdout(), "{image}")?;
                 }
             }
         }

@@ -11,8 +11,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-/// Jobs of one batch request: about 1 MiB of small jobs, well under the server's bound of 16 MiB.
+/// Jobs of one batch request: about 1 MiB of small ones.
 const BATCH: usize = 1000;
+/// Bytes of one batch request, but for a job that is larger by itself: well under the server's bound of 16 MiB.
+const BATCH_BYTES: usize = 4 * 1024 * 1024;
 /// One question of a long wait: shorter than what proxies allow a silent connection.
 const WAIT_STEP: Duration = Duration::from_secs(20);
 
@@ -20,7 +22,7 @@ const WAIT_STEP: Duration = Duration::from_secs(20);
 #[derive(clap::Subcommand)]
 pub(crate) enum Job {
     /// Submit a job, or a batch of them
-    Submit(Submit),
+    Submit(Box<Submit>),
     /// List jobs, newest first
     Ls {
         /// Only those of a service
@@ -122,10 +124,10 @@ pub(crate) struct Submit {
     #[command(flatten)]
     payload: Payload,
     /// A batch: each line of the file is one payload
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["data", "file", "json_lines"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["data", "file", "json_lines", "idempotency_token", "attempts", "content_type"])]
     lines: Option<PathBuf>,
     /// A batch: each line is {"payload": ..., "token": ..., "path": ..., "deadline_ms": ...}
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["data", "file"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["data", "file", "idempotency_token", "path", "deadline", "attempts", "content_type"])]
     json_lines: Option<PathBuf>,
     #[command(flatten)]
     serving: Serving,
@@ -168,9 +170,10 @@ impl Submit {
         if let Some(items) = self.batch()? {
             return self.submit_batch(&client, &items).await;
         }
-        let job = client.submit(&self.service, self.payload.read()?, &self.serving.options()).await?;
+        let job =
+            client.submit(&self.service, self.payload.read()?, &self.serving.options()).await?;
         if !self.wait {
-            println!("{}", job.id);
+            writeln!(std::io::stdout(), "{}", job.id)?;
             return Ok(ExitCode::SUCCESS);
         }
         eprintln!("{}", job.id);
@@ -206,13 +209,13 @@ impl Submit {
 
     async fn submit_batch(&self, client: &Client, items: &[BatchItem]) -> Result<ExitCode> {
         let (mut accepted, mut refused) = (Vec::new(), 0);
-        for part in items.chunks(BATCH) {
+        for part in parts(items)? {
             let reply = client.submit_batch(&self.service, part).await?;
             refused += reply.refused;
             for result in reply.results {
                 match (result.id, result.error) {
                     (Some(id), _) => {
-                        println!("{id}");
+                        writeln!(std::io::stdout(), "{id}")?;
                         accepted.push(id);
                     }
                     (None, error) => {
@@ -232,6 +235,23 @@ impl Submit {
         }
         Ok(ExitCode::from(u8::from(refused + failed > 0)))
     }
+}
+
+/// A batch in requests that the server takes.
+fn parts(items: &[BatchItem]) -> Result<Vec<&[BatchItem]>> {
+    let (mut parts, mut begin, mut bytes) = (Vec::new(), 0, 0);
+    for (place, item) in items.iter().enumerate() {
+        let more = serde_json::to_vec(item)?.len();
+        if place > begin && (place - begin == BATCH || bytes + more > BATCH_BYTES) {
+            parts.push(&items[begin..place]);
+            (begin, bytes) = (place, 0);
+        }
+        bytes += more;
+    }
+    if begin < items.len() {
+        parts.push(&items[begin..]);
+    }
+    Ok(parts)
 }
 
 /// Waits until a job has ended.
@@ -267,7 +287,7 @@ impl Job {
                 let (begun, mut failed) = (Instant::now(), false);
                 for id in jobs {
                     let job = wait(&client, &id, timeout.saturating_sub(begun.elapsed())).await?;
-                    println!("{}  {}", job.id, job.state.as_str());
+                    writeln!(std::io::stdout(), "{}  {}", job.id, job.state.as_str())?;
                     failed |= job.state != JobStateName::Done;
                 }
                 return Ok(ExitCode::from(u8::from(failed)));
@@ -275,7 +295,7 @@ impl Job {
             Self::Result { job } => std::io::stdout().write_all(&client.result(&job).await?)?,
             Self::Cancel { jobs } => {
                 for job in jobs {
-                    println!("{}", client.cancel(&job).await?.id);
+                    writeln!(std::io::stdout(), "{}", client.cancel(&job).await?.id)?;
                 }
             }
         }
@@ -348,4 +368,30 @@ fn show(context: &Context, j: &ApiJob) -> Result<()> {
             ("deadline", dash(j.deadline.clone())),
         ],
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_is_cut_by_jobs_and_by_bytes() {
+        let item = |bytes: usize| BatchItem {
+            payload: "x".repeat(bytes).into(),
+            token: None,
+            path: None,
+            deadline_ms: None,
+        };
+        let check = |sizes: Vec<usize>, expect: &[usize]| {
+            let items: Vec<_> = sizes.into_iter().map(item).collect();
+            let parts: Vec<_> = parts(&items).unwrap().iter().map(|part| part.len()).collect();
+            assert_eq!(parts, expect);
+        };
+        const MIB: usize = 1024 * 1024;
+        check(vec![], &[]);
+        check(vec![1; 2001], &[1000, 1000, 1]);
+        check(vec![MIB; 5], &[3, 2]);
+        // One that is larger than a request shall be goes alone: the server says whether it takes it.
+        check(vec![1, 5 * MIB, 1], &[1, 1, 1]);
+    }
 }

@@ -30,7 +30,8 @@ fn read_input(file: &Path) -> Result<Vec<u8>> {
 /// `500ms`, `30s`, `5m`, `2h`, `7d`; a bare number is seconds.
 fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let number: f64 = digits.parse().map_err(|_| format!("{text:?} is not a duration such as 30s"))?;
+    let number: f64 =
+        digits.parse().map_err(|_| format!("{text:?} is not a duration such as 30s"))?;
     let seconds = match &text[digits.len()..] {
         "ms" => number / 1e3,
         "" | "s" => number,

@@ -9,7 +9,8 @@ use skein_model::{
     ThresholdScope,
 };
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -181,7 +182,7 @@ impl Create {
         }
     }
 
-    fn read(&self, file: &PathBuf) -> Result<ServiceSpec> {
+    fn read(&self, file: &Path) -> Result<ServiceSpec> {
         let text = String::from_utf8(super::read_input(file)?).context("the file is not UTF-8")?;
         let mut document: serde_json::Value = if text.trim_start().starts_with('{') {
             serde_json::from_str(&text).with_context(|| format!("reading {}", file.display()))?
@@ -214,7 +215,7 @@ impl Service {
                     }
                     other => other?,
                 };
-                println!("{}", service.spec.name);
+                writeln!(std::io::stdout(), "{}", service.spec.name)?;
             }
             Self::Ls => list(context, &context.client()?.services().await?)?,
             Self::Show { service } => {
@@ -231,7 +232,7 @@ impl Service {
                 let client = context.client()?;
                 for service in services {
                     client.remove_service(&service).await?;
-                    println!("{service}");
+                    writeln!(std::io::stdout(), "{service}")?;
                 }
             }
         }
@@ -256,7 +257,10 @@ async fn wait_ready(client: &Client, service: &str, count: u32) -> Result<()> {
         }
         if Instant::now() > until {
             let why = now.decisions.first().map_or("no decision yet", |d| &d.reason);
-            bail!("{} of {count} machines are ready after two minutes; the policy says: {why}", now.ready);
+            bail!(
+                "{} of {count} machines are ready after two minutes; the policy says: {why}",
+                now.ready
+            );
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
@@ -304,7 +308,10 @@ fn show(context: &Context, s: &ApiService) -> Result<()> {
             format!("{} to {}, {} warm", scaling.replicas_min, scaling.replicas_max, scaling.warm),
         ),
         ("rule", rule),
-        ("queue", format!("{} waiting, {} running, bound {}", s.waiting, s.running, s.spec.queue.bound)),
+        (
+            "queue",
+            format!("{} waiting, {} running, bound {}", s.waiting, s.running, s.spec.queue.bound),
+        ),
         (
             "jobs",
             format!(
@@ -327,11 +334,15 @@ fn show(context: &Context, s: &ApiService) -> Result<()> {
         ),
         (
             "scaling",
-            format!("{} replications, {} dereplications", counters.replications, counters.dereplications),
+            format!(
+                "{} replications, {} dereplications",
+                counters.replications, counters.dereplications
+            ),
         ),
     ];
     if let Some(hold) = &s.hold {
-        lines.push(("waits for", format!("{} more: {} ({})", hold.missing, hold.reason, hold.code)));
+        lines
+            .push(("waits for", format!("{} more: {} ({})", hold.missing, hold.reason, hold.code)));
     }
     for decision in &s.decisions {
         let change = format!(

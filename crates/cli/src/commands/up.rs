@@ -4,6 +4,7 @@ use crate::{Context, access};
 use anyhow::{Context as _, Result};
 use camino::Utf8PathBuf;
 use skein_cloud::{Cloud, CloudConfig};
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
@@ -68,9 +69,8 @@ impl Up {
         let cloud = Cloud::start(self.shape.config(&state)).await?;
         let target = cloud.target();
         let file = access::write(state.as_std_path(), &target)?;
-        eprintln!("API and page   {}", target.url);
-        eprintln!("page, open     {}/#token={}", target.url, target.token);
-        eprintln!("access file    {}", file.display());
+        let told = access::told(&target, &file, std::io::stderr().is_terminal());
+        eprintln!("{told}");
         eprintln!("nodes          {}; Ctrl-C stops", self.shape.nodes);
         stop.wait().await;
         eprintln!("stopping");
@@ -84,10 +84,11 @@ impl Up {
     }
 }
 
-/// Ctrl-C or a request to end.
+/// Ctrl-C, a request to end, or a terminal that was closed.
 pub(crate) struct Stop {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
+    hangup: tokio::signal::unix::Signal,
 }
 
 impl Stop {
@@ -95,6 +96,7 @@ impl Stop {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
         })
     }
 
@@ -102,6 +104,7 @@ impl Stop {
         tokio::select! {
             _ = self.interrupt.recv() => {}     // cancel-safe: signals are kept
             _ = self.terminate.recv() => {}     // as above
+            _ = self.hangup.recv() => {}        // as above
         }
     }
 }

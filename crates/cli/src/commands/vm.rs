@@ -7,7 +7,6 @@ use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 use skein_api::{Client, Machine};
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
-use std::time::Duration;
 use tokio::io::AsyncReadExt;
 
 /// Ctrl-] leaves a console, as in telnet.
@@ -107,7 +106,7 @@ impl Vm {
                 let client = context.client()?;
                 for machine in machines {
                     let machine = client.stop_machine(&machine, now).await?;
-                    println!("{}", machine.id);
+                    writeln!(std::io::stdout(), "{}", machine.id)?;
                 }
             }
         }
@@ -210,7 +209,6 @@ async fn console(client: &Client, machine: &str) -> Result<()> {
     }
     drop(raw);
     eprintln!();
-    // A read of standard input may still be under way in the runtime; do not wait for a key.
-    tokio::time::sleep(Duration::ZERO).await;
+    // A read of standard input may still be under way in the runtime; main does not wait for its key.
     Ok(())
 }
