@@ -178,10 +178,6 @@ impl BlobStore {
             Ok(()) | Err(_) => {}
         }
         std::fs::create_dir(&unfinished).map_err(failed("creating", &unfinished))?;
-        for first in 0..=u8::MAX {
-            let directory = root.join(format!("{first:02x}"));
-            std::fs::create_dir_all(&directory).map_err(failed("creating", &directory))?;
-        }
         File::open(root).and_then(|file| file.sync_all()).map_err(failed("syncing", root))?;
         let shared = Shared {
             root: root.to_path_buf(),
@@ -314,7 +310,11 @@ impl BlobStore {
         for first in 0..=u8::MAX {
             let directory = self.shared.root.join(format!("{first:02x}"));
             let failed = |error| BlobError::file("listing", &directory, error);
-            for file in std::fs::read_dir(&directory).map_err(failed)? {
+            let files = match std::fs::read_dir(&directory) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                files => files.map_err(failed)?,
+            };
+            for file in files {
                 let file = file.map_err(failed)?;
                 let name = file.file_name();
                 let Some(id) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
@@ -424,12 +424,24 @@ impl BlobWriter {
         let pin = self.store.hold(id);
         let place = self.store.path(id);
         let failed = |error| BlobError::file("putting in place", &place, error);
-        tokio::fs::rename(&self.unfinished.0, &place).await.map_err(failed)?;
-        let parent = place.parent().unwrap_or(&self.store.shared.root);
-        let directory = tokio::fs::File::open(parent).await.map_err(failed)?;
-        directory.sync_all().await.map_err(failed)?;
+        put_in_place(&self.store.shared.root, &self.unfinished.0, &place).await.map_err(failed)?;
         Ok(PinnedBlob { bytes: self.bytes, pin })
     }
+}
+
+/// Renames a finished file, and makes that durable. The first blob of a directory makes the directory.
+async fn put_in_place(root: &Path, finished: &Path, place: &Path) -> io::Result<()> {
+    let sync = async |directory: &Path| tokio::fs::File::open(directory).await?.sync_all().await;
+    let parent = place.parent().unwrap_or(root);
+    match tokio::fs::rename(finished, place).await {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            tokio::fs::create_dir_all(parent).await?;
+            sync(root).await?;
+            tokio::fs::rename(finished, place).await?;
+        }
+        renamed => renamed?,
+    }
+    sync(parent).await
 }
 
 /// A durable blob that no sweep removes while this lives. Keep it until the reference is written.
