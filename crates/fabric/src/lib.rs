@@ -44,8 +44,7 @@ pub use queue::{
 };
 pub use reservation::{Amounts, Plan, Reservations, Reserved, Step, Usage};
 pub use state::{
-    Batch, Compare, Durability, Entry, Event, KEY_BYTES_MAX, Key, KeySpan, LeaseId, LeaseStatus, Op,
-    OpReply,
-    Query, RANGE_BYTES_MAX, RangeReply, Relation, Revision, State, StateError, TXN_BYTES_MAX,
-    TXN_OPS_MAX, Target, Txn, TxnReply, VALUE_BYTES_MAX, Watch, WatchFrom,
+    Batch, Compare, Durability, Entry, Event, KEY_BYTES_MAX, Key, KeySpan, LeaseId, LeaseStatus,
+    Op, OpReply, Query, RANGE_BYTES_MAX, RangeReply, Relation, Revision, State, StateError,
+    TXN_BYTES_MAX, TXN_OPS_MAX, Target, Txn, TxnReply, VALUE_BYTES_MAX, Watch, WatchFrom,
 };
