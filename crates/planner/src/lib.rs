@@ -1,10 +1,23 @@
-//! Capacity planning: simulate and solve a scenario with the decision code of the live system.
+//! Capacity planning: what a system would do, simulated and computed with the decision code of the live system.
+//!
+//! ```text
+//!   scenario.toml ─▶ Scenario ─┬─▶ simulate()   discrete events, skein_policy::plan_service decides ─▶ SimReport
+//!                              ├─▶ solve()      Markov chain, its digits certified                   ─▶ SolveReport
+//!                              ├─▶ compare()    both, beside what was measured live                  ─▶ Comparison
+//!                              └─▶ search()     the parameters that reach a goal                     ─▶ Found
+//!   history.jsonl ─▶ replay     scenes for a terminal, one page for a browser
+//! ```
+//! Everything here is pure: no clock, no file, no output. One function for each subcommand of `skein plan`, with typed
+//! inputs and outputs; the binary reads files, shows progress and prints. Choices that the literature leaves open are keys of
+//! the scenario (`docs/planner.md`).
 
+pub mod bench;
 mod chain;
 mod compare;
 pub mod experiments;
 mod output;
 mod random;
+pub mod replay;
 pub mod report;
 mod scenario;
 pub mod search;

@@ -239,10 +239,11 @@ fn migrating_services(checks: &mut Vec<Check>) {
         add(checks, &format!("migrating service {name} n={n} l={l}"), &it, 14, &expect);
     }
     let stiff = family(20, 10, [12.0, 1.0, 1e-6, 1e-3], a, Held);
-    let expect = [(Measure::Refusal, 3.581118458e-22), (Measure::LostRate, 1.203696339968510e-5)];
+    let expect =
+        [(Measure::Refusal, 3.581118458e-22), (Measure::LostRate, 1.203_696_339_968_51e-5)];
     add(checks, "rare failures A/L3 n=20 l=10", &stiff, 10, &expect);
     let stiff = family(50, 20, [40.0, 1.0, 1e-6, 1e-4], b, Held);
-    let expect = [(Measure::Throughput, 39.99916987945), (Measure::LostRate, 8.300040176940e-4)];
+    let expect = [(Measure::Throughput, 39.99916987945), (Measure::LostRate, 8.30004017694e-4)];
     add(checks, "rare failures B/L3 n=50 l=20", &stiff, 10, &expect);
 }
 

@@ -247,12 +247,12 @@ impl<'a> Lines<'a> {
             weights[line] = x[pair[0]..pair[1]].iter().sum::<f64>();
         }
         let mut rates = vec![0.0; count * count];
-        for state in 0..x.len() {
+        for (state, value) in x.iter().enumerate() {
             let from = self.line[state] as usize;
             if self.out[state] == 0.0 || weights[from] == 0.0 {
                 continue;
             }
-            let share = x[state] / weights[from];
+            let share = value / weights[from];
             for (target, rate) in self.chain.row(state) {
                 let to = self.line[target] as usize;
                 if to != from {
@@ -279,12 +279,12 @@ impl<'a> Lines<'a> {
             from_above = self.inflow[state] * self.share_down[state];
         }
         let mut from_below = 0.0;
-        for state in first..end {
+        for (state, value) in x.iter_mut().enumerate().take(end).skip(first) {
             // A line that nothing leaves is the whole chain: any weight will do.
             if self.visit[state].is_finite() {
-                x[state] = (self.inflow[state] + from_below) * self.visit[state];
+                *value = (self.inflow[state] + from_below) * self.visit[state];
             }
-            from_below = x[state] * self.up[state];
+            from_below = *value * self.up[state];
         }
     }
 }

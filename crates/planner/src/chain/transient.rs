@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     /// Mean requests after 1: the Taylor series in 60 digits. (The figure that PRISM prints agrees to its precision.)
-    const MEAN_AFTER_1: f64 = 0.592937406419790802;
+    const MEAN_AFTER_1: f64 = 0.592_937_406_419_790_8;
 
     /// One server, three places: arrivals 1.5, services 3; stops when full if it shall.
     fn queue(stops: bool) -> Chain {

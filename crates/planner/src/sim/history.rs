@@ -81,6 +81,13 @@ impl History {
         self.job(now, service, request, EventKind::JobRefused { depth });
     }
 
+    pub(super) fn returned(&mut self, now: Nanos, service: usize, request: &Request) {
+        if self.0.is_some() {
+            let (attempt, reason) = (request.attempts, "its machine went".to_owned());
+            self.job(now, service, request, EventKind::JobReturned { attempt, reason });
+        }
+    }
+
     pub(super) fn dead(&mut self, now: Nanos, service: usize, request: &Request) {
         if self.0.is_some() {
             let (code, message) = ("MACHINE_LOST".to_owned(), "lost with its node".to_owned());

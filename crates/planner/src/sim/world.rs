@@ -49,6 +49,17 @@ enum Transfer {
     Output { service: u32, request: Request, served: Nanos },
 }
 
+/// Where a request goes.
+#[derive(Debug, Clone, Copy)]
+enum Spot {
+    /// To a machine, at once.
+    Machine(usize),
+    /// To the queue of a machine.
+    QueueOf(usize),
+    /// To the queue of the service.
+    Queue,
+}
+
 /// A replication in progress.
 #[derive(Debug)]
 pub(super) struct World<'a> {
@@ -224,8 +235,9 @@ impl<'a> World<'a> {
         let meter = &mut self.services[service].meter;
         meter.touch(self.now);
         meter.sums.generated += 1.0;
-        if self.accept(service, request) {
+        if let Some(spot) = self.room_for_request(service) {
             self.history.accepted(self.now, service, &request);
+            self.put(service, request, spot);
         } else {
             let meter = &mut self.services[service].meter;
             meter.sums.refused += 1.0;
@@ -242,33 +254,31 @@ impl<'a> World<'a> {
         }
     }
 
-    /// Gives a request to a replica or to a queue; false when it is refused.
-    fn accept(&mut self, at: usize, request: Request) -> bool {
+    /// Where a request finds room; none when it is refused.
+    fn room_for_request(&mut self, at: usize) -> Option<Spot> {
         let counts = self.scenario.assumptions.queue_counts;
         let service = &mut self.services[at];
         if service.spec.queue.is_distributed() && service.meter.ready > 0 {
-            let Some(index) = service.dispatch() else { return false };
-            if service.has_room(index) && service.bodies[index].queue.is_empty() {
-                self.begin_service(at, index, request);
-            } else {
-                service.bodies[index].queue.push_back(request);
-                service.meter.waiting += 1;
-            }
-            return true;
+            let index = service.dispatch()?;
+            let at_once = service.has_room(index) && service.bodies[index].queue.is_empty();
+            return Some(if at_once { Spot::Machine(index) } else { Spot::QueueOf(index) });
         }
         if service.meter.waiting == 0
             && let Some(index) = service.replica_with_room()
         {
-            self.begin_service(at, index, request);
-            return true;
+            return Some(Spot::Machine(index));
         }
-        let bound = service.bound(counts);
-        if service.meter.waiting >= bound {
-            return false;
+        (service.meter.waiting < service.bound(counts)).then_some(Spot::Queue)
+    }
+
+    fn put(&mut self, at: usize, request: Request, spot: Spot) {
+        let service = &mut self.services[at];
+        match spot {
+            Spot::Machine(index) => return self.begin_service(at, index, request),
+            Spot::QueueOf(index) => service.bodies[index].queue.push_back(request),
+            Spot::Queue => service.queue.push_back(request),
         }
-        service.queue.push_back(request);
         service.meter.waiting += 1;
-        true
     }
 
     /// A request comes to a machine. The meter is up to date.
@@ -592,12 +602,9 @@ impl<'a> World<'a> {
         waiting.sort_unstable_by_key(|request| request.number);
         service.meter.waiting -= waiting.len() as u32;
         for request in waiting {
-            if !self.accept(at, request) {
-                // No replica has room for it: it waits for the next one, for accepted is accepted.
-                let service = &mut self.services[at];
-                service.queue.push_back(request);
-                service.meter.waiting += 1;
-            }
+            // Where no replica has room for it, it waits for the next one: accepted is accepted.
+            let spot = self.room_for_request(at).unwrap_or(Spot::Queue);
+            self.put(at, request, spot);
         }
     }
 
@@ -643,6 +650,7 @@ impl<'a> World<'a> {
             service.meter.waiting += 1;
             service.meter.sums.returned += 1.0;
             service.queue.push_front(request);
+            self.history.returned(now, at, &request);
         }
     }
 

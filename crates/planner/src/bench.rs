@@ -1,0 +1,208 @@
+//! What the benches of the planner measure. Each function does one piece of work of a known size and says how large it was;
+//! whoever calls it has the clock.
+
+use crate::chain::{Bound, Chain, ChainError, Family, Replicas, steady_state};
+use crate::scenario::{FailureLoses, QueueCounts, Repair, Scenario};
+use crate::sim::{Progress, Recording, replicate, simulate};
+
+/// Scenario of [`mmc`].
+const MMC: &str = r#"
+name = "M/M/5"
+run = { seed = 1, replications = 2, duration_secs = 100000 }
+[[nodes]]
+name = "n"
+[[services]]
+name = "s"
+start_secs = 0
+queue_bound = 1000
+scaling = { replicas_min = 5, replicas_max = 5 }
+[[users]]
+name = "u"
+service = "s"
+interval_secs = { kind = "exponential", mean = 0.25 }
+work_secs = { kind = "exponential", mean = 1 }
+"#;
+
+fn scenario(text: &str, secs: f64) -> Scenario {
+    match Scenario::parse(text) {
+        Ok(mut scenario) => {
+            scenario.run.duration_secs = secs;
+            scenario
+        }
+        Err(error) => unreachable!("a built-in scenario: {error}"),
+    }
+}
+
+/// One replication of an M/M/5 queue of load 0.8 with all statistics, for so many simulated seconds (8 events each):
+/// events handled.
+pub fn mmc(secs: f64) -> u64 {
+    replicate(&scenario(MMC, secs), 0, Recording::Off).events
+}
+
+/// One replication of the fifteen-node system (E6), for so many simulated seconds (about 37 events each): events handled.
+pub fn fifteen(secs: f64) -> u64 {
+    let text = include_str!("../scenarios/e6-fifteen.toml");
+    replicate(&scenario(text, secs), 0, Recording::Off).events
+}
+
+/// As many replications of [`mmc`] as asked for, on so many threads: events handled.
+///
+/// # Errors
+/// The threads cannot be started.
+pub fn parallel(threads: usize, replications: u32, secs: f64) -> Result<u64, String> {
+    let mut scenario = scenario(MMC, secs);
+    scenario.run.replications = replications;
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    let pool = pool.map_err(|error| format!("starting {threads} threads: {error}"))?;
+    Ok(pool.install(|| simulate(&scenario, &Progress::default())).events)
+}
+
+/// So many nodes with ten replicas each in services of 100, under failures, for so many simulated seconds: events handled.
+/// The figure of interest is the simulated time divided by the time it took.
+pub fn large(nodes: u32, secs: f64) -> u64 {
+    let mut text = format!(
+        r#"
+name = "large"
+run = {{ seed = 1, replications = 1 }}
+[[nodes]]
+name = "n"
+count = {nodes}
+time_to_failure_secs = {{ kind = "exponential", mean = 2592000 }}
+time_to_repair_secs = {{ kind = "exponential", mean = 3600 }}
+"#
+    );
+    for service in 0..(nodes / 10).max(1) {
+        text.push_str(&format!(
+            r#"
+[[services]]
+name = "s{service}"
+queue_bound = 1000
+scaling = {{ replicas_min = 100, replicas_max = 110, placement = "round_robin", rule = {{ kind = "thresholds", replicate_above = 10, dereplicate_at = 0, scope = "service" }} }}
+[[users]]
+name = "u{service}"
+service = "s{service}"
+interval_secs = {{ kind = "exponential", mean = 1 }}
+work_secs = {{ kind = "exponential", mean = 10 }}
+"#
+        ));
+    }
+    replicate(&scenario(&text, secs), 0, Recording::Off).events
+}
+
+/// The two-dimensional chain with 100 nodes and queues of 50, built and certified: its states.
+///
+/// # Errors
+/// It could not be certified.
+pub fn chain_2d() -> Result<usize, ChainError> {
+    let family = Family {
+        nodes: 100,
+        queue: 50,
+        bound: Bound::Each,
+        counts: QueueCounts::Waiting,
+        capacity: 1,
+        arrival: 70.0,
+        service: 1.0,
+        failure: 0.001,
+        repair: 0.01,
+        crew: Repair::PerNode,
+        loses: FailureLoses::Held,
+        replicas: Replicas::WhenFull,
+    };
+    Ok(family.solve()?.states)
+}
+
+/// A state of the cluster of workstations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Cluster {
+    left: u16,
+    right: u16,
+    /// Whether the switches and the line work.
+    works: [bool; 3],
+    /// What the repairman is at: 0 nothing, 1 and 2 a workstation of the left and right, 3 to 5 switches and line.
+    repairs: u8,
+}
+
+/// The published cluster of two rows of `n` workstations (PRISM benchmark suite), solved as a general chain: its states and
+/// the long-run share of premium service.
+///
+/// # Errors
+/// It could not be certified.
+pub fn cluster(n: u16) -> Result<(usize, f64), ChainError> {
+    let first = Cluster { left: n, right: n, works: [true; 3], repairs: 0 };
+    let (chain, states) = Chain::explore(first, |state, to| cluster_rule(n, state, to))?;
+    let premium = |x: &[f64]| -> f64 {
+        let good = |state: &Cluster| {
+            let [left, right, line] = state.works;
+            (state.left >= n && left)
+                || (state.right >= n && right)
+                || (state.left + state.right >= n && left && line && right)
+        };
+        states.iter().zip(x).filter(|(state, _)| good(state)).map(|(_, x)| x).sum()
+    };
+    let steady = steady_state(&chain, &[], |x| vec![premium(x)])?;
+    Ok((chain.len(), premium(&steady.x)))
+}
+
+fn cluster_rule(n: u16, state: Cluster, to: &mut dyn FnMut(Cluster, f64)) {
+    const WORKSTATION: f64 = 1.0 / 500.0;
+    const SWITCH: f64 = 1.0 / 4000.0;
+    const LINE: f64 = 1.0 / 5000.0;
+    if state.left > 0 {
+        to(Cluster { left: state.left - 1, ..state }, f64::from(state.left) * WORKSTATION);
+    }
+    if state.right > 0 {
+        to(Cluster { right: state.right - 1, ..state }, f64::from(state.right) * WORKSTATION);
+    }
+    for (part, rate) in [SWITCH, SWITCH, LINE].into_iter().enumerate() {
+        if state.works[part] {
+            let mut after = state;
+            after.works[part] = false;
+            to(after, rate);
+        }
+    }
+    let broken =
+        [state.left < n, state.right < n, !state.works[0], !state.works[1], !state.works[2]];
+    let mut repaired = Cluster { repairs: 0, ..state };
+    match state.repairs {
+        0 => {
+            for (what, _) in broken.into_iter().enumerate().filter(|(_, broken)| *broken) {
+                to(Cluster { repairs: what as u8 + 1, ..state }, 10.0);
+            }
+            return;
+        }
+        1 => repaired.left += 1,
+        2 => repaired.right += 1,
+        part => repaired.works[usize::from(part) - 3] = true,
+    }
+    let rate = [2.0, 2.0, 0.25, 0.25, 0.125][usize::from(state.repairs) - 1];
+    to(repaired, rate);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cluster_benchmark_agrees() {
+        for (n, states, premium) in [
+            (2, 276, 0.9999615335623628),
+            (4, 820, 0.9999212408513793),
+            (8, 2_772, 0.999833069267416),
+            (16, 10_132, 0.999645088860336),
+        ] {
+            let (is, share) = cluster(n).unwrap();
+            assert_eq!(is, states);
+            assert!((share / premium - 1.0).abs() < 1e-12, "{n}: {share}");
+        }
+    }
+
+    #[test]
+    fn the_work_is_as_large_as_it_says() {
+        // One event more a second for the cells of so short a run.
+        assert!((8.0..10.0).contains(&(mmc(1000.0) as f64 / 1000.0)));
+        let fifteen = fifteen(200.0) as f64 / 200.0;
+        assert!((20.0..60.0).contains(&fifteen), "{fifteen}");
+        assert!(parallel(2, 2, 100.0).unwrap() > 1000);
+        assert!(large(20, 100.0) > 300);
+    }
+}
