@@ -25,8 +25,13 @@ impl SmallDisk {
         let path = Utf8PathBuf::from_path_buf(folder).ok().context("a UTF-8 path")?;
         let options = format!("size={mib}m,mode=0700");
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-        let mounted =
-            nix::mount::mount(Some("tmpfs"), path.as_std_path(), Some("tmpfs"), flags, Some(options.as_str()));
+        let mounted = nix::mount::mount(
+            Some("tmpfs"),
+            path.as_std_path(),
+            Some("tmpfs"),
+            flags,
+            Some(options.as_str()),
+        );
         if mounted.is_err() {
             fs::remove_dir(&path)?;
         }

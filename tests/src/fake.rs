@@ -39,7 +39,8 @@ impl FakeWorld {
     async fn start(folder: &Utf8PathBuf) -> Result<Self> {
         let id = format!("c{:08x}", rand::random::<u32>());
         let lease = Duration::from_secs(5);
-        let state = EmbeddedState::open(folder.join("state").as_std_path(), EmbeddedOptions::default())?;
+        let state =
+            EmbeddedState::open(folder.join("state").as_std_path(), EmbeddedOptions::default())?;
         let state: Arc<dyn State> = Arc::new(state);
         let bus: Arc<dyn Bus> = Arc::new(LocalBus::new());
         let blobs = BlobStore::open(folder.join("blobs").as_std_path())?;
@@ -79,7 +80,8 @@ impl FakeWorld {
             stop_grace: Duration::from_secs(2),
             lease,
         };
-        let agent = Agent::start(config, Parts { state, bus, queue, images, driver: Arc::new(driver) });
+        let agent =
+            Agent::start(config, Parts { state, bus, queue, images, driver: Arc::new(driver) });
         let agent = agent.await?;
         let url = format!("http://{}", server.address());
         let client = Client::new(Target { url, token: token.secret().to_owned() });

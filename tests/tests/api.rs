@@ -72,7 +72,9 @@ fn the_page_and_the_probes_need_no_token_and_the_rest_does() {
         ensure!(!page.body.contains(&world.client().target().token));
         ensure!(raw(url, "GET", "/healthz", &[], b"").await?.status == 200);
         ensure!(raw(url, "GET", "/readyz", &[], b"").await?.status == 200);
-        for path in ["/v1/nodes", "/v1/version", "/metrics", "/v1/openapi.json", "/v1/events/stream"] {
+        for path in
+            ["/v1/nodes", "/v1/version", "/metrics", "/v1/openapi.json", "/v1/events/stream"]
+        {
             let answer = raw(url, "GET", path, &[], b"").await?;
             ensure!((answer.status, answer.code().as_str()) == (401, "UNAUTHORIZED"), "{path}");
         }
@@ -120,7 +122,14 @@ fn the_event_stream_goes_on_where_it_broke_off() {
         let expected: Vec<u64> = numbers.into_iter().filter(|n| *n > middle.seq).collect();
         ensure!(ids == expected, "{ids:?} instead of {expected:?}");
         let kinds: BTreeSet<_> = seen.iter().map(|line| line.event.name()).collect();
-        for kind in ["service_created", "replicated", "machine_launched", "machine_ready", "job_accepted", "job_started"] {
+        for kind in [
+            "service_created",
+            "replicated",
+            "machine_launched",
+            "machine_ready",
+            "job_accepted",
+            "job_started",
+        ] {
             ensure!(kinds.contains(kind), "no {kind} in {kinds:?}");
         }
         Ok(())
@@ -153,10 +162,8 @@ fn a_console_replays_goes_on_and_outlives_its_machine_as_a_log() {
         ensure!(seen.contains("panic: "), "nothing live in {seen:?}");
         let job = world.client().job(&job.id, Duration::from_secs(30)).await?;
         ensure!(job.failure_code.as_deref() == Some("MACHINE_LOST"), "{job:?}");
-        until("the machine's end", async || {
-            Ok(world.client().machine(&machine).await?.exit)
-        })
-        .await?;
+        until("the machine's end", async || Ok(world.client().machine(&machine).await?.exit))
+            .await?;
         let log = String::from_utf8(world.client().machine_log(&machine).await?.to_vec())?;
         ensure!(log.contains("a request asked for a panic"), "{log:?}");
         let gone = world.client().console(&machine).await.err().and_then(|error| error.code());
@@ -244,18 +251,19 @@ fn lists_of_jobs_come_in_pages() {
             world.submit(name, &format!("{number}"), "/").await?;
         }
         world.settle_done().await?;
-        let walk = async |name: Option<&str>, state: Option<&str>, limit: u32| -> Result<Vec<String>> {
-            let (mut ids, mut cursor) = (Vec::new(), None);
-            loop {
-                let page = world.client().jobs(name, state, limit, cursor.as_deref()).await?;
-                ensure!(page.jobs.len() <= limit as usize);
-                ids.extend(page.jobs.into_iter().map(|job| job.id));
-                match page.next {
-                    Some(next) => cursor = Some(next),
-                    None => return Ok(ids),
+        let walk =
+            async |name: Option<&str>, state: Option<&str>, limit: u32| -> Result<Vec<String>> {
+                let (mut ids, mut cursor) = (Vec::new(), None);
+                loop {
+                    let page = world.client().jobs(name, state, limit, cursor.as_deref()).await?;
+                    ensure!(page.jobs.len() <= limit as usize);
+                    ids.extend(page.jobs.into_iter().map(|job| job.id));
+                    match page.next {
+                        Some(next) => cursor = Some(next),
+                        None => return Ok(ids),
+                    }
                 }
-            }
-        };
+            };
         let mut newest_first = world.ledger.ids();
         newest_first.reverse();
         for limit in [1, 7, 1000] {

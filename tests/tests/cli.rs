@@ -40,7 +40,8 @@ fn a_newcomer_s_commands_work() {
         ensure!(shown.contains("decision") && shown.contains("rule"), "{shown}");
         say("service scale echo --min 2 --wait 2").await?.good()?;
         ensure!(say("ps -o name").await?.good()?.lines().count() == 2);
-        let json: serde_json::Value = serde_json::from_str(&say("api GET /v1/version").await?.good()?)?;
+        let json: serde_json::Value =
+            serde_json::from_str(&say("api GET /v1/version").await?.good()?)?;
         ensure!(json["cloud"] == world.cloud().id());
         say("node cordon n1").await?.good()?;
         ensure!(say("node ls").await?.good()?.contains("cordoned"));
@@ -84,7 +85,8 @@ fn batches_and_files_go_in_and_results_come_out() {
         ensure!(said.err.contains("3 accepted, 0 refused"), "{said:?}");
         let third = said.lines()[2].to_owned();
         ensure!(skein.say(&["job", "result", &third]).await?.good()? == "three");
-        let json = file("json", "{\"payload\": {\"a\": 1}, \"token\": \"t\"}\n{\"payload\": \"x\"}\n")?;
+        let json =
+            file("json", "{\"payload\": {\"a\": 1}, \"token\": \"t\"}\n{\"payload\": \"x\"}\n")?;
         let said = skein.say(&["job", "submit", "echo", "--json-lines", &json, "--wait"]).await?;
         let first = said.clone().good()?.lines().next().unwrap_or_default().to_owned();
         ensure!(skein.say(&["job", "result", &first]).await?.good()? == "{\"a\":1}");
@@ -98,7 +100,8 @@ fn batches_and_files_go_in_and_results_come_out() {
         ensure!(piped.await??.good()? == "from a pipe");
         let folder = folder.path().join("image");
         let elf = skein_tests::echo_elf()?.display().to_string();
-        let said = skein.say(&["image", "import", &elf, "--name", "other", "--capacity", "2"]).await?;
+        let said =
+            skein.say(&["image", "import", &elf, "--name", "other", "--capacity", "2"]).await?;
         ensure!(said.good()? == "other\n");
         ensure!(!folder.exists());
         Ok(())
@@ -129,7 +132,8 @@ fn errors_are_one_sentence_and_have_an_exit_status() {
             ensure!(said.out.is_empty(), "{words:?}: {said:?}");
         }
         // A job that was given up.
-        let said = skein.say(&["job", "submit", "echo", "--wait", "--path", "/?status=404"]).await?;
+        let said =
+            skein.say(&["job", "submit", "echo", "--wait", "--path", "/?status=404"]).await?;
         ensure!(said.status == 1 && said.err.contains("404"), "{said:?}");
         let said = skein.say(&["call", "echo", "--path", "/?status=404"]).await?;
         ensure!(said.sentence()?.contains("JOB_FAILED"), "{said:?}");
@@ -216,8 +220,7 @@ fn a_taken_port_is_named() {
 fn a_folder_that_another_cloud_holds_is_refused() {
     let (_guard, folder) = state_folder().expect("a folder");
     let cloud = Up::start(&folder, &["--nodes", "1"]).expect("the cloud starts");
-    let words =
-        ["up", "--accel", "tcg", "--listen", "127.0.0.1:0", "--state", folder.as_str()];
+    let words = ["up", "--accel", "tcg", "--listen", "127.0.0.1:0", "--state", folder.as_str()];
     let said = Skein::within(&["env"]).run(&words, "").expect("it ends");
     let stopped = cloud.stop();
     let sentence = said.sentence().expect("one sentence");

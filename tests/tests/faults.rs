@@ -40,10 +40,8 @@ fn a_machine_killed_in_its_boot_is_replaced() {
         world.serve(&spec).await?;
         for moment_ms in [0, 8, 20, 40] {
             let job = world.submit("echo", &format!("killed after {moment_ms} ms"), "/").await?;
-            let pid = until("a process", async || {
-                Ok(world.leaks().processes().first().copied())
-            })
-            .await?;
+            let pid =
+                until("a process", async || Ok(world.leaks().processes().first().copied())).await?;
             // A moment of the boot, not a wait for anything.
             tokio::time::sleep(Duration::from_millis(moment_ms)).await;
             kill(pid)?;
@@ -250,7 +248,11 @@ fn jobs_and_machines_of_a_lost_node_go_to_another() {
         ensure!(world.served_by(&job).await? == lost.id);
         node(world, "uncordon").await?;
         world.cloud_mut().crash_agent("n1").await;
-        world.event("the loss of n1", |l, k| l.node.as_deref() == Some("n1") && k.name() == "node_lost").await?;
+        world
+            .event("the loss of n1", |l, k| {
+                l.node.as_deref() == Some("n1") && k.name() == "node_lost"
+            })
+            .await?;
         world.ledger.settle_done(world.client()).await?;
         let job = world.client().job(&job, NOW).await?;
         ensure!(job.attempts == 2 && job.node.as_deref() == Some("n2"), "{job:?}");
@@ -309,7 +311,9 @@ fn a_full_disk_refuses_and_goes_on_when_there_is_space() {
         world.settle_done().await?;
         disk.fill()?;
         let mut codes = BTreeMap::<String, u32>::new();
-        for (number, size) in [300_000, 12_000, 300_000, 12_000, 10].into_iter().cycle().take(60).enumerate() {
+        for (number, size) in
+            [300_000, 12_000, 300_000, 12_000, 10].into_iter().cycle().take(60).enumerate()
+        {
             let payload = format!("{number} {}", "x".repeat(size));
             match world.submit("echo", &payload, "/").await {
                 Ok(_) => *codes.entry("accepted".into()).or_default() += 1,

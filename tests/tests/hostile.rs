@@ -133,22 +133,64 @@ fn answers_that_are_not_http_end_the_job_and_nothing_else() {
             ("no status", Answer::of("HTTP/1.1 \r\n\r\n"), &failed),
             ("another protocol", Answer::of("HTTP/9.9 200 OK\r\n\r\n"), &failed),
             ("many fields", Answer::of(&many_fields), &failed),
-            ("endless field", Answer::of("HTTP/1.1 200 OK\r\na: ").then(&"a".repeat(8192)), &failed),
+            (
+                "endless field",
+                Answer::of("HTTP/1.1 200 OK\r\na: ").then(&"a".repeat(8192)),
+                &failed,
+            ),
             ("endless fields", Answer::of("HTTP/1.1 200 OK\r\n").then("a: b\r\n"), &failed),
             ("endless line", Answer::default().then(&"H".repeat(8192)), &failed),
-            ("two lengths", Answer::of("HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nab"), &failed),
-            ("negative length", Answer::of("HTTP/1.1 200 OK\r\ncontent-length: -1\r\n\r\n"), &failed),
+            (
+                "two lengths",
+                Answer::of("HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nab"),
+                &failed,
+            ),
+            (
+                "negative length",
+                Answer::of("HTTP/1.1 200 OK\r\ncontent-length: -1\r\n\r\n"),
+                &failed,
+            ),
             ("too short", Answer::of("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nab"), &failed),
             ("bad chunk", Answer::of(&format!("{chunked}zz\r\n")), &failed),
             ("huge chunk", Answer::of(&format!("{chunked}fffffffffffffffff\r\n")), &failed),
             ("cut chunk", Answer::of(&format!("{chunked}5\r\nab")), &failed),
-            ("endless extension", Answer::of(&format!("{chunked}1;")).then(&"a".repeat(8192)), &failed),
-            ("endless body", Answer::of("HTTP/1.1 200 OK\r\n\r\n").then(&"b".repeat(65_536)), &refused),
-            ("endless chunks", Answer::of(chunked).then(&format!("2000\r\n{}\r\n", "c".repeat(8192))), &refused),
-            ("endless refusal", Answer::of("HTTP/1.1 400 No\r\n\r\n").then(&"d".repeat(65_536)), &refused),
-            ("controls in a refusal", Answer::of("HTTP/1.1 400 No\r\ncontent-length: 3\r\n\r\n\u{1b}[2"), &refused),
-            ("switching protocols", Answer::of("HTTP/1.1 101 Switching\r\nupgrade: x\r\n\r\n"), &["REJECTED_BY_SERVICE", "ATTEMPTS_USED_UP"]),
-            ("redirect", Answer::of("HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1/\r\ncontent-length: 0\r\n\r\n"), &refused),
+            (
+                "endless extension",
+                Answer::of(&format!("{chunked}1;")).then(&"a".repeat(8192)),
+                &failed,
+            ),
+            (
+                "endless body",
+                Answer::of("HTTP/1.1 200 OK\r\n\r\n").then(&"b".repeat(65_536)),
+                &refused,
+            ),
+            (
+                "endless chunks",
+                Answer::of(chunked).then(&format!("2000\r\n{}\r\n", "c".repeat(8192))),
+                &refused,
+            ),
+            (
+                "endless refusal",
+                Answer::of("HTTP/1.1 400 No\r\n\r\n").then(&"d".repeat(65_536)),
+                &refused,
+            ),
+            (
+                "controls in a refusal",
+                Answer::of("HTTP/1.1 400 No\r\ncontent-length: 3\r\n\r\n\u{1b}[2"),
+                &refused,
+            ),
+            (
+                "switching protocols",
+                Answer::of("HTTP/1.1 101 Switching\r\nupgrade: x\r\n\r\n"),
+                &["REJECTED_BY_SERVICE", "ATTEMPTS_USED_UP"],
+            ),
+            (
+                "redirect",
+                Answer::of(
+                    "HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1/\r\ncontent-length: 0\r\n\r\n",
+                ),
+                &refused,
+            ),
         ];
         for (what, answer, codes) in answers {
             hostile.set(answer);
@@ -222,7 +264,11 @@ fn any_answer_is_answered() {
             }
             hostile.set(Answer { begin: answer.clone(), ..Answer::default() });
             let job = one_job(world).await?;
-            ensure!(job.ended_at.is_some(), "round {round}: {job:?} of {:?}", String::from_utf8_lossy(&answer));
+            ensure!(
+                job.ended_at.is_some(),
+                "round {round}: {job:?} of {:?}",
+                String::from_utf8_lossy(&answer)
+            );
         }
         hostile.set(Answer::of(GOOD));
         ensure!(one_job(world).await?.state == JobStateName::Done, "the agent serves no more");

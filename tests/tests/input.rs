@@ -197,7 +197,8 @@ fn jobs_that_a_service_refuses_end_with_the_reason() {
         let count = world.events().await?.into_iter().filter(returned).count();
         ensure!(count == 3, "{count} returns");
         // A call tells the same as an error.
-        let Err(ClientError::Api(error)) = client.call("echo", Bytes::new(), &path("/?status=404")).await
+        let Err(ClientError::Api(error)) =
+            client.call("echo", Bytes::new(), &path("/?status=404")).await
         else {
             anyhow::bail!("a refused call was answered")
         };
@@ -229,7 +230,8 @@ fn a_deadline_that_passes_ends_a_job_and_a_call() {
         ensure!(job.attempts == 0, "{job:?}");
         world.settle_done().await?;
         // In service when it passes: not tried again.
-        let job = world.client().submit("echo", Bytes::new(), &short("/?sleep_ms=3000", 700)).await?;
+        let job =
+            world.client().submit("echo", Bytes::new(), &short("/?sleep_ms=3000", 700)).await?;
         let job = world.client().job(&job.id, LONG).await?;
         ensure!(job.failure_code.as_deref() == Some("DEADLINE_EXCEEDED"), "{job:?}");
         let far = JobOptions { deadline: Some(Duration::from_secs(8 * 86_400)), ..path("/") };
@@ -290,7 +292,7 @@ fn payloads_and_results_have_a_bound_of_64_mib() {
         });
         world.serve(&spec).await?;
         let largest = usize::try_from(skein_model::PAYLOAD_MAX)?;
-        let pattern: Vec<u8> = (0..largest).map(|n| (n * 31 >> 7) as u8).collect();
+        let pattern: Vec<u8> = (0..largest).map(|n| ((n * 31) >> 7) as u8).collect();
         let pattern = Bytes::from(pattern);
         let job = world.client().submit("echo", pattern.clone(), &path("/")).await?;
         ensure!(job.payload_bytes == skein_model::PAYLOAD_MAX);
@@ -302,12 +304,18 @@ fn payloads_and_results_have_a_bound_of_64_mib() {
         for what in ["jobs", "call"] {
             let path = format!("/v1/services/echo/{what}");
             let answer = raw(&target.url, "POST", &path, &headers, b"").await?;
-            ensure!((answer.status, answer.code().as_str()) == (413, "PAYLOAD_TOO_LARGE"), "{answer:?}");
+            ensure!(
+                (answer.status, answer.code().as_str()) == (413, "PAYLOAD_TOO_LARGE"),
+                "{answer:?}"
+            );
         }
         let batch = (64 << 20).to_string();
         let headers = [("Authorization", bearer.as_str()), ("Content-Length", batch.as_str())];
         let answer = raw(&target.url, "POST", "/v1/services/echo/batch", &headers, b"").await?;
-        ensure!((answer.status, answer.code().as_str()) == (413, "PAYLOAD_TOO_LARGE"), "{answer:?}");
+        ensure!(
+            (answer.status, answer.code().as_str()) == (413, "PAYLOAD_TOO_LARGE"),
+            "{answer:?}"
+        );
         world.settle_done().await?;
         let path = format!("/v1/jobs/{}/payload", world.ledger.ids()[0]);
         let read = world.client().raw(Method::GET, &path, Bytes::new()).await?;

@@ -62,7 +62,10 @@ fn a_cloud_that_is_killed_goes_on_where_it_was() {
                 () = tokio::time::sleep(moment) => {}
             }
         });
-        eprintln!("round {round}: killed {moment:?} after it began to take jobs; machines {:?}", leaks.processes());
+        eprintln!(
+            "round {round}: killed {moment:?} after it began to take jobs; machines {:?}",
+            leaks.processes()
+        );
         let before = leaks.processes();
         cloud.kill().expect("the cloud dies");
         let after = leaks.processes();
@@ -82,7 +85,8 @@ fn a_cloud_that_is_killed_goes_on_where_it_was() {
     said.expect("the cloud ends and leaves nothing");
     eprintln!("{} jobs were acknowledged", ledger.ids().len());
     let audited: Result<()> = runtime.block_on(async {
-        let state = EmbeddedState::open(folder.join("state").as_std_path(), EmbeddedOptions::default())?;
+        let state =
+            EmbeddedState::open(folder.join("state").as_std_path(), EmbeddedOptions::default())?;
         let blobs = BlobStore::open(folder.join("blobs").as_std_path())?;
         let audit = Queue::open(Arc::new(state), blobs).await?.audit().await.context("an audit")?;
         ensure!(audit.faults.is_empty(), "{:#?}", audit.faults);

@@ -3,7 +3,9 @@
 use anyhow::{Result, ensure};
 use bytes::Bytes;
 use skein_api::{ImagePut, JobOptions, ScaleRequest};
-use skein_model::{EventKind, JobStateName, MachineGoal, NodeState, PhaseName, ScalingRule, ThresholdScope};
+use skein_model::{
+    EventKind, JobStateName, MachineGoal, NodeState, PhaseName, ScalingRule, ThresholdScope,
+};
 use skein_tests::{Setup, World, run, service, until};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -132,8 +134,7 @@ fn thresholds_on_the_queue_add_and_remove_machines() {
 fn a_changed_image_replaces_machines_without_losing_a_job() {
     run(Setup::default(), async |world| {
         world.serve(&service("echo", |s| s.scaling.replicas_min = 2)).await?;
-        let before: BTreeSet<_> =
-            world.ready("echo", 2).await?.into_iter().map(|m| m.id).collect();
+        let before: BTreeSet<_> = world.ready("echo", 2).await?.into_iter().map(|m| m.id).collect();
         submit(world, "echo", 40, "/?sleep_ms=50").await?;
         let image = world.client().images().await?.remove(0);
         let put = ImagePut {
