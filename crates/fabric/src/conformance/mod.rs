@@ -1,4 +1,4 @@
-//! What any implementation of [`State`](crate::State) and [`Bus`](crate::Bus) must do: one suite for the embedded ones
+//! What any implementation of [`State`] and [`Bus`] must do: one suite for the embedded ones
 //! and for those over etcd and NATS.
 //!
 //! Each property is an async function that takes a factory and panics where the property does not hold. The macros
