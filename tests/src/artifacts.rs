@@ -1,4 +1,5 @@
-//! What tests run: the image of the echo service and the `skein` binary, built once for each run of the tests.
+//! What tests run: the image of the echo service and the `skein` binary, built once for each run of the tests. Where
+//! `SKEIN_TESTS_ECHO` or `SKEIN_TESTS_SKEIN` name one, that one is taken as it is.
 
 use anyhow::{Context, Result, bail};
 use std::fs::{self, File};
@@ -74,6 +75,9 @@ fn finish(mut cargo: Command) -> Result<()> {
 /// Builds once for each run of the tests: by itself within a process, by a stamp between those of one run. One at a time:
 /// cargo would wait for its lock anyway, silently.
 fn once(name: &'static str, build: impl FnOnce() -> Result<PathBuf>) -> Result<PathBuf> {
+    if let Some(given) = std::env::var_os(format!("SKEIN_TESTS_{}", name.to_uppercase())) {
+        return Ok(given.into());
+    }
     let mut built = BUILT.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     if let Some((_, path)) = built.iter().find(|(known, _)| *known == name) {
         return Ok(path.clone());

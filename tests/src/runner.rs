@@ -77,8 +77,7 @@ fn tasks_left(runtime: &tokio::runtime::Runtime) -> usize {
         if alive == 0 || Instant::now() > until {
             return alive;
         }
-        std::thread::yield_now();
-        runtime.block_on(tokio::time::sleep(Duration::from_millis(10)));
+        runtime.block_on(async { tokio::time::sleep(Duration::from_millis(10)).await });
     }
 }
 

@@ -32,7 +32,7 @@ fn a_newcomer_s_commands_work() {
         let shown = say(&format!("job show {id}")).await?.good()?;
         ensure!(shown.contains("state") && shown.contains("done"), "{shown}");
         ensure!(say("job ls -o name --service echo").await?.good()?.contains(&id));
-        ensure!(say("job ls --state waiting -o name").await?.good()?.is_empty());
+        ensure!(say("job ls --status waiting -o name").await?.good()?.is_empty());
         let waited = say("job submit echo --wait --data waited").await?;
         ensure!(waited.status == 0 && waited.out == "waited", "{waited:?}");
         machines(world, &skein).await?;

@@ -2,8 +2,9 @@
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
+use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
-use skein_api::{Job, JobOptions, Machine};
+use skein_api::{BatchItem, Job, JobOptions, Machine};
 use skein_model::JobStateName;
 use skein_tests::{FakeWorld, Setup, run, run_fake, service};
 use skein_vmm::TinyGuest;
@@ -47,7 +48,8 @@ impl Answer {
 /// The HTTP server of a played machine: the test says what it answers next.
 #[derive(Debug)]
 struct Hostile {
-    answer: Arc<Mutex<Answer>>,
+    /// The last one is given again and again.
+    answers: Arc<Mutex<Vec<Answer>>>,
     machine: Machine,
     _tasks: JoinSet<()>,
 }
@@ -57,21 +59,34 @@ impl Hostile {
     async fn start(world: &FakeWorld) -> Result<Self> {
         let machine = world.ready().await?;
         let listener = world.listen(&machine)?;
-        let answer: Arc<Mutex<Answer>> = Arc::default();
+        let answers = Arc::new(Mutex::new(vec![Answer::default()]));
         let mut tasks = JoinSet::new();
-        tasks.spawn(accept(listener, answer.clone()));
-        Ok(Self { answer, machine, _tasks: tasks })
+        tasks.spawn(accept(listener, answers.clone()));
+        Ok(Self { answers, machine, _tasks: tasks })
     }
 
     fn set(&self, answer: Answer) {
-        *self.answer.lock().unwrap_or_else(PoisonError::into_inner) = answer;
+        self.set_all(vec![answer]);
+    }
+
+    fn set_all(&self, answers: Vec<Answer>) {
+        *self.answers.lock().unwrap_or_else(PoisonError::into_inner) = answers;
     }
 }
 
-async fn accept(listener: TcpListener, answer: Arc<Mutex<Answer>>) {
+fn next(answers: &Mutex<Vec<Answer>>) -> Answer {
+    let mut answers = answers.lock().unwrap_or_else(PoisonError::into_inner);
+    match answers.as_slice() {
+        [] => Answer::default(),
+        [last] => last.clone(),
+        [_, ..] => answers.remove(0),
+    }
+}
+
+async fn accept(listener: TcpListener, answers: Arc<Mutex<Vec<Answer>>>) {
     let mut connections = JoinSet::new();
     while let Ok((stream, _)) = listener.accept().await {
-        let answer = answer.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let answer = next(&answers);
         // What breaks is the agent's to say.
         connections.spawn(async move { drop(respond(stream, answer).await) });
         while connections.try_join_next().is_some() {}
@@ -233,13 +248,38 @@ fn a_machine_that_says_nothing_or_too_slowly_is_killed() {
     });
 }
 
+/// Jobs that meet a mutated answer.
+const JOBS: usize = 500;
+
+/// A few bytes changed, lost, added or doubled.
+fn mutate(seed: &[u8], random: &mut StdRng) -> Vec<u8> {
+    let mut answer = seed.to_vec();
+    for _ in 0..random.random_range(1..6) {
+        let at = random.random_range(0..answer.len().max(1));
+        match random.random_range(0..5) {
+            _ if answer.is_empty() => break,
+            0 => answer[at] = random.random(),
+            1 => answer.truncate(at),
+            2 => answer.insert(at, random.random()),
+            3 => drop(answer.remove(at)),
+            _ => answer.extend_from_within(at..),
+        }
+    }
+    answer
+}
+
 #[test]
 fn any_answer_is_answered() {
     run_fake(async |world| {
         let seed: u64 = rand::random();
         eprintln!("seed {seed}");
-        let mut random = rand::rngs::StdRng::seed_from_u64(seed);
-        serve(world, 64, Duration::from_secs(20)).await?;
+        let mut random = StdRng::seed_from_u64(seed);
+        let spec = service("evil", |s| {
+            s.scaling.replicas_min = 1;
+            s.scaling.replicas_max = 1;
+            s.queue.retry.attempts_max = 1;
+        });
+        world.serve(&spec, 64).await?;
         let hostile = Hostile::start(world).await?;
         let seeds = [
             GOOD.as_bytes(),
@@ -247,29 +287,22 @@ fn any_answer_is_answered() {
             b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 503 Busy\r\ncontent-length: 2\r\n\r\nno",
             b"HTTP/1.0 200 OK\r\ncontent-type: text/plain\r\n\r\nuntil the end",
         ];
-        for round in 0..250 {
-            let mut answer = seeds[random.random_range(0..seeds.len())].to_vec();
-            for _ in 0..random.random_range(1..6) {
-                let at = random.random_range(0..answer.len());
-                match random.random_range(0..5) {
-                    0 => answer[at] = random.random(),
-                    1 => answer.truncate(at.max(1)),
-                    2 => answer.insert(at, random.random()),
-                    3 => drop(answer.remove(at)),
-                    _ => answer.extend_from_within(at..),
-                }
-                if answer.is_empty() {
-                    break;
-                }
-            }
-            hostile.set(Answer { begin: answer.clone(), ..Answer::default() });
-            let job = one_job(world).await?;
-            ensure!(
-                job.ended_at.is_some(),
-                "round {round}: {job:?} of {:?}",
-                String::from_utf8_lossy(&answer)
-            );
+        let answers = (0..JOBS).map(|_| {
+            let seed = seeds[random.random_range(0..seeds.len())];
+            Answer { begin: mutate(seed, &mut random), ..Answer::default() }
+        });
+        hostile.set_all(answers.collect());
+        let item = BatchItem { payload: "x".into(), token: None, path: None, deadline_ms: None };
+        let reply = world.client().submit_batch("evil", &vec![item; JOBS]).await?;
+        ensure!(reply.accepted as usize == JOBS, "{} accepted", reply.accepted);
+        let mut done = 0;
+        for result in reply.results {
+            let id = result.id.context("an id")?;
+            let job = world.client().job(&id, Duration::from_secs(50)).await?;
+            ensure!(job.ended_at.is_some(), "{job:?}");
+            done += u32::from(job.state == JobStateName::Done);
         }
+        eprintln!("{done} of {JOBS} are answers all the same");
         hostile.set(Answer::of(GOOD));
         ensure!(one_job(world).await?.state == JobStateName::Done, "the agent serves no more");
         Ok(())
@@ -285,7 +318,7 @@ fn a_played_machine_that_floods_console_and_control_is_borne() {
         let id = hostile.machine.id.parse()?;
         let before = peak_kib();
         let line = "flood ".repeat(10_000);
-        for number in 0..400 {
+        for number in 0..60 {
             ensure!(world.host().command(&id, FakeCommand::Print(line.clone())).await);
             let said = match number % 4 {
                 0 => "stats mem_total=x mem_used=99999999999999999999999 busy_us=-1".to_owned(),

@@ -28,9 +28,9 @@ pub(crate) enum Job {
         /// Only those of a service
         #[arg(long, value_name = "SERVICE")]
         service: Option<String>,
-        /// Only those in this state
+        /// Only those that stand so: waiting, running, done, dead_letter or cancelled
         #[arg(long, value_name = "STATE")]
-        state: Option<JobStateName>,
+        status: Option<JobStateName>,
         /// At most so many
         #[arg(long, default_value_t = 50, value_name = "COUNT")]
         limit: u32,
@@ -278,8 +278,8 @@ impl Job {
         let client = context.client()?;
         match submit {
             Self::Submit(_) => {}
-            Self::Ls { service, state, limit } => {
-                let state = state.map(JobStateName::as_str);
+            Self::Ls { service, status, limit } => {
+                let state = status.map(JobStateName::as_str);
                 list(context, &pages(&client, service.as_deref(), state, limit).await?)?;
             }
             Self::Show { job } => show(context, &client.job(&job, Duration::ZERO).await?)?,

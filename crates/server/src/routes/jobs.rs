@@ -95,10 +95,15 @@ fn new_job(
     })
 }
 
+/// The length that a request announces for its body.
+fn announced(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
 /// Reads a payload: in memory while it is short, else straight into a blob.
 async fn payload(app: &App, headers: &HeaderMap, body: Body) -> Answer<Kept> {
-    let length = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
-    if length.is_some_and(|length: u64| length > PAYLOAD_MAX) {
+    let length = announced(headers);
+    if length.is_some_and(|length| length > PAYLOAD_MAX) {
         let message = format!("the payload has more than {PAYLOAD_MAX} bytes");
         return Err(Failure::new(Code::PayloadTooLarge, message));
     }
@@ -258,13 +263,16 @@ async fn look(app: &App, id: JobId, wait_ms: Option<u64>) -> Answer<JobRecord> {
 pub(crate) async fn submit_batch(
     State(app): State<App>,
     Path(name): Path<String>,
+    headers: HeaderMap,
     body: Body,
 ) -> Answer<Json<BatchReply>> {
     let service = service_of(&app, &name)?;
     let too_large = |what: String| Failure::new(Code::PayloadTooLarge, what);
-    let bytes = to_bytes(body, BATCH_BYTES_MAX)
-        .await
-        .map_err(|_| too_large(format!("a batch has at most {BATCH_BYTES_MAX} bytes")))?;
+    let too_long = || too_large(format!("a batch has at most {BATCH_BYTES_MAX} bytes"));
+    if announced(&headers).is_some_and(|length| length > BATCH_BYTES_MAX as u64) {
+        return Err(too_long());
+    }
+    let bytes = to_bytes(body, BATCH_BYTES_MAX).await.map_err(|_| too_long())?;
     let lines: Vec<&[u8]> =
         bytes.split(|b| *b == b'\n').filter(|line| !line.trim_ascii().is_empty()).collect();
     if lines.len() > BATCH_JOBS_MAX {
