@@ -81,6 +81,9 @@ enum Command {
     Events(commands::events::Events),
     /// Measure, beside what you would pick instead
     Bench(commands::bench::Bench),
+    /// Ask beforehand what a system would do
+    #[command(subcommand)]
+    Plan(commands::plan::Plan),
     /// Any request to the API
     Api(commands::api::Api),
     /// Print a completion script for your shell
@@ -160,10 +163,35 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Ps(list) => list.run(context).await,
         Command::Events(events) => events.run(context).await,
         Command::Bench(bench) => bench.run(context).await,
+        Command::Plan(plan) => plan.run(context).await,
         Command::Api(api) => api.run(context).await,
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "skein", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// clap would give a command's own flag the value of the global one, or panic over its type.
+    #[test]
+    fn no_command_has_a_flag_of_its_own_that_is_global() {
+        fn walk(command: &clap::Command, global: &[String]) {
+            for sub in command.get_subcommands() {
+                for flag in sub.get_arguments() {
+                    let id = flag.get_id().to_string();
+                    assert!(!global.contains(&id), "{}: --{id}", sub.get_name());
+                }
+                walk(sub, global);
+            }
+        }
+        let command = Cli::command();
+        let global = command.get_arguments().filter(|flag| flag.is_global_set());
+        let global: Vec<String> = global.map(|flag| flag.get_id().to_string()).collect();
+        assert!(global.iter().any(|id| id == "token") && global.iter().any(|id| id == "state"));
+        walk(&command, &global);
     }
 }

@@ -7,6 +7,7 @@ pub(crate) mod events;
 pub(crate) mod image;
 pub(crate) mod job;
 pub(crate) mod node;
+pub(crate) mod plan;
 pub(crate) mod service;
 pub(crate) mod up;
 pub(crate) mod vm;

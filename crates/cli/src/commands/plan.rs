@@ -1,0 +1,449 @@
+//! `skein plan`: ask beforehand what a system would do. The planner is pure; files, progress and printing are here.
+
+use crate::output::Format;
+use crate::{Context, commands};
+use anyhow::{Context as _, Result, bail};
+use serde::Serialize;
+use skein_planner::replay::{self, Scene};
+use skein_planner::report::{self, Table};
+use skein_planner::search::{Goal, Parameter, Vary, search};
+use skein_planner::{
+    Progress, Recording, Scenario, compare, experiments, replicate, simulate, verify,
+};
+use std::io::{BufRead, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::time::Duration;
+
+/// Between two looks at the progress, and two frames of a replay: ten a second are smooth enough.
+const FRAME: Duration = Duration::from_millis(100);
+
+/// `skein plan ...`
+#[derive(clap::Subcommand)]
+pub(crate) enum Plan {
+    /// Simulate a scenario
+    Sim(Sim),
+    /// Compute the same measures from the Markov chain of a scenario
+    Solve(Solve),
+    /// Simulate and compute, side by side
+    Compare(Compare),
+    /// Find parameters that reach a goal
+    Search(Search),
+    /// Play a history again
+    Replay(Replay),
+    /// Write the chain of a scenario for PRISM and Storm
+    Export(Export),
+    /// Compute the validation tables and count the digits that agree
+    Verify,
+    /// Regenerate the experiments E1 to E7 into a folder
+    Experiments(Experiments),
+}
+
+/// Simulate a scenario
+#[derive(clap::Args)]
+pub(crate) struct Sim {
+    /// The scenario
+    #[arg(value_name = "SCENARIO.toml")]
+    scenario: PathBuf,
+    /// Print comma-separated values
+    #[arg(long)]
+    csv: bool,
+    /// Write the history of the first replication, one event a line
+    #[arg(long, value_name = "FILE")]
+    history: Option<PathBuf>,
+}
+
+/// Compute the same measures from the Markov chain of a scenario
+#[derive(clap::Args)]
+pub(crate) struct Solve {
+    /// The scenario
+    #[arg(value_name = "SCENARIO.toml")]
+    scenario: PathBuf,
+    /// Print comma-separated values
+    #[arg(long)]
+    csv: bool,
+}
+
+/// Simulate and compute, side by side
+#[derive(clap::Args)]
+pub(crate) struct Compare {
+    /// The scenario
+    #[arg(value_name = "SCENARIO.toml")]
+    scenario: PathBuf,
+    /// Print comma-separated values
+    #[arg(long)]
+    csv: bool,
+    /// Also the speed-up over 1 to so many replicas of the first service
+    #[arg(long, value_name = "COUNT")]
+    speed_up: Option<u32>,
+}
+
+/// Find parameters that reach a goal
+#[derive(clap::Args)]
+pub(crate) struct Search {
+    /// The scenario
+    #[arg(value_name = "SCENARIO.toml")]
+    scenario: PathBuf,
+    /// What is varied, like nodes=2..40 or replicate_above=1..10
+    #[arg(long, required = true, value_name = "PARAMETER=LOW..HIGH")]
+    vary: Vec<Vary>,
+    /// What shall hold of the first service, like 'refusal<1% && p99<2s'
+    #[arg(long)]
+    goal: Goal,
+    /// What shall be least
+    #[arg(long, value_name = "PARAMETER")]
+    minimise: Parameter,
+    /// Write the scenario that was found
+    #[arg(long, value_name = "FILE")]
+    to: Option<PathBuf>,
+}
+
+/// Play a history again
+///
+/// In the terminal: Enter pauses and continues, s and Enter make one step, + and - change the speed, q ends.
+#[derive(clap::Args)]
+pub(crate) struct Replay {
+    /// The history: one event a line, as `plan sim --history` and `skein events -o json` write it
+    history: PathBuf,
+    /// Write one page for a browser instead
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Seconds of the history for one second
+    #[arg(long, default_value = "1", value_name = "FACTOR")]
+    speed: f64,
+}
+
+/// Write the chain of a scenario for PRISM and Storm
+#[derive(clap::Args)]
+pub(crate) struct Export {
+    /// The scenario
+    #[arg(value_name = "SCENARIO.toml")]
+    scenario: PathBuf,
+    /// Folder of the files: SERVICE.tra, .sta, .lab, .srew, and .prism where PRISM's language can say it
+    #[arg(long, value_name = "DIR")]
+    prism: PathBuf,
+}
+
+/// Regenerate the experiments E1 to E7 into a folder
+#[derive(clap::Args)]
+pub(crate) struct Experiments {
+    /// The folder: report.md, plots, tables and scenarios
+    #[arg(long, value_name = "DIR", default_value = "experiments")]
+    to: PathBuf,
+    /// Factor on all simulated times
+    #[arg(long, default_value = "1", value_name = "FACTOR")]
+    duration: f64,
+}
+
+impl Plan {
+    /// Does it.
+    pub(crate) async fn run(self, context: &Context) -> Result<ExitCode> {
+        let format = context.output;
+        match self {
+            Self::Sim(it) => it.run(format).await,
+            Self::Solve(it) => it.run(format),
+            Self::Compare(it) => it.run(format).await,
+            Self::Search(it) => it.run(format).await,
+            Self::Replay(it) => it.run(),
+            Self::Export(it) => it.run(),
+            Self::Verify => run_verify(format),
+            Self::Experiments(it) => it.run().await,
+        }
+    }
+}
+
+/// Reads a scenario; an error shows the line and the place in it.
+fn read_scenario(file: &Path) -> Result<Scenario> {
+    let bytes = commands::read_input(file)?;
+    let text = String::from_utf8(bytes).with_context(|| format!("reading {}", file.display()))?;
+    match Scenario::parse(&text) {
+        Ok(scenario) => Ok(scenario),
+        Err(error) => bail!(
+            "{}:{}:{}: {}\n  | {}\n  | {:>width$}",
+            file.display(),
+            error.line,
+            error.column,
+            error.message,
+            error.source_line,
+            "^",
+            width = error.column
+        ),
+    }
+}
+
+fn write(file: &Path, text: &str) -> Result<()> {
+    std::fs::write(file, text).with_context(|| format!("writing {}", file.display()))
+}
+
+/// Prints a table, or the thing itself as JSON.
+fn print(format: Format, csv: bool, whole: &impl Serialize, table: &Table) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match format {
+        _ if csv => write!(out, "{}", table.to_csv())?,
+        Format::Json => writeln!(out, "{}", serde_json::to_string_pretty(whole)?)?,
+        Format::Table | Format::Wide | Format::Name => write!(out, "{}", table.to_text())?,
+    }
+    Ok(())
+}
+
+/// Works on a thread of its own, shows the replications that are done, and stops early at Ctrl-C.
+async fn with_progress<T: Send + 'static>(
+    work: impl FnOnce(&Progress) -> T + Send + 'static,
+) -> Result<T> {
+    let progress = Arc::new(Progress::default());
+    let shared = Arc::clone(&progress);
+    let mut work = tokio::task::spawn_blocking(move || work(&shared));
+    let shows = std::io::stderr().is_terminal();
+    loop {
+        tokio::select! {
+            // Cancel-safe: the handle keeps the result until it is taken.
+            done = &mut work => {
+                if shows {
+                    eprint!("\r\x1b[K");
+                }
+                return done.context("planning");
+            }
+            // Cancel-safe: a signal that comes later is seen by the next one.
+            stopped = tokio::signal::ctrl_c() => {
+                stopped.context("waiting for Ctrl-C")?;
+                progress.stop();
+                eprintln!("stopping: what is known so far follows");
+            }
+            // Cancel-safe: a timer.
+            () = tokio::time::sleep(FRAME) => {
+                if shows {
+                    eprint!("\r{} replications", progress.done());
+                }
+            }
+        }
+    }
+}
+
+impl Sim {
+    async fn run(self, format: Format) -> Result<ExitCode> {
+        let scenario = read_scenario(&self.scenario)?;
+        if let Some(file) = &self.history {
+            let recorded = replicate(&scenario, 0, Recording::On).history;
+            write(file, &replay::to_lines(&recorded))?;
+        }
+        let report = with_progress(move |progress| simulate(&scenario, progress)).await?;
+        if !self.csv && format != Format::Json {
+            eprintln!(
+                "{}: {} replications, {} events, {:.0} s cut off as warm-up, {} % intervals",
+                report.scenario,
+                report.replications,
+                report.events,
+                report.cut_secs,
+                report.confidence * 100.0
+            );
+        }
+        print(format, self.csv, &report, &report::of_simulation(&report))?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Solve {
+    fn run(self, format: Format) -> Result<ExitCode> {
+        let solved = skein_planner::solve(&read_scenario(&self.scenario)?)?;
+        for service in &solved.services {
+            let certificate = &service.solution.certificate;
+            eprintln!(
+                "{}: {} states, flow residual {:.0e}, last change {:.0e}",
+                service.service, service.solution.states, certificate.residual, certificate.change
+            );
+            for what in &service.left_out {
+                eprintln!("{}: the chain leaves out {what}", service.service);
+            }
+        }
+        print(format, self.csv, &solved, &report::of_solution(&solved))?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Compare {
+    async fn run(self, format: Format) -> Result<ExitCode> {
+        let scenario = read_scenario(&self.scenario)?;
+        let same = scenario.clone();
+        let compared = with_progress(move |progress| compare(&same, &[], progress)).await?;
+        if let Err(why) = &compared.computation {
+            eprintln!("nothing computed: {why}");
+        }
+        print(format, self.csv, &compared, &report::of_comparison(&compared))?;
+        if let Some(replicas) = self.speed_up {
+            let all = with_progress(move |progress| {
+                skein_planner::speed_up(&scenario, replicas, progress)
+            })
+            .await?;
+            println!();
+            print(format, self.csv, &all, &report::of_speed_up(&all))?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Search {
+    async fn run(self, format: Format) -> Result<ExitCode> {
+        let Self { scenario, vary, goal, minimise, to } = self;
+        let scenario = read_scenario(&scenario)?;
+        let found =
+            with_progress(move |progress| search(&scenario, &vary, &goal, minimise, progress));
+        let found = found.await??;
+        let mut table = Table::new(&["what", "value"]);
+        for (parameter, value) in &found.point {
+            table.row([parameter.to_string(), value.to_string()]);
+        }
+        for (measure, estimate) in &found.measures {
+            let (mean, width) =
+                (report::figure(estimate.mean), report::figure(estimate.half_width));
+            table.row([measure.as_str().to_owned(), format!("{mean} ± {width}")]);
+        }
+        eprintln!(
+            "{} points: {} sorted out by the chain, {} simulated",
+            found.points, found.sorted_out, found.simulated
+        );
+        print(format, false, &found, &table)?;
+        if let Some(file) = to {
+            write(&file, &found.scenario.to_toml())?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Export {
+    fn run(self) -> Result<ExitCode> {
+        let scenario = read_scenario(&self.scenario)?;
+        let folder = &self.prism;
+        std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+        for service in &scenario.services {
+            let (family, left_out) = skein_planner::family_of(&scenario, service)?;
+            for what in left_out {
+                eprintln!("{}: the chain leaves out {what}", service.name);
+            }
+            let files = family.to_explicit()?;
+            let file = |ending: &str| folder.join(format!("{}.{ending}", service.name));
+            write(&file("tra"), &files.transitions)?;
+            write(&file("sta"), &files.states)?;
+            write(&file("lab"), &files.labels)?;
+            write(&file("srew"), &files.rewards)?;
+            if let Some(model) = family.to_prism() {
+                write(&file("prism"), &model)?;
+            }
+            println!("{}", file("tra").display());
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn run_verify(format: Format) -> Result<ExitCode> {
+    let checks = verify::verify();
+    let table = verify::to_table(&checks);
+    print(format, false, &table, &table)?;
+    let wrong = checks.iter().filter(|check| !check.holds()).count();
+    eprintln!("{} figures, {wrong} wrong", checks.len());
+    Ok(ExitCode::from(u8::from(wrong > 0)))
+}
+
+impl Experiments {
+    async fn run(self) -> Result<ExitCode> {
+        let effort = experiments::Effort { duration: self.duration, ..Default::default() };
+        if !(effort.duration > 0.0 && effort.duration <= 1000.0) {
+            bail!("--duration {} must be above 0 and at most 1000", self.duration);
+        }
+        let all = with_progress(move |progress| experiments::run_all(effort, progress)).await?;
+        let folder = &self.to;
+        std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+        write(&folder.join("report.md"), &experiments::to_markdown(&all))?;
+        for it in &all {
+            write(&folder.join(format!("{}.toml", it.id.to_lowercase())), it.scenario)?;
+            for (number, (_, table)) in it.tables.iter().enumerate() {
+                let name = format!("{}-{}.csv", it.id.to_lowercase(), number + 1);
+                write(&folder.join(name), &table.to_csv())?;
+            }
+            for (name, plot) in &it.plots {
+                write(&folder.join(format!("{name}.svg")), &plot.to_svg())?;
+            }
+            for finding in &it.findings {
+                let holds = if finding.holds { "confirmed" } else { "not confirmed" };
+                println!("{} {holds}: {} ({})", it.id, finding.claim, finding.figures);
+            }
+        }
+        println!("{}", folder.join("report.md").display());
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Replay {
+    fn run(self) -> Result<ExitCode> {
+        let bytes = commands::read_input(&self.history)?;
+        let text = String::from_utf8(bytes).context("reading the history")?;
+        let history = replay::parse(&text)?;
+        if let Some(file) = &self.html {
+            let title =
+                self.history.file_name().map_or("history".into(), |name| name.to_string_lossy());
+            write(file, &replay::to_html(&title, &history))?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        if !(self.speed > 0.0 && self.speed.is_finite()) {
+            bail!("--speed {} must be above 0", self.speed);
+        }
+        play(&history, self.speed, &keys())?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Lines that the user types.
+fn keys() -> Receiver<String> {
+    // 16: more than anybody types between two frames.
+    let (to, from) = sync_channel(16);
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lock().lines().map_while(Result::ok) {
+            if to.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    from
+}
+
+fn play(history: &[skein_model::Event], mut speed: f64, keys: &Receiver<String>) -> Result<()> {
+    let (mut scene, mut next, mut plays) = (Scene::default(), 0, true);
+    let mut clock = history.first().map_or(0.0, |event| event.at.as_micros() as f64);
+    let terminal = std::io::stdout().is_terminal();
+    while next < history.len() {
+        let mut step = false;
+        match keys.recv_timeout(FRAME) {
+            Ok(line) => match line.trim() {
+                "" => plays = !plays,
+                "s" => (plays, step) = (false, true),
+                "+" => speed *= 2.0,
+                "-" => speed /= 2.0,
+                "q" => return Ok(()),
+                _ => {}
+            },
+            Err(RecvTimeoutError::Timeout) if plays => {
+                clock += FRAME.as_secs_f64() * 1e6 * speed;
+            }
+            Err(RecvTimeoutError::Timeout) => continue,
+            // Nobody types: it plays to its end, in its own time.
+            Err(RecvTimeoutError::Disconnected) => {
+                std::thread::sleep(FRAME);
+                clock += FRAME.as_secs_f64() * 1e6 * speed;
+            }
+        }
+        if step {
+            clock = clock.max(history[next].at.as_micros() as f64);
+            scene.apply(&history[next]);
+            next += 1;
+        }
+        while next < history.len() && !step && history[next].at.as_micros() as f64 <= clock {
+            scene.apply(&history[next]);
+            next += 1;
+        }
+        let mut out = std::io::stdout().lock();
+        let clear = if terminal { "\x1b[H\x1b[2J" } else { "" };
+        writeln!(out, "{clear}{}", scene.draw(terminal))?;
+    }
+    Ok(())
+}
