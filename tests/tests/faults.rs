@@ -318,7 +318,11 @@ fn a_full_disk_refuses_and_goes_on_when_there_is_space() {
             match world.submit("echo", &payload, "/").await {
                 Ok(_) => *codes.entry("accepted".into()).or_default() += 1,
                 Err(error) => {
-                    let error = error.downcast_ref::<skein_api::ClientError>();
+                    let known = error.downcast_ref::<skein_api::ClientError>();
+                    if known.and_then(skein_api::ClientError::code).is_none() {
+                        eprintln!("{error:#}");
+                    }
+                    let error = known;
                     let code = error.and_then(|error| error.code());
                     let code = code.map_or("none", skein_api::Code::as_str);
                     *codes.entry(code.into()).or_default() += 1;

@@ -309,6 +309,9 @@ fn payloads_and_results_have_a_bound_of_64_mib() {
                 "{answer:?}"
             );
         }
+        let huge = Bytes::from(vec![0; largest + 1]);
+        let refused = world.client().submit("echo", huge, &path("/")).await;
+        ensure!(code(refused) == Some(Code::PayloadTooLarge));
         let batch = (64 << 20).to_string();
         let headers = [("Authorization", bearer.as_str()), ("Content-Length", batch.as_str())];
         let answer = raw(&target.url, "POST", "/v1/services/echo/batch", &headers, b"").await?;

@@ -386,6 +386,7 @@ impl Client {
         payload: Bytes,
         options: &JobOptions,
     ) -> Result<Job, ClientError> {
+        check_payload(&payload)?;
         let path = format!("/v1/services/{service}/jobs{}", options.query());
         let body = self.bytes(Method::POST, &path, &options.headers(), payload).await?;
         self.parse(&body)
@@ -421,6 +422,7 @@ impl Client {
         payload: Bytes,
         options: &JobOptions,
     ) -> Result<CallReply, ClientError> {
+        check_payload(&payload)?;
         let path = format!("/v1/services/{service}/call{}", options.query());
         let reply = self.send(Method::POST, &path, &options.headers(), payload).await?;
         let (head, body) = self.checked(reply).await?.into_parts();
@@ -552,6 +554,15 @@ impl Client {
             Err(error) => Err(self.transport(error)),
         }
     }
+}
+
+/// Refuses what the server would: it closes the connection while the payload is sent, and its answer may not be seen.
+fn check_payload(payload: &Bytes) -> Result<(), ClientError> {
+    if payload.len() as u64 <= skein_model::PAYLOAD_MAX {
+        return Ok(());
+    }
+    let message = format!("the payload has more than {} bytes", skein_model::PAYLOAD_MAX);
+    Err(ApiError::new(Code::PayloadTooLarge, message).into())
 }
 
 /// History as it happens.

@@ -20,8 +20,10 @@ use skein_model::{
 };
 use skein_shell::{now, random_u128};
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::sync::oneshot;
 use tokio_util::io::{ReaderStream, StreamReader};
 
@@ -34,6 +36,8 @@ const CALL_RETENTION: Duration = Duration::from_secs(60);
 /// Largest batch, bytes, and most jobs of one.
 const BATCH_BYTES_MAX: usize = 16 * 1024 * 1024;
 const BATCH_JOBS_MAX: usize = 10_000;
+/// How long what is left of a refused payload is read.
+const DRAIN: Duration = Duration::from_secs(5);
 /// After an unknown outcome the same submission is repeated under its id.
 const SUBMITS_MAX: u32 = 5;
 
@@ -113,8 +117,21 @@ async fn payload(app: &App, headers: &HeaderMap, body: Body) -> Answer<Kept> {
             |error| Failure::new(Code::Malformed, format!("the payload broke off: {error}"));
         return bytes.map(Kept::Inline).map_err(broken);
     }
-    let source = StreamReader::new(body.into_data_stream().map_err(io::Error::other));
-    Ok(app.queue.body_from(source).await?)
+    let mut source = StreamReader::new(body.into_data_stream().map_err(io::Error::other));
+    match app.queue.body_from(&mut source).await {
+        Ok(kept) => Ok(kept),
+        Err(error) => {
+            drain(source).await;
+            Err(error.into())
+        }
+    }
+}
+
+/// Reads what a client still sends: one whose connection is closed while it sends may never see the answer.
+async fn drain(source: impl AsyncRead) {
+    let mut rest = pin!(source.take(PAYLOAD_MAX));
+    let mut sink = tokio::io::sink();
+    let _ = tokio::time::timeout(DRAIN, tokio::io::copy(&mut rest, &mut sink)).await;
 }
 
 fn subject(job: &NewJob, id: Option<JobId>) -> EventSubject {
