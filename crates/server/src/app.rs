@@ -12,6 +12,7 @@ use crate::reports::Reports;
 use crate::server::{ServerError, ServerParts};
 use skein_api::Hold;
 use skein_fabric::{Bus, Queue, QueueError, QueueName, State};
+use skein_model::Timestamp;
 use skein_policy::ServiceKey;
 use skein_registry::{EventSink, Mirror};
 use skein_shell::{Tasks, now};
@@ -87,9 +88,9 @@ impl App {
         })
     }
 
-    /// Gives up the waiting jobs of a service that was removed.
-    pub(crate) async fn abandon(&self, service: &ServiceKey) -> Answer<()> {
-        self.queue.remove_service(&queue_name(service), now()).await?;
+    /// Gives up the jobs of a service that was there no more at `removed_at`.
+    pub(crate) async fn abandon(&self, service: &ServiceKey, removed_at: Timestamp) -> Answer<()> {
+        self.queue.remove_service(&queue_name(service), removed_at).await?;
         Ok(())
     }
 }

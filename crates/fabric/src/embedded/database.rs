@@ -5,12 +5,11 @@
 
 use crate::state::Event;
 use crate::state::{
-    Compare, Durability, Entry, Key, KeySpan, LeaseId, Op, OpReply, Query, RANGE_BYTES_MAX,
-    RangeReply, Revision, StateError, Target, Txn, TxnReply,
+    Compare, Entry, Key, KeySpan, LeaseId, Op, OpReply, Query, RANGE_BYTES_MAX, RangeReply,
+    Revision, StateError, Target, Txn, TxnReply,
 };
 use bytes::Bytes;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row, params};
-use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -72,8 +71,6 @@ impl From<rusqlite::Error> for Failure {
 pub(super) struct Database {
     connection: Connection,
     path: PathBuf,
-    /// What its commits promise now.
-    durability: Cell<Durability>,
 }
 
 impl Database {
@@ -103,7 +100,7 @@ impl Database {
             });
         }
         connection.pragma_update(None, "journal_mode", "WAL").map_err(failed)?;
-        connection.pragma_update(None, "synchronous", "FULL").map_err(failed)?;
+        connection.pragma_update(None, "synchronous", "NORMAL").map_err(failed)?;
         connection.pragma_update(None, "cache_size", -i64::from(CACHE_KIB)).map_err(failed)?;
         connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES).map_err(failed)?;
         if new {
@@ -124,7 +121,7 @@ impl Database {
             connection.query_row("PRAGMA page_size", [], |row| row.get(0)).map_err(failed)?;
         let pages = u32::try_from(size_bytes_max / u64::from(page.max(1))).unwrap_or(u32::MAX);
         connection.pragma_update(None, "max_page_count", pages).map_err(failed)?;
-        Ok(Self { connection, path: path.to_path_buf(), durability: Cell::default() })
+        Ok(Self { connection, path: path.to_path_buf() })
     }
 
     /// Opens for reading what another connection of this process writes.
@@ -135,7 +132,7 @@ impl Database {
         connection.set_prepared_statement_cache_capacity(STATEMENTS);
         connection.busy_timeout(Duration::from_secs(5)).map_err(failed)?;
         connection.pragma_update(None, "cache_size", -i64::from(CACHE_KIB)).map_err(failed)?;
-        Ok(Self { connection, path: path.to_path_buf(), durability: Cell::default() })
+        Ok(Self { connection, path: path.to_path_buf() })
     }
 
     /// Which file.
@@ -143,21 +140,12 @@ impl Database {
         &self.path
     }
 
-    /// Starts a transaction that will write. With [`Durability::Soon`] its commit is in the write-ahead log, but the log
-    /// is brought to the disk only with the next commit of the other kind, or when it is moved into the database.
-    pub(super) fn begin(&self, durability: Durability) -> Result<(), Failure> {
-        if self.durability.get() != durability {
-            let synchronous = match durability {
-                Durability::Now => "FULL",
-                Durability::Soon => "NORMAL",
-            };
-            self.connection.pragma_update(None, "synchronous", synchronous)?;
-            self.durability.set(durability);
-        }
+    /// Starts a transaction that will write.
+    pub(super) fn begin(&self) -> Result<(), Failure> {
         self.execute("BEGIN IMMEDIATE")
     }
 
-    /// Makes it durable, as it was begun.
+    /// Shows it to all. It is in the write-ahead log then; bringing that to the disk is [`Log`](super::log::Log)'s.
     pub(super) fn commit(&self) -> Result<(), Failure> {
         self.execute("COMMIT")
     }

@@ -255,12 +255,14 @@ pub(crate) async fn remove(State(app): State<App>, Path(name): Path<String>) -> 
     let key =
         RecordKey::Service(stored.value.project.clone(), stored.value.spec.name.clone()).key();
     let txn = Txn::new().when(Compare::exists(key.clone())).then(Op::delete(&key));
+    // Before the commit: a job accepted between the two is the sweeper's, or of the next service of this name.
+    let removed_at = now();
     let reply = app.state.txn(txn).await?;
     if !reply.succeeded {
         return Err(unknown(&stored.value.spec.name));
     }
     app.mirror.reach(reply.revision).await;
     app.events.emit(subject(&stored.value), EventKind::ServiceRemoved);
-    app.abandon(&(&*stored.value).into()).await?;
+    app.abandon(&(&*stored.value).into(), removed_at).await?;
     Ok(StatusCode::NO_CONTENT)
 }
