@@ -32,7 +32,7 @@ pub struct AgentConfig {
     pub launches_max: usize,
     /// A machine that is not ready after this long is ended.
     pub boot_timeout: Duration,
-    /// How long a machine may take to end in order.
+    /// How long a machine that is stopped may take to answer the jobs it serves, and then to end in order.
     pub stop_grace: Duration,
     /// How long the agent may be silent before its jobs fall back and its machines count as lost.
     pub lease: Duration,

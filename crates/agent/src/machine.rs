@@ -439,7 +439,10 @@ impl Keeper {
                 MachineGoal::Drain => {}
                 MachineGoal::Stop => {
                     node.dispatchers.remove(live);
-                    let grace = self.grace();
+                    // What it serves may end, in the time that an orderly end may take; a job that it was given while
+                    // the stop was on its way loses no attempt.
+                    let served = tokio::time::timeout(node.config.stop_grace, live.idle()).await;
+                    let grace = if served.is_ok() { self.grace() } else { Grace::NONE };
                     return self.end(held, grace).await.unwrap_or(ExitCause::Stopped);
                 }
             }

@@ -137,7 +137,7 @@ pub enum MachineGoal {
     Run,
     /// Take no more work, finish what is in service, then go.
     Drain,
-    /// Go now: orderly, then hard.
+    /// Go now: it may answer what it serves within the grace of a stop, then it ends in order, then hard.
     Stop,
 }
 
