@@ -10,6 +10,7 @@ mod job;
 mod machine;
 mod name;
 mod node;
+mod rules;
 mod service;
 mod time;
 mod units;
@@ -26,6 +27,9 @@ pub use machine::{
 };
 pub use name::{ImageName, NameError, NodeName, ProjectName, ServiceName};
 pub use node::{NodeRecord, NodeState, NodeStatus};
+pub use rules::{
+    HpaBehaviour, HpaBy, HpaLimit, HpaMetric, HpaRule, HpaSelect, KpaRule, PredictiveRule,
+};
 pub use service::{
     Placement, QueuePolicy, Removal, ScalingPolicy, ScalingRule, ServiceRecord, ServiceSpec,
     SpecError, ThresholdScope,

@@ -3,6 +3,7 @@
 use crate::job::RetryPolicy;
 use crate::machine::Generation;
 use crate::name::{ImageName, ProjectName, ServiceName};
+use crate::rules::{HpaRule, KpaRule, PredictiveRule};
 use crate::time::{Timestamp, millis};
 use crate::units::MemoryMib;
 use serde::{Deserialize, Serialize};
@@ -119,6 +120,12 @@ pub enum ScalingRule {
         /// A burst is when the short window asks for this many times the ready machines; above 1.
         panic_threshold: f64,
     },
+    /// Multiply the machines by the ratio of their use to a target (the rule of Kubernetes' HorizontalPodAutoscaler).
+    Hpa(HpaRule),
+    /// Keep the jobs per machine at a target, tick by tick (the rule of Knative's autoscaler as it is documented).
+    Kpa(KpaRule),
+    /// The fewest machines with which a queueing model keeps the wait under an objective.
+    Predictive(PredictiveRule),
 }
 
 impl Default for ScalingRule {
@@ -331,6 +338,9 @@ impl ScalingRule {
                     return wrong("needs a panic window no longer than the stable one");
                 }
             }
+            Self::Hpa(rule) => rule.check()?,
+            Self::Kpa(rule) => rule.check()?,
+            Self::Predictive(rule) => rule.check()?,
         }
         Ok(())
     }
@@ -357,6 +367,22 @@ mod tests {
             r#"{"name":"s","image":"i","scaling":{"rule":{"kind":"thresholds","replicate_above":2,"dereplicate_at":2,"scope":"service"}}}"#,
             Err("scaling.rule"),
         );
+        let rule =
+            |rule: &str| format!(r#"{{"name":"s","image":"i","scaling":{{"rule":{rule}}}}}"#);
+        for kind in ["hpa", "kpa", "predictive"] {
+            check(&rule(&format!(r#"{{"kind":"{kind}"}}"#)), Ok(()));
+        }
+        for bad in [
+            r#"{"kind":"hpa","target":0}"#,
+            r#"{"kind":"hpa","sync_period_ms":10}"#,
+            r#"{"kind":"hpa","scale_up":{"limits":[{"by":"machines","value":0,"period_ms":1000}]}}"#,
+            r#"{"kind":"kpa","panic_threshold":0.5}"#,
+            r#"{"kind":"kpa","down_rate_max":1}"#,
+            r#"{"kind":"predictive","share":1}"#,
+            r#"{"kind":"predictive","variability":0}"#,
+        ] {
+            check(&rule(bad), Err("scaling.rule"));
+        }
         check(r#"{"name":"s","image":"i","queue":{"bound":0}}"#, Err("queue.bound"));
         check(
             r#"{"name":"s","image":"i","queue":{"retry":{"attempts_max":0}}}"#,
@@ -367,7 +393,11 @@ mod tests {
 
     #[test]
     fn unknown_fields_are_refused() {
-        let json = r#"{"name":"s","image":"i","replicas":3}"#;
-        assert!(serde_json::from_str::<ServiceSpec>(json).is_err());
+        for json in [
+            r#"{"name":"s","image":"i","replicas":3}"#,
+            r#"{"name":"s","image":"i","scaling":{"rule":{"kind":"hpa","goal":0.5}}}"#,
+        ] {
+            assert!(serde_json::from_str::<ServiceSpec>(json).is_err());
+        }
     }
 }

@@ -16,6 +16,7 @@ mod chain;
 mod compare;
 pub mod experiments;
 mod output;
+pub mod policies;
 mod random;
 pub mod replay;
 pub mod report;
@@ -35,8 +36,8 @@ pub use output::{Estimate, mser5, student_t};
 pub use random::{Distribution, Purpose, RandomKind, Stream};
 pub use scenario::{
     Assumptions, BackgroundChanges, ChainReplicas, FailureLoses, FailuresHit, LastReplica,
-    Mobility, Network, NodeGroup, QueueCounts, QueueKind, Repair, Run, Scenario, ScenarioError,
-    Service, ThroughputIs, Topology, User, WarmUp,
+    Mobility, Network, NodeGroup, QueueCounts, QueueKind, RatePoint, Repair, Run, Scenario,
+    ScenarioError, Service, ThroughputIs, Topology, TracedRequest, User, WarmUp, parse_trace,
 };
 pub use sim::{
     Measure, Measured, Progress, Recording, Replication, ServiceReport, SimReport, Sums, replicate,

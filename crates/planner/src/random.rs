@@ -186,6 +186,15 @@ impl Distribution {
         }
     }
 
+    /// The same with each value multiplied by a factor above 0.
+    #[must_use]
+    pub fn scaled(&self, factor: f64) -> Self {
+        match self {
+            Self::Constant(value) => Self::Constant(value * factor),
+            Self::Random(kind) => Self::Random(kind.scaled(factor)),
+        }
+    }
+
     /// The mean; infinite for a Pareto distribution of shape 1 and below.
     pub fn mean(&self) -> f64 {
         match self {
@@ -245,6 +254,18 @@ impl Distribution {
 }
 
 impl RandomKind {
+    fn scaled(&self, by: f64) -> Self {
+        let mut kind = self.clone();
+        match &mut kind {
+            Self::Uniform { low, high } => (*low, *high) = (*low * by, *high * by),
+            Self::Exponential { mean } | Self::Erlang { mean, .. } => *mean *= by,
+            Self::Normal { mean, deviation } => (*mean, *deviation) = (*mean * by, *deviation * by),
+            Self::Weibull { scale: size, .. } | Self::Pareto { least: size, .. } => *size *= by,
+            Self::Empirical { values } => values.iter_mut().for_each(|value| *value *= by),
+        }
+        kind
+    }
+
     fn sample(&self, stream: &mut Stream) -> f64 {
         match self {
             Self::Uniform { low, high } => low + (high - low) * stream.unit(),
@@ -309,6 +330,8 @@ mod tests {
             let off = (mean - distribution.mean()).abs();
             assert!(off < 4.0 * error, "{distribution:?}: {mean}, {} is said", distribution.mean());
             assert!(samples.iter().all(|x| *x >= 0.0 && x.is_finite()));
+            let thrice = distribution.scaled(3.0).mean();
+            assert!((thrice / distribution.mean() - 3.0).abs() < 1e-9);
         }
     }
 

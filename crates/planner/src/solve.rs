@@ -165,8 +165,10 @@ impl Mapping<'_> {
         let users: Vec<_> =
             self.scenario.users.iter().filter(|user| user.service == self.service.name).collect();
         for user in &users {
-            if user.waits_for_answer || !user.arrivals_secs.is_empty() {
-                return self.none("a user waits for answers or comes at given times");
+            if user.waits_for_answer || user.is_traced() || !user.rate.is_empty() {
+                return self.none(
+                    "a user waits for answers, comes at given times or at a rate that changes",
+                );
             }
             let interval = self.mean(&format!("intervals of {}", user.name), &user.interval_secs);
             let rate = f64::from(user.count) / interval;
@@ -234,12 +236,15 @@ impl Mapping<'_> {
                 Thresholds { replicate_above, dereplicate_at, scope }
             }
             // The number never changes: any rule does.
-            ScalingRule::Concurrency { .. } if min == max => Thresholds {
+            _ if min == max => Thresholds {
                 replicate_above: 1,
                 dereplicate_at: 0,
                 scope: skein_model::ThresholdScope::Service,
             },
-            ScalingRule::Concurrency { .. } => {
+            ScalingRule::Concurrency { .. }
+            | ScalingRule::Hpa(_)
+            | ScalingRule::Kpa(_)
+            | ScalingRule::Predictive(_) => {
                 return self.none("its rule averages over windows; thresholds have a chain");
             }
         };

@@ -133,6 +133,9 @@ pub struct Load {
     pub waiting: u32,
     /// Jobs being served.
     pub in_service: u32,
+    /// Jobs that its queue has accepted so far, however they ended: rules that look at the rate of arrivals compare two
+    /// values of it. A counter that begins anew does no harm; where nobody counts, 0.
+    pub accepted: u64,
 }
 
 impl Load {
@@ -245,7 +248,7 @@ pub struct Inputs {
     pub outdated: u32,
     /// Machines on lost nodes (they are among none of the others).
     pub lost: u32,
-    /// Jobs over the stable window, for the concurrency rule.
+    /// What the rule averages over its window, for those that do: jobs, or jobs in service.
     pub average: Option<f64>,
 }
 

@@ -34,6 +34,7 @@ mod place;
 mod plan;
 mod reason;
 mod rng;
+mod rules;
 mod scale;
 mod service;
 mod window;

@@ -1,6 +1,9 @@
 //! What the policy remembers between two plans: constant size for each service.
 
 use crate::core::{Ended, Freshness, Load, Replica, ReplicaPhase};
+use crate::rules::hpa::HpaMemory;
+use crate::rules::kpa::KpaMemory;
+use crate::rules::predictive::PredictiveMemory;
 use crate::window::Window;
 use serde::{Deserialize, Serialize};
 use skein_model::{ScalingRule, Timestamp};
@@ -29,6 +32,12 @@ pub struct ServiceMemory {
     pub(crate) had: u32,
     /// The two windows of the concurrency rule.
     pub(crate) windows: Option<Windows>,
+    /// Of Kubernetes' rule.
+    pub(crate) hpa: Option<Box<HpaMemory>>,
+    /// Of Knative's rule.
+    pub(crate) kpa: Option<Box<KpaMemory>>,
+    /// Of the predictive rule.
+    pub(crate) predictive: Option<Box<PredictiveMemory>>,
     /// Since when there is nothing to do.
     pub(crate) idle_since: Option<Timestamp>,
     /// When the latest machine was added or removed.
@@ -46,6 +55,29 @@ pub struct ServiceMemory {
 pub(crate) struct Windows {
     pub(crate) stable: Window,
     pub(crate) panic: Window,
+}
+
+impl Windows {
+    /// Empty windows of these widths, the stable one first.
+    pub(crate) fn new((stable, panic): (Duration, Duration), now: Timestamp) -> Self {
+        Self { stable: Window::new(stable, now), panic: Window::new(panic, now) }
+    }
+
+    /// Whether they have these widths.
+    pub(crate) fn have(&self, (stable, panic): (Duration, Duration)) -> bool {
+        self.stable.has_width(stable) && self.panic.has_width(panic)
+    }
+
+    /// Whether both averages are the load.
+    pub(crate) fn have_settled(&self) -> bool {
+        self.stable.has_settled() && self.panic.has_settled()
+    }
+
+    /// Takes note of the load.
+    pub(crate) fn observe(&mut self, load: Load, now: Timestamp) {
+        self.stable.observe(load.total(), now);
+        self.panic.observe(load.total(), now);
+    }
 }
 
 impl ServiceMemory {
@@ -71,23 +103,47 @@ impl ServiceMemory {
         } else {
             self.idle_since = None;
         }
-        let ScalingRule::Concurrency { stable_window, panic_window, .. } = rule else {
-            self.windows = None;
-            return;
-        };
-        let usable = |windows: &Windows| {
-            windows.stable.has_width(*stable_window) && windows.panic.has_width(*panic_window)
-        };
-        if !self.windows.as_ref().is_some_and(usable) {
-            self.windows = Some(Windows {
-                stable: Window::new(*stable_window, now),
-                panic: Window::new(*panic_window, now),
-            });
+        match rule {
+            ScalingRule::Thresholds { .. } => {}
+            ScalingRule::Concurrency { stable_window, panic_window, .. } => {
+                let widths = (*stable_window, *panic_window);
+                if !self.windows.as_ref().is_some_and(|windows| windows.have(widths)) {
+                    self.windows = Some(Windows::new(widths, now));
+                }
+                if let Some(windows) = &mut self.windows {
+                    windows.observe(load, now);
+                }
+            }
+            ScalingRule::Hpa(rule) => HpaMemory::observe(&mut self.hpa, rule, load, now),
+            ScalingRule::Kpa(rule) => KpaMemory::observe(&mut self.kpa, rule, load, now),
+            ScalingRule::Predictive(rule) => {
+                PredictiveMemory::observe(&mut self.predictive, rule, load, now);
+            }
         }
-        if let Some(windows) = &mut self.windows {
-            windows.stable.observe(load.total(), now);
-            windows.panic.observe(load.total(), now);
+        self.forget_other_rules(rule);
+    }
+
+    /// What a rule that was replaced remembered says nothing to another, nor to itself when it comes back.
+    fn forget_other_rules(&mut self, rule: &ScalingRule) {
+        if !matches!(rule, ScalingRule::Concurrency { .. }) {
+            (self.windows, self.burst_until) = (None, None);
         }
+        if !matches!(rule, ScalingRule::Hpa(_)) {
+            self.hpa = None;
+        }
+        if !matches!(rule, ScalingRule::Kpa(_)) {
+            self.kpa = None;
+        }
+        if !matches!(rule, ScalingRule::Predictive(_)) {
+            self.predictive = None;
+        }
+    }
+
+    /// Average of the jobs over the window of a rule that has one.
+    pub(crate) fn average(&self) -> Option<f64> {
+        let kpa = self.kpa.as_ref().map(|kpa| &kpa.windows);
+        let stable = self.windows.as_ref().or(kpa).map(|windows| windows.stable.average());
+        stable.or_else(|| self.hpa.as_ref().map(|hpa| hpa.metric.average()))
     }
 }
 

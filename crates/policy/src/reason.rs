@@ -1,6 +1,7 @@
 //! Why: data first, words when somebody reads them.
 
 use crate::core::{Place, Room};
+use crate::scale::Machines;
 use skein_model::{ThresholdScope, Timestamp};
 use std::fmt;
 use std::time::Duration;
@@ -57,6 +58,41 @@ pub enum Reason {
         /// Until then no machine is removed.
         until: Timestamp,
     },
+    /// The machines times the ratio of their use to its target.
+    Ratio {
+        /// Share of the capacity of the ready machines that is used, average over the window.
+        usage: f64,
+        /// What it shall be.
+        target: f64,
+        /// Width of the window.
+        window: Duration,
+    },
+    /// The queueing model: so many keep the wait under its objective.
+    Model {
+        /// Jobs per second that are expected.
+        arrivals: f64,
+        /// Seconds that a job takes at a machine.
+        service: f64,
+        /// The objective.
+        wait: Duration,
+    },
+    /// The load asks for another number, but earlier answers of the window hold it.
+    Steadied {
+        /// What the load asks for.
+        asked: u32,
+        /// Width of the window.
+        window: Duration,
+    },
+    /// The load asks for more, or fewer, than may come or go at once.
+    Limited {
+        /// What the load asks for.
+        asked: u32,
+    },
+    /// As decided a moment ago.
+    Between {
+        /// Next decision.
+        until: Timestamp,
+    },
     /// Nothing to do for longer than the grace.
     Idle {
         /// For so long.
@@ -108,6 +144,11 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Why `goal` machines between two decisions of a rule that decides by the clock.
+    pub(crate) fn between(goal: u32, machines: Machines, until: Timestamp) -> Self {
+        if goal == machines.total() { Self::Enough } else { Self::Between { until } }
+    }
+
     /// Stable code.
     pub const fn code(&self) -> &'static str {
         match self {
@@ -118,6 +159,11 @@ impl Reason {
             Self::QueueAtMost { .. } => "QUEUE_AT_MOST",
             Self::Load { .. } => "LOAD",
             Self::Burst { .. } => "BURST",
+            Self::Ratio { .. } => "RATIO",
+            Self::Model { .. } => "MODEL",
+            Self::Steadied { .. } => "STEADIED",
+            Self::Limited { .. } => "LIMITED",
+            Self::Between { .. } => "BETWEEN",
             Self::Idle { .. } => "IDLE",
             Self::Grace { .. } => "GRACE",
             Self::Cooldown { .. } => "COOLDOWN",
@@ -184,6 +230,28 @@ impl fmt::Display for At<'_> {
                 Secs(window),
                 left(until)
             ),
+            Reason::Ratio { usage, target, window } => write!(
+                f,
+                "{:.0} % in use over {} at a target of {:.0} %",
+                usage * 100.0,
+                Secs(window),
+                target * 100.0
+            ),
+            Reason::Model { arrivals, service, wait } => write!(
+                f,
+                "{arrivals:.2} jobs/s of {} each wait at most {} by the model",
+                Secs(Duration::from_secs_f64(service.clamp(0.0, 1e9))),
+                Secs(wait)
+            ),
+            Reason::Steadied { asked, window } => {
+                write!(f, "{asked} would do, earlier answers hold it for {}", Secs(window))
+            }
+            Reason::Limited { asked } => {
+                write!(f, "the load asks for {asked}, only so many come or go at once")
+            }
+            Reason::Between { until } => {
+                write!(f, "as decided; the next decision is in {}", left(until))
+            }
             Reason::Idle { idle, grace } => {
                 write!(f, "idle for {}, the grace is {}", Secs(idle), Secs(grace))
             }

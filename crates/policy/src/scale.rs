@@ -70,7 +70,7 @@ pub fn scale(
     let idle_for = memory.idle_since.map(|since| now.since(since));
     let mut wanted = need;
     // An average may ask for a last machine long after the last job; thresholds go one by one.
-    let last = u32::from(matches!(policy.rule, ScalingRule::Concurrency { .. }));
+    let last = u32::from(!matches!(policy.rule, ScalingRule::Thresholds { .. }));
     if let Some(idle) = idle_for.filter(|idle| need <= last && *idle >= policy.zero_grace) {
         (wanted, reason) = (0, Reason::Idle { idle, grace: policy.zero_grace });
     }
@@ -127,6 +127,12 @@ fn need(
     memory: &mut ServiceMemory,
     (now, next): (Timestamp, &mut Earliest),
 ) -> (u32, Reason) {
+    let active = machines.total();
+    let goal = memory.goal.unwrap_or(active);
+    // What ended while there is nothing to do is not made again.
+    let goal = if load.total() == 0 { goal.min(active) } else { goal };
+    // The memory of a rule is made before it is asked.
+    let nothing = (goal, Reason::Enough);
     match &policy.rule {
         ScalingRule::Thresholds { replicate_above, dereplicate_at, scope } => {
             let rule = Thresholds {
@@ -134,10 +140,6 @@ fn need(
                 dereplicate_at: *dereplicate_at,
                 scope: *scope,
             };
-            let active = machines.total();
-            let goal = memory.goal.unwrap_or(active);
-            // What ended while there is nothing to do is not made again.
-            let goal = if load.total() == 0 { goal.min(active) } else { goal };
             rule.need(capacity, load, goal, machines.ready)
         }
         ScalingRule::Concurrency { target, panic_threshold, stable_window, panic_window } => {
@@ -149,17 +151,47 @@ fn need(
             };
             rule.need(load, machines, memory, now, next)
         }
+        ScalingRule::Hpa(rule) => memory.hpa.as_mut().map_or(nothing, |it| {
+            let bounds = (goal, machines, policy.replicas_max);
+            it.need(rule, (capacity, load), bounds, (now, next))
+        }),
+        ScalingRule::Kpa(rule) => memory
+            .kpa
+            .as_mut()
+            .map_or(nothing, |it| it.need(rule, (capacity, load), machines, (now, next))),
+        ScalingRule::Predictive(rule) => memory.predictive.as_mut().map_or(nothing, |it| {
+            it.need(rule, (capacity, load), (machines, policy.replicas_max), (now, next))
+        }),
     }
+}
+
+/// Machines for so many jobs at `target` jobs each; a hair less, so that rounding in an average never asks for one more.
+pub(crate) fn machines_for(jobs: f64, target: f64) -> u32 {
+    (jobs / target - 1e-9).ceil().max(0.0) as u32
+}
+
+/// Nothing serves: what waits now says more than any average.
+pub(crate) fn from_zero(target: f64, load: Load, machines: Machines) -> (u32, Reason) {
+    let jobs = load.total();
+    let need = machines_for(jobs.into(), target).max(u32::from(jobs > 0));
+    let reason = match (jobs, need.cmp(&machines.starting)) {
+        (0, _) => Reason::AtZero,
+        (_, Ordering::Greater) => Reason::FromZero { jobs },
+        _ => Reason::Enough,
+    };
+    (need, reason)
 }
 
 /// Adds the warm pool to what the load asks for.
 fn with_warm(policy: &ScalingPolicy, capacity: u32, load: Load, need: u32) -> u32 {
     match policy.rule {
-        // The thresholds count from the machines there are, warm ones among them: adding to that would never end.
-        ScalingRule::Thresholds { .. } => {
+        // These count from the machines there are, warm ones among them: adding to that would never end.
+        ScalingRule::Thresholds { .. } | ScalingRule::Hpa(_) | ScalingRule::Kpa(_) => {
             need.max(load.in_service.div_ceil(capacity).saturating_add(policy.warm))
         }
-        ScalingRule::Concurrency { .. } => need.saturating_add(policy.warm),
+        ScalingRule::Concurrency { .. } | ScalingRule::Predictive(_) => {
+            need.saturating_add(policy.warm)
+        }
     }
 }
 
@@ -245,11 +277,6 @@ struct Concurrency {
 }
 
 impl Concurrency {
-    fn machines_for(&self, jobs: f64) -> u32 {
-        // A hair less, so that rounding in the average never asks for one machine more.
-        (jobs / self.per_machine - 1e-9).ceil().max(0.0) as u32
-    }
-
     fn need(
         &self,
         load: Load,
@@ -261,19 +288,12 @@ impl Concurrency {
         let Some(windows) = &memory.windows else { return (0, Reason::AtZero) };
         let total = load.total();
         if machines.ready == 0 {
-            // Nothing serves: what waits now says more than any average.
-            let need = self.machines_for(f64::from(total)).max(u32::from(total > 0));
-            let reason = match (total, need.cmp(&machines.starting)) {
-                (0, _) => Reason::AtZero,
-                (_, Ordering::Greater) => Reason::FromZero { jobs: total },
-                _ => Reason::Enough,
-            };
-            return (need, reason);
+            return from_zero(self.per_machine, load, machines);
         }
         let (stable, panic) = (windows.stable.average(), windows.panic.average());
         self.watch(windows, now, next);
-        let by_stable = self.machines_for(stable);
-        let by_panic = self.machines_for(panic);
+        let by_stable = machines_for(stable, self.per_machine);
+        let by_panic = machines_for(panic, self.per_machine);
         if f64::from(by_panic) >= self.panic_threshold * f64::from(machines.ready) {
             memory.burst_until = Some(now + self.stable_window);
         }
@@ -294,10 +314,9 @@ impl Concurrency {
 
     /// An average that has not reached the load yet changes though nothing happens.
     fn watch(&self, windows: &Windows, now: Timestamp, next: &mut Earliest) {
-        let differs = |average: f64, value: u32| (average - f64::from(value)).abs() > 1e-6;
-        if differs(windows.panic.average(), windows.panic.value()) {
+        if !windows.panic.has_settled() {
             next.add(now + (self.panic_window / 16).max(TICK_MIN), now);
-        } else if differs(windows.stable.average(), windows.stable.value()) {
+        } else if !windows.stable.has_settled() {
             next.add(now + (self.stable_window / 16).max(TICK_MIN), now);
         }
     }
@@ -315,7 +334,7 @@ mod tests {
 
     /// Machines of 4 jobs each.
     fn check(rule: Thresholds, load: (u32, u32), (goal, ready): (u32, u32), expect: (u32, &str)) {
-        let load = Load { waiting: load.0, in_service: load.1 };
+        let load = Load { waiting: load.0, in_service: load.1, accepted: 0 };
         let (need, reason) = rule.need(4, load, goal, ready);
         assert_eq!((need, reason.code()), expect, "{load:?} on {ready} of {goal}");
     }
@@ -355,7 +374,7 @@ mod tests {
         let mut last = None;
         for (second, waiting, in_service, ready, starting) in script {
             let now = Timestamp::from_micros((second * 1e6) as u64);
-            let load = Load { waiting: *waiting, in_service: *in_service };
+            let load = Load { waiting: *waiting, in_service: *in_service, accepted: 0 };
             let machines = Machines { ready: *ready, starting: *starting };
             let answer = scale(&policy, 4, load, machines, &mut memory, now);
             assert!(answer.next_at.is_none_or(|at| at > now));

@@ -81,7 +81,7 @@ pub(crate) fn decide(
     let rolls = old_ready > 0;
     let machines = scaled_machines(&inputs, stale, rolls, memory);
     let scale = scale(service.policy, service.capacity, service.load, machines, memory, now);
-    inputs.average = memory.windows.as_ref().map(|windows| windows.stable.average());
+    inputs.average = memory.average();
 
     let wanted = scale.wanted;
     let mut next = Earliest(scale.next_at);

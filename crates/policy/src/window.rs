@@ -78,6 +78,11 @@ impl Window {
         self.value
     }
 
+    /// Whether the average is the load, so that it changes only with the load.
+    pub fn has_settled(&self) -> bool {
+        (self.average() - f64::from(self.value)).abs() <= 1e-6
+    }
+
     fn advance(&mut self, now: Timestamp) {
         if now <= self.at {
             return;

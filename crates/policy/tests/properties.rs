@@ -52,6 +52,29 @@ fn any_scaling() -> impl Strategy<Value = String> {
             stable.max(panic) * 400,
             panic * 400
         )),
+        (1..10u32, 1..20u32, any::<bool>(), 0..3u32).prop_map(|(target, period, jobs, window)| format!(
+            r#"{{"kind": "hpa", "metric": "{}", "target": {}, "sync_period_ms": {}, "metric_window_ms": {},
+                 "scale_down": {{"stabilisation_window_ms": {}, "limits":
+                    [{{"by": "percent", "value": 50, "period_ms": 1000}}]}}}}"#,
+            if jobs { "jobs" } else { "busy" },
+            f64::from(target) / 10.0,
+            period * 100,
+            period * 90,
+            window * 700
+        )),
+        (1..10u32, 1..20u32, 0..3u32).prop_map(|(target, tick, delay)| format!(
+            r#"{{"kind": "kpa", "target": {}, "tick_ms": {}, "stable_window_ms": {}, "down_delay_ms": {}}}"#,
+            f64::from(target) / 10.0,
+            tick * 100,
+            tick * 300,
+            delay * 600
+        )),
+        (0..10u32, 1..20u32, 0..3u32).prop_map(|(wait, window, start)| format!(
+            r#"{{"kind": "predictive", "wait_ms": {}, "window_ms": {}, "start_ms": {}}}"#,
+            wait * 100,
+            window * 300,
+            start * 300
+        )),
     ];
     let names = ["least_loaded", "most_free", "fastest", "spread", "random", "round_robin"];
     assert_eq!(names.len(), Placement::ALL.len());

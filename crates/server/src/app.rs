@@ -84,6 +84,7 @@ impl App {
         Ok(QueueView {
             waiting: count(depth.waiting),
             in_service: count(depth.running),
+            accepted: depth.accepted,
             oldest_wait: depth.oldest.map(|at| now().since(at)).unwrap_or_default(),
         })
     }

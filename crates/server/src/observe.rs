@@ -19,6 +19,8 @@ pub(crate) struct QueueView {
     pub(crate) waiting: u32,
     /// Jobs being served.
     pub(crate) in_service: u32,
+    /// Jobs accepted so far.
+    pub(crate) accepted: u64,
     /// Age of the oldest waiting job.
     pub(crate) oldest_wait: Duration,
 }
@@ -128,7 +130,11 @@ fn service_view(
     let capacity = spec.capacity.unwrap_or(image.capacity);
     let queue = queues.get(&record.into()).copied().unwrap_or_default();
     Some(ServiceView {
-        load: Load { waiting: queue.waiting, in_service: queue.in_service },
+        load: Load {
+            waiting: queue.waiting,
+            in_service: queue.in_service,
+            accepted: queue.accepted,
+        },
         oldest_wait: queue.oldest_wait,
         capacity,
         room: Room {

@@ -83,6 +83,10 @@ pub(crate) struct Create {
     /// Idle machines kept ready
     #[arg(long)]
     warm: Option<u32>,
+    /// How many machines a load asks for: concurrency, hpa, kpa, predictive, or the keys of a rule, such as
+    /// 'kind = "predictive", wait_ms = 50'
+    #[arg(long, value_parser = scaling_rule, conflicts_with_all = ["replicate_above", "dereplicate_at"])]
+    rule: Option<ScalingRule>,
     /// Jobs per machine to aim at, as a share of its capacity
     #[arg(long, value_name = "SHARE", conflicts_with_all = ["replicate_above", "dereplicate_at"])]
     target: Option<f64>,
@@ -113,6 +117,27 @@ pub(crate) struct Create {
     /// How long jobs and results are kept
     #[arg(long, value_name = "TIME", value_parser = super::duration)]
     retention: Option<Duration>,
+}
+
+/// A scaling rule: its kind, or the keys of its table.
+pub(crate) fn scaling_rule(text: &str) -> Result<ScalingRule, String> {
+    #[derive(serde::Deserialize)]
+    struct Table {
+        rule: ScalingRule,
+    }
+    if text.trim() == "concurrency" {
+        return Ok(ScalingRule::default());
+    }
+    let keys = match text.contains('=') {
+        true => text.trim().trim_start_matches('{').trim_end_matches('}').to_owned(),
+        false => format!("kind = {:?}", text.trim()),
+    };
+    toml::from_str::<Table>(&format!("rule = {{ {keys} }}")).map(|table| table.rule).map_err(|error| {
+        format!(
+            "{}; a rule is hpa, kpa, predictive, concurrency, or its keys, like 'kind = \"hpa\", target = 0.5'",
+            error.message()
+        )
+    })
 }
 
 fn placement(text: &str) -> Result<Placement, String> {
@@ -169,10 +194,14 @@ impl Create {
         set(&mut scaling.zero_grace, self.zero_grace);
         set(&mut scaling.cooldown, self.cooldown);
         set(&mut scaling.placement, self.placement);
-        if let Some(share) = self.target
-            && let ScalingRule::Concurrency { target, .. } = &mut scaling.rule
-        {
-            *target = share;
+        set(&mut scaling.rule, self.rule.clone());
+        if let Some(share) = self.target {
+            match &mut scaling.rule {
+                ScalingRule::Concurrency { target, .. } => *target = share,
+                ScalingRule::Hpa(rule) => rule.target = share,
+                ScalingRule::Kpa(rule) => rule.target = share,
+                ScalingRule::Thresholds { .. } | ScalingRule::Predictive(_) => {}
+            }
         }
         if let (Some(replicate_above), Some(dereplicate_at)) =
             (self.replicate_above, self.dereplicate_at)
@@ -298,6 +327,17 @@ fn show(context: &Context, s: &ApiService) -> Result<()> {
         ScalingRule::Concurrency { target, .. } => {
             format!("{:.0} % of capacity in use", target * 100.0)
         }
+        ScalingRule::Hpa(rule) => {
+            format!("{:.0} % of capacity in use, as Kubernetes' HPA does it", rule.target * 100.0)
+        }
+        ScalingRule::Kpa(rule) => {
+            format!("{:.0} % of capacity in use, as Knative's KPA does it", rule.target * 100.0)
+        }
+        ScalingRule::Predictive(rule) => format!(
+            "{:.1} % of the jobs wait at most {} ms by the model",
+            rule.share * 100.0,
+            rule.wait.as_millis()
+        ),
     };
     let mut lines = vec![
         ("name", s.spec.name.to_string()),

@@ -25,6 +25,8 @@ pub struct Depth {
     pub running: u64,
     /// Ended and not yet forgotten.
     pub ended: u64,
+    /// Accepted so far, forgotten ones included.
+    pub accepted: u64,
     /// When the job that is next was accepted.
     pub oldest: Option<Timestamp>,
 }
@@ -150,8 +152,8 @@ impl Queue {
             },
             None => None,
         };
-        let Count { waiting, late, running, ended, .. } = count;
-        Ok(Depth { waiting, delayed: late, running, ended, oldest })
+        let Count { next, waiting, late, running, ended } = count;
+        Ok(Depth { waiting, delayed: late, running, ended, accepted: next, oldest })
     }
 
     /// The queues that have, or had, jobs.

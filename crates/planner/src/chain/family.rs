@@ -173,7 +173,9 @@ impl Family {
         // Each step adds or removes, never both: a rule that lets go what it asks for is refused by its check.
         for _ in 0..=2 * *max {
             let have = u32::from(state.k + state.s);
-            let load = Load { waiting: state.j - self.busy(state), in_service: self.busy(state) };
+            let in_service = self.busy(state);
+            // Thresholds look at no rates.
+            let load = Load { waiting: state.j - in_service, in_service, accepted: 0 };
             let asked = match rule {
                 Rule::Thresholds(thresholds) => {
                     thresholds.need(self.capacity, load, have, state.k.into()).0

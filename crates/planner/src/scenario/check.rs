@@ -188,12 +188,22 @@ impl Service {
         table.number("memory_mib", self.memory_mib as f64, 1.0, 1e6)?;
         table.number("cpu_milli", self.cpu_milli as f64, 0.0, 1e6)?;
         table.number("queue_bound", self.queue_bound.into(), 0.0, 1e6)?;
-        // The live service's own check: what is refused there is refused here.
+        if let Err(error) = self.name.as_str().parse::<skein_model::ImageName>() {
+            return table.fail("name", error.to_string());
+        }
+        match self.check_scaling() {
+            Ok(()) => Ok(()),
+            Err(why) => table.fail("scaling", why),
+        }
+    }
+
+    /// The live service's own check: what is refused there is refused here.
+    pub(crate) fn check_scaling(&self) -> Result<(), String> {
         let spec = skein_model::ServiceSpec {
             name: self.name.clone(),
             image: match self.name.as_str().parse() {
                 Ok(image) => image,
-                Err(error) => return table.fail("name", format!("{error}")),
+                Err(error) => return Err(format!("{error}")),
             },
             memory: None,
             capacity: None,
@@ -202,10 +212,7 @@ impl Service {
             scaling: self.scaling.clone(),
             queue: Default::default(),
         };
-        match spec.check() {
-            Ok(()) => Ok(()),
-            Err(error) => table.fail("scaling", error.to_string()),
-        }
+        spec.check().map_err(|error| error.to_string())
     }
 }
 
@@ -225,14 +232,52 @@ impl User {
         table.distribution("work_secs", &self.work_secs)?;
         table.distribution("input_kib", &self.input_kib)?;
         table.distribution("output_kib", &self.output_kib)?;
+        self.check_rate(table)?;
         let ascending = self.arrivals_secs.windows(2).all(|pair| pair[0] <= pair[1]);
         let natural = self.arrivals_secs.iter().all(|at| at.is_finite() && *at >= 0.0);
         if !ascending || !natural {
             return table.fail("arrivals_secs", "arrivals_secs must ascend from 0 or more");
         }
-        if !self.arrivals_secs.is_empty() && self.waits_for_answer {
+        if self.arrivals_csv.is_some() && !self.arrivals_secs.is_empty() {
             return table
-                .fail("waits_for_answer", "a user with arrivals_secs cannot wait for answers");
+                .fail("arrivals_csv", "a user has arrivals_secs or arrivals_csv, not both");
+        }
+        if self.is_traced() && self.waits_for_answer {
+            return table
+                .fail("waits_for_answer", "a user with given arrivals cannot wait for answers");
+        }
+        Ok(())
+    }
+
+    fn check_rate(&self, table: &Table<'_>) -> Checked {
+        let Some(last) = self.rate.last() else {
+            return match self.rate_period_secs {
+                Some(_) => table.fail("rate_period_secs", "rate_period_secs needs rate"),
+                None => Ok(()),
+            };
+        };
+        let natural = |value: f64| value.is_finite() && (0.0..=1e9).contains(&value);
+        if !self.rate.iter().all(|point| natural(point.at_secs) && natural(point.factor)) {
+            return table.fail("rate", "rate needs times and factors from 0");
+        }
+        if !self.rate.windows(2).all(|pair| pair[0].at_secs < pair[1].at_secs) {
+            return table.fail("rate", "rate must ascend");
+        }
+        if self.is_traced() || self.waits_for_answer {
+            return table.fail(
+                "rate",
+                "a user with given arrivals, or that waits for answers, has no rate",
+            );
+        }
+        let Some(period) = self.rate_period_secs else { return Ok(()) };
+        table.number("rate_period_secs", period, 1e-3, 1e9)?;
+        if period <= last.at_secs {
+            return table
+                .fail("rate_period_secs", "rate_period_secs must be after the last point of rate");
+        }
+        let begins = self.rate[0].at_secs > 0.0;
+        if !begins && self.rate.iter().all(|point| point.factor == 0.0) {
+            return table.fail("rate", "rate needs a factor above 0, or no request ever comes");
         }
         Ok(())
     }
@@ -291,6 +336,18 @@ work_secs = 0.1
         check("work_secs = 0.1", "work_secs = \"0.1s\"", "0.1s", "a number or a table");
         check("replicas_max = 3", "replicas_max = 0", "scaling", "must be 1 to 1000");
         check("[[users]]", "[[user]]", "[[user]]", "unknown field");
+        let after = |key: &str| format!("work_secs = 0.1\n{key}");
+        for (key, says) in [
+            ("rate = [{ at_secs = 5, factor = 1 }, { at_secs = 5, factor = 2 }]", "ascend"),
+            ("rate = [{ at_secs = 5, factor = -1 }]", "from 0"),
+            ("rate = [{ at_secs = 0, factor = 0 }]\nrate_period_secs = 9", "factor above 0"),
+            ("rate = [{ at_secs = 5, factor = 1 }]\nrate_period_secs = 5", "after the last"),
+            ("rate_period_secs = 5", "needs rate"),
+        ] {
+            check("work_secs = 0.1", &after(key), "rate", says);
+        }
+        let trace = after("arrivals_csv = \"trace.csv\"");
+        check("work_secs = 0.1", &trace, "arrivals_csv", "only a scenario in a file");
         check("count = 3", "count = 3\n[[nodes]]\nname = \"n2\"", "n2", "n2 is there twice");
         check(
             "replicas_max = 3",

@@ -6,10 +6,14 @@
 
 mod check;
 mod error;
+mod load;
 
 pub use error::ScenarioError;
+pub(crate) use load::Rate;
+pub use load::{RatePoint, TracedRequest, parse_trace};
 
 use crate::random::Distribution;
+use error::{Key, Problem};
 use serde::{Deserialize, Serialize};
 use skein_model::{NodeName, ScalingPolicy, ServiceName};
 
@@ -405,12 +409,39 @@ pub struct User {
     /// Output of a request, KiB.
     #[serde(default = "nothing")]
     pub output_kib: Distribution,
+    /// How the rate of the requests changes with time, in ascending order; before the first point the factor is 1, and after
+    /// the last it stays.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rate: Vec<RatePoint>,
+    /// After so many seconds `rate` begins again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_period_secs: Option<f64>,
     /// Times of the requests, seconds, in ascending order, instead of intervals; none come after the last.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub arrivals_secs: Vec<f64>,
+    /// A file with the times of the requests instead, and with their sizes if it has them: see [`parse_trace`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arrivals_csv: Option<String>,
+    /// What that file says.
+    #[serde(skip)]
+    pub trace: Vec<TracedRequest>,
     /// Whether the interval begins with the answer rather than with the request.
     #[serde(default)]
     pub waits_for_answer: bool,
+}
+
+impl User {
+    /// Whether its requests come at given times.
+    pub const fn is_traced(&self) -> bool {
+        !self.arrivals_secs.is_empty() || !self.trace.is_empty()
+    }
+
+    /// Makes its requests come so many times as often, 0 excluded.
+    pub fn scale_rate(&mut self, factor: f64) {
+        self.interval_secs = self.interval_secs.scaled(1.0 / factor);
+        self.arrivals_secs.iter_mut().for_each(|at| *at /= factor);
+        self.trace.iter_mut().for_each(|request| request.at_secs /= factor);
+    }
 }
 
 impl Scenario {
@@ -419,8 +450,27 @@ impl Scenario {
     /// # Errors
     /// [`ScenarioError`] with the line, what is wrong and what would be right.
     pub fn parse(text: &str) -> Result<Self, ScenarioError> {
-        let scenario: Self =
+        Self::parse_with(text, &|_| Err("only a scenario in a file may name others".to_owned()))
+    }
+
+    /// As [`Scenario::parse`], of a scenario that may name other files: `read` gives their text, or says why it cannot.
+    ///
+    /// # Errors
+    /// [`ScenarioError`] with the line, what is wrong and what would be right.
+    pub fn parse_with(
+        text: &str,
+        read: &dyn Fn(&str) -> Result<String, String>,
+    ) -> Result<Self, ScenarioError> {
+        let mut scenario: Self =
             toml::from_str(text).map_err(|error| ScenarioError::syntax(text, &error))?;
+        for (at, user) in scenario.users.iter_mut().enumerate() {
+            let Some(file) = &user.arrivals_csv else { continue };
+            user.trace = read(file).and_then(|text| parse_trace(&text)).map_err(|why| {
+                let path = vec![Key::Name("users"), Key::At(at), Key::Name("arrivals_csv")];
+                let message = format!("arrivals_csv {file} {why}");
+                ScenarioError::at_key(text, Problem { path, message })
+            })?;
+        }
         scenario.check().map_err(|problem| ScenarioError::at_key(text, problem))?;
         Ok(scenario)
     }

@@ -65,6 +65,16 @@ impl Progress {
         self.done.load(Ordering::Relaxed)
     }
 
+    /// Counts replications that were done.
+    pub(crate) fn add(&self, replications: u32) {
+        self.done.fetch_add(replications, Ordering::Relaxed);
+    }
+
+    /// Whether somebody wishes the end.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Relaxed)
+    }
+
     /// No further replication begins.
     pub fn stop(&self) {
         self.stopped.store(true, Ordering::Relaxed);
@@ -77,11 +87,11 @@ pub fn simulate(scenario: &Scenario, progress: &Progress) -> SimReport {
     let all: Vec<Option<Replication>> = (0..scenario.run.replications)
         .into_par_iter()
         .map(|number| {
-            if number > 0 && progress.stopped.load(Ordering::Relaxed) {
+            if number > 0 && progress.is_stopped() {
                 return None;
             }
             let replication = replicate(scenario, number, Recording::Off);
-            progress.done.fetch_add(1, Ordering::Relaxed);
+            progress.add(1);
             Some(replication)
         })
         .collect();

@@ -88,6 +88,8 @@ pub(super) struct Service<'a> {
     pub(super) fixed: bool,
     /// Whether the last change added machines.
     pub(super) last_added: Option<bool>,
+    /// Requests accepted so far.
+    pub(super) accepted: u64,
 }
 
 impl<'a> Service<'a> {
@@ -126,6 +128,7 @@ impl<'a> Service<'a> {
             plan_at: None,
             fixed: scaling.replicas_min == scaling.replicas_max,
             last_added: None,
+            accepted: 0,
         }
     }
 
@@ -135,7 +138,11 @@ impl<'a> Service<'a> {
             policy: &self.spec.scaling,
             capacity: self.spec.capacity,
             room: self.room,
-            load: Load { waiting: self.meter.waiting, in_service: self.meter.busy },
+            load: Load {
+                waiting: self.meter.waiting,
+                in_service: self.meter.busy,
+                accepted: self.accepted,
+            },
             replicas: &self.seen,
             ended: &[],
             revision: 0,

@@ -7,7 +7,7 @@ use super::service::{Request, Running, Service};
 use super::stats::{Measured, cells_for};
 use crate::random::{Distribution, Purpose, Stream};
 use crate::scenario::{
-    BackgroundChanges, FailureLoses, FailuresHit, LastReplica, Mobility, NodeGroup, Repair,
+    BackgroundChanges, FailureLoses, FailuresHit, LastReplica, Mobility, NodeGroup, Rate, Repair,
     Scenario, User as UserSpec,
 };
 use skein_model::{NodeState, Timestamp};
@@ -204,27 +204,45 @@ impl<'a> World<'a> {
 
     fn schedule_arrival(&mut self, user: usize) {
         let it = &mut self.users[user];
-        let at = if it.spec.arrivals_secs.is_empty() {
-            self.now + nanos(it.spec.interval_secs.sample(&mut it.intervals)).max(1)
-        } else {
-            let Some(at) = it.spec.arrivals_secs.get(it.arrival) else { return };
+        let at = if it.spec.is_traced() {
+            let given = it.spec.trace.get(it.arrival).map(|request| request.at_secs);
+            let given = given.or_else(|| it.spec.arrivals_secs.get(it.arrival).copied());
+            let Some(at) = given else { return };
             it.arrival += 1;
-            nanos(*at)
+            nanos(at)
+        } else {
+            let interval = it.spec.interval_secs.sample(&mut it.intervals);
+            if it.spec.rate.is_empty() {
+                self.now + nanos(interval).max(1)
+            } else {
+                let rate = Rate { points: &it.spec.rate, period_secs: it.spec.rate_period_secs };
+                let at = rate.after(secs(self.now), interval);
+                if at.is_infinite() {
+                    return;
+                }
+                nanos(at).max(self.now + 1)
+            }
         };
         self.events.add(at, Due::Arrival { user: user as u32 });
     }
 
     fn arrival(&mut self, user: usize) {
         let it = &mut self.users[user];
+        // The one whose time has come, where a trace says which.
+        let traced = it.arrival.checked_sub(1).and_then(|at| it.spec.trace.get(at));
+        let said = traced.copied().unwrap_or_default();
+        let mut size = |said: Option<f64>, drawn: &Distribution| {
+            said.unwrap_or_else(|| drawn.sample(&mut it.requests))
+        };
         let request = Request {
             number: self.requests,
             user: user as u32,
             sent: self.now,
             queued: self.now,
             waited: 0,
-            work: it.spec.work_secs.sample(&mut it.requests),
-            input_mib: it.spec.input_kib.sample(&mut it.requests) / 1024.0,
-            output_mib: it.spec.output_kib.sample(&mut it.requests) / 1024.0,
+            work: size(said.work_secs, &it.spec.work_secs),
+            input_mib: size(said.input_kib, &it.spec.input_kib) / 1024.0,
+            output_mib: size(said.output_kib, &it.spec.output_kib) / 1024.0,
             attempts: 0,
         };
         self.requests += 1;
@@ -236,6 +254,7 @@ impl<'a> World<'a> {
         meter.touch(self.now);
         meter.sums.generated += 1.0;
         if let Some(spot) = self.room_for_request(service) {
+            self.services[service].accepted += 1;
             self.history.accepted(self.now, service, &request);
             self.put(service, request, spot);
         } else {

@@ -25,6 +25,7 @@ pub(crate) struct Machine {
 pub(crate) struct Service {
     pub(crate) record: ServiceRecord,
     pub(crate) waiting: u32,
+    pub(crate) accepted: u64,
     pub(crate) revision: u64,
     pub(crate) capacity: u32,
     pub(crate) memory_mib: u64,
@@ -93,6 +94,7 @@ impl World {
         let service = Service {
             record,
             waiting: 0,
+            accepted: 0,
             revision: 1,
             capacity: 4,
             memory_mib: 16,
@@ -115,7 +117,9 @@ impl World {
     }
 
     pub(crate) fn submit(&mut self, key: &ServiceKey, jobs: u32) {
-        self.services.get_mut(key).unwrap().waiting += jobs;
+        let service = self.services.get_mut(key).unwrap();
+        (service.waiting, service.accepted) =
+            (service.waiting + jobs, service.accepted + u64::from(jobs));
         self.claim();
         self.plan();
     }
@@ -133,7 +137,11 @@ impl World {
             services.insert(
                 key.clone(),
                 ServiceView {
-                    load: Load { waiting: service.waiting, in_service: 0 },
+                    load: Load {
+                        waiting: service.waiting,
+                        in_service: 0,
+                        accepted: service.accepted,
+                    },
                     capacity: service.capacity,
                     room: self.room(key),
                     revision: Revision(service.revision),
