@@ -1,8 +1,6 @@
 //! What can be tried without a cloud: help, completion, and how mistakes are told. That these tests run the binary is also why
 //! a build of all tests builds it (`./test`).
 
-#![expect(clippy::disallowed_methods, reason = "runs the binary")]
-
 use std::process::{Command, Output};
 
 /// Runs `skein` where there is no cloud, with nothing set that would lead it to one.

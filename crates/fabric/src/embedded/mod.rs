@@ -185,7 +185,7 @@ impl EmbeddedState {
         query.span.as_one()?;
         let quick = self.shared.quick.try_lock().ok()?;
         let database = quick.as_ref()?;
-        let found = database.snapshot(|database, revision| database.range(query, revision));
+        let found = database.look(query);
         Some(found.map_err(|failure| refusal(failure, database)))
     }
 
@@ -285,8 +285,7 @@ fn serve_reads(database: Database, reads: &Receiver<Read>) {
     while let Ok(Read { what, _place }) = reads.recv() {
         match what {
             What::Range { query, answer } => {
-                let found =
-                    database.snapshot(|database, revision| database.range(&query, revision));
+                let found = database.look(&query);
                 let _ = answer.send(found.map_err(|failure| refusal(failure, &database)));
             }
             What::Txn { txn, answer } => {
