@@ -3,7 +3,7 @@
 
 use crate::chain::{Bound, Chain, ChainError, Family, Replicas, steady_state};
 use crate::scenario::{FailureLoses, QueueCounts, Repair, Scenario};
-use crate::sim::{Progress, Recording, replicate, simulate};
+use crate::sim::{Measure, Progress, Recording, replicate, simulate};
 
 /// Scenario of [`mmc`].
 const MMC: &str = r#"
@@ -94,7 +94,11 @@ work_secs = {{ kind = "exponential", mean = 10 }}
 /// # Errors
 /// It could not be certified.
 pub fn chain_2d() -> Result<usize, ChainError> {
-    let family = Family {
+    Ok(family_2d().solve()?.states)
+}
+
+fn family_2d() -> Family {
+    Family {
         nodes: 100,
         queue: 50,
         bound: Bound::Each,
@@ -107,8 +111,41 @@ pub fn chain_2d() -> Result<usize, ChainError> {
         crew: Repair::PerNode,
         loses: FailureLoses::Held,
         replicas: Replicas::WhenFull,
+    }
+}
+
+/// A chain of five million states, built and certified: its states.
+///
+/// # Errors
+/// It could not be certified.
+pub fn chain_of_millions() -> Result<usize, ChainError> {
+    let family = Family {
+        nodes: 315,
+        queue: 99,
+        arrival: 220.0,
+        replicas: Replicas::EveryNode,
+        ..family_2d()
     };
     Ok(family.solve()?.states)
+}
+
+/// A small chain of the same kind that other tools solve too.
+fn exported() -> Family {
+    Family { nodes: 20, queue: 20, arrival: 16.0, loses: FailureLoses::InService, ..family_2d() }
+}
+
+/// The small chain in PRISM's language.
+pub fn exported_model() -> String {
+    exported().to_prism().unwrap_or_default()
+}
+
+/// The small chain, built and certified: its states, and the long-run share of those that refuse.
+///
+/// # Errors
+/// It could not be certified.
+pub fn exported_chain() -> Result<(usize, f64), ChainError> {
+    let solution = exported().solve()?;
+    Ok((solution.states, solution.get(Measure::Refusal)))
 }
 
 /// A state of the cluster of workstations.
