@@ -64,7 +64,6 @@ pub(super) async fn output(
     most: Duration,
 ) -> Result<String, String> {
     let told = format!("{} {}", program.display(), arguments.first().unwrap_or(&""));
-    #[expect(clippy::disallowed_methods, reason = "the peers of a bench are programs of their own")]
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
     let output = match timeout(most, command.output()).await {

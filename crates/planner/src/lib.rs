@@ -16,6 +16,7 @@ mod chain;
 mod compare;
 pub mod experiments;
 mod live;
+mod models;
 mod output;
 pub mod policies;
 mod random;

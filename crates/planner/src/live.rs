@@ -12,7 +12,7 @@ use crate::random::{Distribution, Purpose, Stream};
 use crate::scenario::{FailureLoses, FailuresHit, QueueKind, Repair, Scenario};
 use crate::sim::{Measure, User, nanos, secs};
 use skein_model::{Event, EventKind};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Parts of a run whose means give the interval of a measure (batch means): enough for Student's t, and each long enough to
 /// forget the one before.
@@ -196,7 +196,7 @@ struct Now {
     busy: u32,
     nodes: BTreeMap<String, bool>,
     machines: BTreeMap<String, Stage>,
-    running: BTreeMap<String, ()>,
+    running: BTreeSet<String>,
     last_added: Option<bool>,
 }
 
@@ -207,16 +207,23 @@ impl Now {
 
     fn job(&mut self, event: &Event) -> bool {
         let id = event.subject.job.map(|id| id.to_string()).unwrap_or_default();
-        let was = self.running.remove(&id).is_some();
+        let was = self.running.remove(&id);
         self.busy -= u32::from(was);
         was
     }
 
     fn machine(&mut self, event: &Event, stage: Option<Stage>) {
         let Some(id) = &event.subject.machine else { return };
-        match stage {
-            Some(stage) => drop(self.machines.insert(id.to_string(), stage)),
-            None => drop(self.machines.remove(id.as_str())),
+        if let Some(stage) = stage {
+            self.machines.insert(id.to_string(), stage);
+        } else {
+            self.machines.remove(id.as_str());
+        }
+    }
+
+    fn node(&mut self, event: &Event, works: bool) {
+        if let Some(node) = &event.subject.node {
+            self.nodes.insert(node.to_string(), works);
         }
     }
 }
@@ -268,12 +275,9 @@ fn pass(parts: &mut [Sums], length: f64, now: &Now, (from, to): (f64, f64)) {
 fn happen(now: &mut Now, event: &Event, part: Option<&mut Sums>) {
     let mut nobody = Sums::default();
     let part = part.unwrap_or(&mut nobody);
-    let node = event.subject.node.as_ref().map(ToString::to_string);
     match &event.kind {
-        EventKind::NodeJoined => drop(node.map(|node| now.nodes.insert(node, true))),
-        EventKind::NodeLeft | EventKind::NodeLost => {
-            drop(node.map(|node| now.nodes.insert(node, false)));
-        }
+        EventKind::NodeJoined => now.node(event, true),
+        EventKind::NodeLeft | EventKind::NodeLost => now.node(event, false),
         EventKind::Replicated { .. } | EventKind::Dereplicated { .. } => {
             let added = matches!(event.kind, EventKind::Replicated { .. });
             *(if added { &mut part.added } else { &mut part.removed }) += 1.0;
@@ -298,7 +302,7 @@ fn happen(now: &mut Now, event: &Event, part: Option<&mut Sums>) {
         EventKind::JobStarted { .. } => {
             let id = event.subject.job.map(|id| id.to_string()).unwrap_or_default();
             now.waiting = now.waiting.saturating_sub(1);
-            now.busy += u32::from(now.running.insert(id, ()).is_none());
+            now.busy += u32::from(now.running.insert(id));
         }
         EventKind::JobDone { queue_us, service_us } => {
             now.job(event);
