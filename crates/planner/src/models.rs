@@ -103,13 +103,14 @@ pub(crate) fn kanban(t: u8) -> Result<(usize, f64), ChainError> {
     long_run(first, rule, move |cells| f64::from(u8::from(takes(&cells[0]))))
 }
 
-/// Long-run share of time in which the first of `n` stations is full that one server polls in turn (Ibe and Trivedi 1990).
+/// Long-run share of time in which the first of `n` stations, which one server polls in turn, is full and not served (Ibe and Trivedi 1990).
 ///
 /// # Errors
 /// It could not be certified.
 pub(crate) fn polling(n: u32) -> Result<(usize, f64), ChainError> {
     // Where the server is, whether it serves there, and which stations are full.
-    let rule = move |(at, serves, full): (u32, bool, u32), to: &mut dyn FnMut((u32, bool, u32), f64)| {
+    let rule = move |(at, serves, full): (u32, bool, u32),
+                     to: &mut dyn FnMut((u32, bool, u32), f64)| {
         for station in 0..n {
             if full >> station & 1 == 0 {
                 to((at, serves, full | 1 << station), 1.0 / f64::from(n));
@@ -124,7 +125,9 @@ pub(crate) fn polling(n: u32) -> Result<(usize, f64), ChainError> {
             to((next, false, full), 200.0);
         }
     };
-    long_run((0, false, 0), rule, |(_, _, full)| f64::from(full & 1))
+    long_run((0, false, 0), rule, |(at, serves, full)| {
+        f64::from(u8::from(full & 1 == 1 && !(*at == 0 && *serves)))
+    })
 }
 
 /// A state of the cluster of workstations.

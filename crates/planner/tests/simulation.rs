@@ -297,8 +297,13 @@ fn a_rate_of_one_changes_nothing_and_a_rate_of_two_is_half_the_interval() {
 
 #[test]
 fn a_trace_is_sent_as_it_says() {
-    let text = queue("run = { duration_secs = 100, replications = 1, warm_up = { kind = \"none\" } }", 1.0, 1.0, 1, 9)
-        + "arrivals_csv = \"trace.csv\"\n";
+    let text = queue(
+        "run = { duration_secs = 100, replications = 1, warm_up = { kind = \"none\" } }",
+        1.0,
+        1.0,
+        1,
+        9,
+    ) + "arrivals_csv = \"trace.csv\"\n";
     let trace = "at_secs,work_secs\n1,2\n2,2\n50,0.5\n";
     let read = |name: &str| match name {
         "trace.csv" => Ok(trace.to_owned()),
@@ -321,12 +326,12 @@ fn coverage(runs: u64, text: impl Fn(u64) -> String, measure: Measure, exact: f6
     held.count() as f64 / runs as f64
 }
 
-/// `SKEIN_LONG_TESTS=1` makes a thousand intervals each, as the planner's documentation says; otherwise there are 150, of which
+/// `SKEIN_LONG_TESTS=1` makes a thousand intervals each, as the planner's documentation says; otherwise there are 60, of which
 /// more may miss by chance.
 #[test]
 fn intervals_cover_as_often_as_they_say() {
     let long = std::env::var_os("SKEIN_LONG_TESTS").is_some();
-    let (runs, low, high) = if long { (1000, 0.93, 0.97) } else { (150, 0.88, 0.995) };
+    let (runs, low, high) = if long { (1000, 0.93, 0.97) } else { (60, 0.85, 1.0) };
     let head = |seed, secs| format!("run = {{ seed = {seed}, duration_secs = {secs} }}");
     // M/M/1 at load 0.9 with 0.9 s of work: 9 s in system.
     let queue_at = |seed| queue(&head(seed, 20_000), 1.0, 0.9, 1, 100_000);
@@ -340,7 +345,10 @@ fn intervals_cover_as_often_as_they_say() {
             time_to_repair_secs = { kind = \"exponential\", mean = 10 }\n[[services]]";
         text.replace("name = \"n\"\n[[services]]", nodes)
             .replace("queue_bound = 3", "queue_bound = 3\nqueue = \"shared_per_replica\"")
-            .replace("name = \"queue\"\n", "name = \"queue\"\nassumptions = { failure_loses = \"in_service\" }\n")
+            .replace(
+                "name = \"queue\"\n",
+                "name = \"queue\"\nassumptions = { failure_loses = \"in_service\" }\n",
+            )
     };
     let is = coverage(runs, fails, Measure::Loss, 0.0111485559044981);
     assert!((low..=high).contains(&is), "five nodes: {is}");

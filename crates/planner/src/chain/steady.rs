@@ -225,7 +225,8 @@ impl Lines {
         let sources = chain.transposed().filtered(|state, from| {
             line[from] != line[state] || (from + 1 != state && from != state + 1)
         });
-        let crossing = chain.grouped(|state, target| (line[target] != line[state]).then(|| line[target]));
+        let crossing =
+            chain.grouped(|state, target| (line[target] != line[state]).then(|| line[target]));
         let (share_down, visit) = eliminate(&bounds, (&up, &down, &out));
         Self { crossing, sources, bounds, up, share_down, visit, inflow: vec![0.0; n] }
     }
@@ -251,8 +252,8 @@ impl Lines {
                 continue;
             }
             let row = &mut rates[from * count..(from + 1) * count];
-            for state in pair[0]..pair[1] {
-                let share = x[state] / weights[from];
+            for (state, value) in x.iter().enumerate().take(pair[1]).skip(pair[0]) {
+                let share = value / weights[from];
                 self.crossing.row(state).for_each(|(to, rate)| row[to] += share * rate);
             }
         }

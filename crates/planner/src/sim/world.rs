@@ -22,8 +22,8 @@ struct Host<'a> {
     failures: Stream,
     repairs: Stream,
     background: Stream,
-    /// Background load, where it never changes.
-    fixed_background: f64,
+    /// Seconds that one second of work takes, where it never changes.
+    slowness: Option<f64>,
     /// Service and slot of the replicas on it.
     replicas: Vec<(u32, u32)>,
 }
@@ -84,11 +84,14 @@ impl<'a> World<'a> {
             .map(|(at, (_, group))| {
                 let spec = &scenario.nodes[*group];
                 let mut background = stream(at, Purpose::Background);
+                let first = spec.background.sample(&mut background);
+                let fixed = matches!(spec.background, Distribution::Constant(_))
+                    || scenario.assumptions.background_changes == BackgroundChanges::Never;
                 Host {
                     spec,
                     failures: stream(at, Purpose::Failure),
                     repairs: stream(at, Purpose::Repair),
-                    fixed_background: spec.background.sample(&mut background),
+                    slowness: fixed.then(|| slowness(spec, first)),
                     background,
                     replicas: vec![],
                 }
@@ -303,16 +306,13 @@ impl<'a> World<'a> {
     }
 
     /// Seconds that one second of work takes on a node now.
+    #[inline]
     fn slowness(&mut self, node: usize) -> f64 {
         let host = &mut self.hosts[node];
-        let background = match (&host.spec.background, self.scenario.assumptions.background_changes)
-        {
-            (Distribution::Constant(share), _) => *share,
-            (_, BackgroundChanges::Never) => host.fixed_background,
-            (drawn, BackgroundChanges::EachUse) => drawn.sample(&mut host.background),
-        };
-        // A hundredth is left, or a request might never end.
-        1.0 / (host.spec.performance * (1.0 - background).max(0.01))
+        match host.slowness {
+            Some(fixed) => fixed,
+            None => slowness(host.spec, host.spec.background.sample(&mut host.background)),
+        }
     }
 
     fn served(&mut self, at: u32, slot: u32, token: u32) {
@@ -828,6 +828,12 @@ impl<'a> World<'a> {
             }
         }
     }
+}
+
+/// Seconds that one second of work takes beside a background load.
+fn slowness(spec: &NodeGroup, background: f64) -> f64 {
+    // A hundredth is left, or a request might never end.
+    1.0 / (spec.performance * (1.0 - background).max(0.01))
 }
 
 fn node_of(spec: &NodeGroup) -> Node {

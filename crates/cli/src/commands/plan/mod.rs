@@ -131,7 +131,7 @@ pub(crate) struct Export {
     /// The scenario
     #[arg(value_name = "SCENARIO.toml")]
     scenario: PathBuf,
-    /// Folder of the files: SERVICE.tra, .sta, .lab, .srew, and .prism where PRISM's language can say it
+    /// Folder of the files: SERVICE.tra, .sta, .lab and .srew for PRISM, .drn for Storm, and .prism for both where PRISM's language can say it
     #[arg(long, value_name = "DIR")]
     prism: PathBuf,
 }
@@ -366,6 +366,7 @@ impl Export {
             write(&file("sta"), &files.states)?;
             write(&file("lab"), &files.labels)?;
             write(&file("srew"), &files.rewards)?;
+            write(&file("drn"), &files.drn)?;
             if let Some(model) = family.to_prism() {
                 write(&file("prism"), &model)?;
             }
