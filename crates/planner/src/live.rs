@@ -195,14 +195,15 @@ struct Now {
     waiting: u32,
     busy: u32,
     nodes: BTreeMap<String, bool>,
-    machines: BTreeMap<String, Stage>,
+    /// Machines with the names of their nodes; empty where the history does not say.
+    machines: BTreeMap<String, (Stage, String)>,
     running: BTreeSet<String>,
     last_added: Option<bool>,
 }
 
 impl Now {
     fn count(&self, stage: Stage) -> f64 {
-        self.machines.values().filter(|it| **it == stage).count() as f64
+        self.machines.values().filter(|it| it.0 == stage).count() as f64
     }
 
     fn job(&mut self, event: &Event) -> bool {
@@ -215,7 +216,8 @@ impl Now {
     fn machine(&mut self, event: &Event, stage: Option<Stage>) {
         let Some(id) = &event.subject.machine else { return };
         if let Some(stage) = stage {
-            self.machines.insert(id.to_string(), stage);
+            let node = event.subject.node.as_ref().map(ToString::to_string).unwrap_or_default();
+            self.machines.insert(id.to_string(), (stage, node));
         } else {
             self.machines.remove(id.as_str());
         }
@@ -224,6 +226,10 @@ impl Now {
     fn node(&mut self, event: &Event, works: bool) {
         if let Some(node) = &event.subject.node {
             self.nodes.insert(node.to_string(), works);
+            if !works {
+                // Nobody there says that they have gone.
+                self.machines.retain(|_, (_, at)| at != node.as_str());
+            }
         }
     }
 }
@@ -301,8 +307,11 @@ fn happen(now: &mut Now, event: &Event, part: Option<&mut Sums>) {
         }
         EventKind::JobStarted { .. } => {
             let id = event.subject.job.map(|id| id.to_string()).unwrap_or_default();
-            now.waiting = now.waiting.saturating_sub(1);
-            now.busy += u32::from(now.running.insert(id));
+            // One that was running went with its node, and nobody there could say so.
+            if now.running.insert(id) {
+                now.waiting = now.waiting.saturating_sub(1);
+                now.busy += 1;
+            }
         }
         EventKind::JobDone { queue_us, service_us } => {
             now.job(event);
