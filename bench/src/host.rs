@@ -5,8 +5,17 @@ use skein_vmm::Accel;
 
 /// The host; guests are run by `accel`.
 pub(crate) fn host(accel: Accel) -> Host {
+    named(accel.to_string())
+}
+
+/// The host of a bench that has no guests.
+pub(crate) fn without_guests() -> Host {
+    named("none".to_owned())
+}
+
+fn named(accel: String) -> Host {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    Host { cpu: cpu_name(&text), cores: cores(), accel: accel.to_string() }
+    Host { cpu: cpu_name(&text), cores: cores(), accel }
 }
 
 /// Cores this process may use.

@@ -8,6 +8,8 @@
 //!                                                       └──> Report: JSON, table, Markdown, SVG
 //! ```
 //!
+//! `plan` needs none of that: it measures the planner, beside simulators and a solver from PyPI.
+//!
 //! The crate owns how things are measured and how figures are told. It changes nothing in the product: it
 //! talks to it as any client does, over HTTP, and reads of the host what any monitor could. It needs root, as the
 //! product does, and leaves no process, namespace or file behind, even when it is interrupted.
@@ -19,6 +21,7 @@ mod floor;
 mod host;
 mod http1;
 mod options;
+mod plan;
 mod plot;
 mod process;
 mod render;
@@ -29,6 +32,7 @@ mod stats;
 
 pub use error::BenchError;
 pub use options::{Bench, BenchImage, ImageModule, Options, Progress};
+pub use plan::{PlanOptions, run_plan};
 pub use render::{markdown, table};
 pub use report::{Baseline, Check, Goal, Host, Report};
 pub use rig::run;

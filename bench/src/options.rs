@@ -14,11 +14,13 @@ pub enum Bench {
     Density,
     /// How fast jobs go through.
     Dispatch,
+    /// How fast the planner simulates and solves.
+    Plan,
 }
 
 impl Bench {
     /// All of them, in the order in which they run.
-    pub const ALL: [Self; 3] = [Self::Start, Self::Density, Self::Dispatch];
+    pub const ALL: [Self; 4] = [Self::Start, Self::Density, Self::Dispatch, Self::Plan];
 
     /// Its name.
     pub const fn name(self) -> &'static str {
@@ -26,15 +28,17 @@ impl Bench {
             Self::Start => "start",
             Self::Density => "density",
             Self::Dispatch => "dispatch",
+            Self::Plan => "plan",
         }
     }
 
-    /// How many measurements unless told: starts of each kind, idle machines, or pairs of sequential jobs.
+    /// How many measurements unless told: starts of each kind, idle machines, pairs of sequential jobs, or runs of the planner.
     pub const fn count_default(self) -> u32 {
         match self {
             Self::Start => 30,
             Self::Density => 200,
             Self::Dispatch => 500,
+            Self::Plan => 5,
         }
     }
 
@@ -45,6 +49,7 @@ impl Bench {
             // A bridge has 1,023 ports.
             Self::Density => (1, 1000),
             Self::Dispatch => (1, 1_000_000),
+            Self::Plan => (1, 1000),
         }
     }
 }

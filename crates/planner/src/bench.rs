@@ -1,9 +1,10 @@
 //! What the benches of the planner measure. Each function does one piece of work of a known size and says how large it was;
 //! whoever calls it has the clock.
 
-use crate::chain::{Bound, Chain, ChainError, Family, Replicas, steady_state};
+use crate::chain::{Bound, ChainError, Family, Replicas};
+use crate::models;
 use crate::scenario::{FailureLoses, QueueCounts, Repair, Scenario};
-use crate::sim::{Progress, Recording, replicate, simulate};
+use crate::sim::{Measure, Progress, Recording, replicate, simulate};
 
 /// Scenario of [`mmc`].
 const MMC: &str = r#"
@@ -94,7 +95,11 @@ work_secs = {{ kind = "exponential", mean = 10 }}
 /// # Errors
 /// It could not be certified.
 pub fn chain_2d() -> Result<usize, ChainError> {
-    let family = Family {
+    Ok(family_2d().solve()?.states)
+}
+
+fn family_2d() -> Family {
+    Family {
         nodes: 100,
         queue: 50,
         bound: Bound::Each,
@@ -107,94 +112,55 @@ pub fn chain_2d() -> Result<usize, ChainError> {
         crew: Repair::PerNode,
         loses: FailureLoses::Held,
         replicas: Replicas::WhenFull,
+    }
+}
+
+/// A chain of five million states, built and certified: its states.
+///
+/// # Errors
+/// It could not be certified.
+pub fn chain_of_millions() -> Result<usize, ChainError> {
+    let family = Family {
+        nodes: 315,
+        queue: 99,
+        arrival: 220.0,
+        replicas: Replicas::EveryNode,
+        ..family_2d()
     };
     Ok(family.solve()?.states)
 }
 
-/// A state of the cluster of workstations.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Cluster {
-    left: u16,
-    right: u16,
-    /// Whether the switches and the line work.
-    works: [bool; 3],
-    /// What the repairman is at: 0 nothing, 1 and 2 a workstation of the left and right, 3 to 5 switches and line.
-    repairs: u8,
+/// A small chain of the same kind that other tools solve too.
+fn exported() -> Family {
+    Family { nodes: 20, queue: 20, arrival: 16.0, loses: FailureLoses::InService, ..family_2d() }
 }
 
-/// The published cluster of two rows of `n` workstations (PRISM benchmark suite), solved as a general chain: its states and
+/// The small chain in PRISM's language.
+pub fn exported_model() -> String {
+    exported().to_prism().unwrap_or_default()
+}
+
+/// The small chain, built and certified: its states, and the long-run share of those that refuse.
+///
+/// # Errors
+/// It could not be certified.
+pub fn exported_chain() -> Result<(usize, f64), ChainError> {
+    let solution = exported().solve()?;
+    Ok((solution.states, solution.get(Measure::Refusal)))
+}
+
+/// The published cluster of two rows of `n` workstations: 597,012 states at 128, and
 /// the long-run share of premium service.
 ///
 /// # Errors
 /// It could not be certified.
 pub fn cluster(n: u16) -> Result<(usize, f64), ChainError> {
-    let first = Cluster { left: n, right: n, works: [true; 3], repairs: 0 };
-    let (chain, states) = Chain::explore(first, |state, to| cluster_rule(n, state, to))?;
-    let premium = |x: &[f64]| -> f64 {
-        let good = |state: &Cluster| {
-            let [left, right, line] = state.works;
-            (state.left >= n && left)
-                || (state.right >= n && right)
-                || (state.left + state.right >= n && left && line && right)
-        };
-        states.iter().zip(x).filter(|(state, _)| good(state)).map(|(_, x)| x).sum()
-    };
-    let steady = steady_state(&chain, &[], |x| vec![premium(x)])?;
-    Ok((chain.len(), premium(&steady.x)))
-}
-
-fn cluster_rule(n: u16, state: Cluster, to: &mut dyn FnMut(Cluster, f64)) {
-    const WORKSTATION: f64 = 1.0 / 500.0;
-    const SWITCH: f64 = 1.0 / 4000.0;
-    const LINE: f64 = 1.0 / 5000.0;
-    if state.left > 0 {
-        to(Cluster { left: state.left - 1, ..state }, f64::from(state.left) * WORKSTATION);
-    }
-    if state.right > 0 {
-        to(Cluster { right: state.right - 1, ..state }, f64::from(state.right) * WORKSTATION);
-    }
-    for (part, rate) in [SWITCH, SWITCH, LINE].into_iter().enumerate() {
-        if state.works[part] {
-            let mut after = state;
-            after.works[part] = false;
-            to(after, rate);
-        }
-    }
-    let broken =
-        [state.left < n, state.right < n, !state.works[0], !state.works[1], !state.works[2]];
-    let mut repaired = Cluster { repairs: 0, ..state };
-    match state.repairs {
-        0 => {
-            for (what, _) in broken.into_iter().enumerate().filter(|(_, broken)| *broken) {
-                to(Cluster { repairs: what as u8 + 1, ..state }, 10.0);
-            }
-            return;
-        }
-        1 => repaired.left += 1,
-        2 => repaired.right += 1,
-        part => repaired.works[usize::from(part) - 3] = true,
-    }
-    let rate = [2.0, 2.0, 0.25, 0.25, 0.125][usize::from(state.repairs) - 1];
-    to(repaired, rate);
+    models::cluster(n)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_cluster_benchmark_agrees() {
-        for (n, states, premium) in [
-            (2, 276, 0.9999615335623628),
-            (4, 820, 0.9999212408513793),
-            (8, 2_772, 0.999833069267416),
-            (16, 10_132, 0.999645088860336),
-        ] {
-            let (is, share) = cluster(n).unwrap();
-            assert_eq!(is, states);
-            assert!((share / premium - 1.0).abs() < 1e-12, "{n}: {share}");
-        }
-    }
 
     #[test]
     fn the_work_is_as_large_as_it_says() {

@@ -15,6 +15,8 @@ pub mod bench;
 mod chain;
 mod compare;
 pub mod experiments;
+mod live;
+mod models;
 mod output;
 pub mod policies;
 mod random;
@@ -31,7 +33,11 @@ pub use chain::{
     Bound, Certificate, Chain, ChainError, Explicit, Family, Method, Replicas, Rule, STATES_MAX,
     Solution, State, Steady, TooLong, steady_state, transient,
 };
-pub use compare::{Comparison, LiveService, Row, SpeedUp, compare, speed_up};
+pub use compare::{
+    BatchTime, Comparison, LiveService, Row, SpeedUp, batch_scenario, batch_times, compare,
+    speed_up,
+};
+pub use live::{NodeChange, PlannedRequest, UserScript, left_out, measure_history, node_changes};
 pub use output::{Estimate, mser5, student_t};
 pub use random::{Distribution, Purpose, RandomKind, Stream};
 pub use scenario::{

@@ -26,18 +26,55 @@ impl HistoryError {
     }
 }
 
-/// Reads a history: one event a line, as JSON.
+/// Reads a history: one event a line, as JSON, as a simulation writes it or as `skein events -o json` prints it.
 ///
 /// # Errors
 /// The first line that is not an event.
 pub fn parse(text: &str) -> Result<Vec<Event>, HistoryError> {
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     lines
-        .map(|(at, line)| {
-            serde_json::from_str(line)
-                .map_err(|error| HistoryError { line: at + 1, message: error.to_string() })
-        })
+        .map(|(at, line)| event(line).map_err(|message| HistoryError { line: at + 1, message }))
         .collect()
+}
+
+/// One line. A live one says `time`, in words, where a simulated one says `at`, in microseconds.
+fn event(line: &str) -> Result<Event, String> {
+    let mut value: serde_json::Value =
+        serde_json::from_str(line).map_err(|error| error.to_string())?;
+    if let Some(fields) = value.as_object_mut()
+        && let Some(time) = fields.get("time").and_then(|time| time.as_str())
+    {
+        let at = micros_of(time).ok_or_else(|| format!("{time:?} is not a time"))?;
+        fields.insert("at".to_owned(), at.into());
+    }
+    serde_json::from_value(value).map_err(|error| error.to_string())
+}
+
+/// Microseconds since the epoch of a time of RFC 3339 in UTC (`2026-11-22T08:30:00.25Z`).
+fn micros_of(time: &str) -> Option<u64> {
+    let (date, clock) = time.strip_suffix('Z')?.split_once('T')?;
+    let mut parts = date.splitn(3, '-').map(|part| part.parse::<i64>().ok());
+    let (year, month, day) = (parts.next()??, parts.next()??, parts.next()??);
+    let mut parts = clock.splitn(3, ':');
+    let (hour, minute) = (parts.next()?.parse::<u64>().ok()?, parts.next()?.parse::<u64>().ok()?);
+    let (second, fraction) = {
+        let text = parts.next()?;
+        text.split_once('.').unwrap_or((text, "0"))
+    };
+    let second: u64 = second.parse().ok()?;
+    let digits = fraction.bytes().all(|byte| byte.is_ascii_digit());
+    let natural = digits && (1..=12).contains(&month) && (1..=31).contains(&day);
+    if !natural || !(1970..=9999).contains(&year) || hour > 23 || minute > 59 || second > 60 {
+        return None;
+    }
+    let micros: u64 = format!("{:0<6.6}", fraction).parse().ok()?;
+    // Days of the civil calendar (Hinnant 2013): years begin in March, eras have 400 years.
+    let year = if month <= 2 { year - 1 } else { year };
+    let (era, of_era) = (year.div_euclid(400), year.rem_euclid(400));
+    let of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    let days = era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year - 719_468;
+    let seconds = u64::try_from(days).ok()? * 86_400 + hour * 3600 + minute * 60 + second;
+    Some(seconds * 1_000_000 + micros)
 }
 
 /// Writes a history: one event a line, as JSON.
@@ -266,6 +303,25 @@ mod tests {
         scenario.run.duration_secs = 600.0;
         let replication = replicate(&scenario, 0, Recording::On);
         (scenario, replication)
+    }
+
+    #[test]
+    fn a_live_line_is_an_event() {
+        let live = r#"{"seq":7,"time":"2026-11-22T00:05:46.25Z","node":"n1","kind":"node_joined"}"#;
+        let events = parse(live).unwrap();
+        assert_eq!(events[0].at.as_micros(), 1_795_305_946_250_000);
+        for (time, micros) in [
+            ("1970-01-01T00:00:00Z", Some(0)),
+            ("2000-02-29T23:59:59.999999Z", Some(951_868_799_999_999)),
+            ("2100-03-01T00:00:00.1234567Z", Some(4_107_542_400_123_456)),
+            ("2026-13-01T00:00:00Z", None),
+            ("2026-11-22 00:00:00", None),
+            ("yesterday", None),
+        ] {
+            assert_eq!(micros_of(time), micros, "{time}");
+        }
+        let bad = live.replace("2026-11-22T00:05:46.25Z", "soon");
+        assert!(parse(&bad).unwrap_err().message.contains("not a time"));
     }
 
     #[test]

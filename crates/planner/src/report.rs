@@ -1,6 +1,6 @@
 //! Tables for people and programs, and plots.
 
-use crate::compare::{Comparison, SpeedUp};
+use crate::compare::{BatchTime, Comparison, SpeedUp};
 use crate::output::Estimate;
 use crate::sim::{Measure, SimReport};
 use crate::solve::SolveReport;
@@ -153,7 +153,7 @@ pub fn of_comparison(comparison: &Comparison) -> Table {
             name(row.measure),
             interval(&row.simulated),
             number(row.computed),
-            number(row.real),
+            row.real.as_ref().map_or("-".to_owned(), interval),
             agrees.to_owned(),
         ]);
     }
@@ -169,6 +169,32 @@ pub fn of_speed_up(all: &[SpeedUp]) -> Table {
             interval(&it.throughput),
             interval(&it.time_in_system),
             figure(it.speed_up),
+        ]);
+    }
+    table
+}
+
+/// The speed-up of a batch, simulated, computed and real.
+pub fn of_batches(all: &[BatchTime]) -> Table {
+    let mut table = Table::new(&[
+        "replicas",
+        "simulated [s]",
+        "computed [s]",
+        "real [s]",
+        "speed-up simulated",
+        "computed",
+        "real",
+    ]);
+    let number = |value: Option<f64>| value.map_or("-".to_owned(), figure);
+    for it in all {
+        table.row([
+            it.replicas.to_string(),
+            interval(&it.simulated),
+            number(it.computed),
+            number(it.real),
+            figure(it.simulated_speed_up),
+            number(it.computed_speed_up),
+            number(it.real_speed_up),
         ]);
     }
     table

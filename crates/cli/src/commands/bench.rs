@@ -3,27 +3,28 @@
 use crate::commands::up::Stop;
 use crate::image_build::Bundle;
 use crate::{Context, output};
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use camino::Utf8PathBuf;
-use skein_bench::{Bench as Which, BenchImage, ImageModule, Options, Report};
+use skein_bench::{Bench as Which, BenchImage, ImageModule, Options, PlanOptions, Report};
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Measure, beside what you would pick instead
 ///
-/// Starts a cloud in a folder of its own below /var/tmp, measures, and leaves nothing behind. Needs root, and the image of a service
+/// Starts a cloud in a folder of its own below /var/tmp, measures, and leaves nothing behind. All but `plan` need root, and the image of a service
 /// that answers POST / (`skein image build guest/services/echo --to target/images/echo`). Exit status 1 when a goal is not
 /// reached. Figures of a busy machine say little: compare ratios.
 #[derive(clap::Args)]
 pub(crate) struct Bench {
-    /// start: how fast machines start; density: how many a host holds; dispatch: how fast jobs go through; all: these, and a report
+    /// start: how fast machines start; density: how many a host holds; dispatch: how fast jobs go through; plan: how fast the
+    /// planner simulates and solves (no root, no image); all: these, and a report
     #[arg(value_name = "NAME")]
     name: Name,
     /// Print JSON (as -o json does)
     #[arg(long)]
     json: bool,
-    /// How many measurements: starts, machines, sequential jobs
+    /// How many measurements: starts, machines, sequential jobs, runs of the planner
     #[arg(short = 'n', value_name = "COUNT")]
     count: Option<u32>,
     /// Folder of the image, as `skein image build --to` writes it
@@ -45,6 +46,7 @@ enum Name {
     Start,
     Density,
     Dispatch,
+    Plan,
     All,
 }
 
@@ -54,6 +56,7 @@ impl Name {
             Self::Start => &[Which::Start],
             Self::Density => &[Which::Density],
             Self::Dispatch => &[Which::Dispatch],
+            Self::Plan => &[Which::Plan],
             Self::All => &Which::ALL,
         }
     }
@@ -61,18 +64,20 @@ impl Name {
 
 impl Bench {
     pub(crate) async fn run(self, context: &Context) -> Result<ExitCode> {
-        let options = Options {
-            image: image(Bundle::read(&self.image)?),
-            count: self.count,
-            accel: self.accel.unwrap_or_default(),
-            qemu: self.qemu.clone(),
-        };
         let json = self.json || context.output == output::Format::Json;
         let mut stop = Stop::new()?;
         let mut reports = Vec::new();
         for &bench in self.name.benches() {
-            let report =
-                skein_bench::run(bench, &options, stop.wait(), &|line| eprintln!("{line}")).await?;
+            let progress = |line: &str| eprintln!("{line}");
+            let report = match bench {
+                Which::Plan => {
+                    let options = PlanOptions { count: self.count, cache: cache()? };
+                    skein_bench::run_plan(&options, stop.wait(), &progress).await?
+                }
+                Which::Start | Which::Density | Which::Dispatch => {
+                    skein_bench::run(bench, &self.options()?, stop.wait(), &progress).await?
+                }
+            };
             if !json {
                 writeln!(std::io::stdout(), "{}", skein_bench::table(&report))?;
             }
@@ -89,15 +94,33 @@ impl Bench {
         Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
+    fn options(&self) -> Result<Options> {
+        Ok(Options {
+            image: image(Bundle::read(&self.image)?),
+            count: self.count,
+            accel: self.accel.unwrap_or_default(),
+            qemu: self.qemu.clone(),
+        })
+    }
+
     /// One object for one bench, a list for all.
     fn json(&self, reports: &[Report]) -> Result<String> {
         Ok(match (self.name, reports) {
-            (Name::Start | Name::Density | Name::Dispatch, [report]) => {
+            (Name::Start | Name::Density | Name::Dispatch | Name::Plan, [report]) => {
                 serde_json::to_string_pretty(report)?
             }
             _ => serde_json::to_string_pretty(reports)?,
         })
     }
+}
+
+/// Where things that can be made again are kept.
+fn cache() -> Result<PathBuf> {
+    let home =
+        home::home_dir().context("there is no home folder to keep the peers of the bench in")?;
+    let cache = home.join(".cache/skein");
+    std::fs::create_dir_all(&cache).with_context(|| format!("making {}", cache.display()))?;
+    Ok(cache)
 }
 
 fn image(bundle: Bundle) -> BenchImage {

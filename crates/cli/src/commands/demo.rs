@@ -164,7 +164,7 @@ impl Demo {
 
 /// Where the folders of this user's demonstrations are: one known place, so that the next one finds what a killed one
 /// left. Short, because Unix sockets live below it.
-fn parent() -> Result<Utf8PathBuf> {
+pub(crate) fn parent() -> Result<Utf8PathBuf> {
     let user = rustix::process::geteuid().as_raw();
     let path = Utf8PathBuf::from(format!("/tmp/skein-demo-{user}"));
     let made = std::fs::DirBuilder::new().mode(0o700).create(&path);
@@ -182,7 +182,7 @@ fn parent() -> Result<Utf8PathBuf> {
 }
 
 /// Ends what demonstrations that were killed left. A demonstration that runs has its folder locked.
-async fn remove_abandoned(parent: &Utf8Path) {
+pub(crate) async fn remove_abandoned(parent: &Utf8Path) {
     let Ok(entries) = parent.read_dir_utf8() else { return };
     for entry in entries.flatten() {
         let path = entry.path();
@@ -200,15 +200,15 @@ async fn remove_abandoned(parent: &Utf8Path) {
     }
 }
 
-/// The folder of this demonstration, locked as long as it runs.
-struct Folder {
+/// The folder of a cloud that lives as long as its command, locked as long as it runs.
+pub(crate) struct Folder {
     path: Utf8PathBuf,
     inner: tempfile::TempDir,
     _lock: File,
 }
 
 impl Folder {
-    fn new(parent: &Utf8Path) -> Result<Self> {
+    pub(crate) fn new(parent: &Utf8Path) -> Result<Self> {
         let inner = tempfile::Builder::new().prefix("").tempdir_in(parent)?;
         let path = Utf8PathBuf::from_path_buf(inner.path().to_owned())
             .map_err(|path| anyhow::anyhow!("{} is not UTF-8", path.display()))?;
@@ -217,7 +217,12 @@ impl Folder {
         Ok(Self { path, inner, _lock: lock })
     }
 
-    fn remove(self) -> Result<()> {
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Utf8Path {
+        &self.path
+    }
+
+    pub(crate) fn remove(self) -> Result<()> {
         self.inner.close().context("removing the folder of the demonstration")
     }
 }

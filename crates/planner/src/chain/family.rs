@@ -160,7 +160,7 @@ impl Family {
         u32::from(state.k) * self.capacity
     }
 
-    fn accepts(&self, state: State) -> bool {
+    pub(super) fn accepts(&self, state: State) -> bool {
         state.j < self.room(state)
     }
 

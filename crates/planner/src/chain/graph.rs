@@ -1,5 +1,6 @@
 //! A continuous-time Markov chain: states found from a rule, transitions in compressed rows.
 
+use foldhash::fast::FixedState;
 use std::collections::HashMap;
 use std::hash::Hash;
 
@@ -59,7 +60,9 @@ impl Chain {
         first: S,
         rule: impl Fn(S, &mut dyn FnMut(S, f64)),
     ) -> Result<(Self, Vec<S>), ChainError> {
-        let mut numbers = HashMap::from([(first, 0u32)]);
+        // Its order is never asked for; states are few words, and nobody chooses them to collide.
+        let mut numbers = HashMap::with_hasher(FixedState::default());
+        numbers.insert(first, 0u32);
         let mut states = vec![first];
         let mut chain = Self { starts: vec![0], ..Self::default() };
         let mut row: Vec<(u32, f64)> = vec![];
@@ -170,6 +173,24 @@ impl Chain {
                 chain.rates.push(rate);
             }
             chain.starts.push(chain.targets.len() as u32);
+        }
+        chain
+    }
+
+    /// Each row with its targets replaced by their groups, rates to one group added up, without those that have none.
+    pub(crate) fn grouped(&self, group: impl Fn(usize, usize) -> Option<u32>) -> Self {
+        let mut chain = Self { starts: vec![0], ..Self::default() };
+        let mut row: Vec<(u32, f64)> = vec![];
+        for state in 0..self.len() {
+            row.clear();
+            for (target, rate) in self.row(state) {
+                let Some(group) = group(state, target) else { continue };
+                match row.iter_mut().find(|(known, _)| *known == group) {
+                    Some((_, sum)) => *sum += rate,
+                    None => row.push((group, rate)),
+                }
+            }
+            chain.push_row(&row);
         }
         chain
     }

@@ -1,6 +1,6 @@
-//! A chain for other tools: PRISM's explicit files, which Storm reads too, and the model in PRISM's language.
+//! A chain for other tools: PRISM's explicit files, Storm's, and the model in PRISM's language, which both read.
 
-use super::family::{Bound, Family, Replicas};
+use super::family::{Bound, Family, Replicas, State};
 use super::graph::{Chain, ChainError};
 use crate::scenario::{FailureLoses, QueueCounts, Repair};
 use std::fmt::Write;
@@ -12,10 +12,12 @@ pub struct Explicit {
     pub transitions: String,
     /// States (`.sta`): number and variables.
     pub states: String,
-    /// Labels (`.lab`): the initial state.
+    /// Labels (`.lab`): the initial state, and those that refuse (`full`).
     pub labels: String,
     /// Rewards of states (`.srew`): requests in the system.
     pub rewards: String,
+    /// All of it for Storm (`.drn`): rates, the labels `init` and `full`, and the reward `in_system`.
+    pub drn: String,
 }
 
 impl Family {
@@ -30,6 +32,7 @@ impl Family {
             states: "(i,k,s,j)\n".to_owned(),
             labels: String::new(),
             rewards: String::new(),
+            drn: String::new(),
         };
         write_rows(&chain, &mut files.transitions);
         let mut rewarded = 0;
@@ -44,8 +47,41 @@ impl Family {
         files.rewards = format!("{} {rewarded}\n{}", chain.len(), files.rewards);
         let empty = |at: &usize| states[*at].j == 0 && u32::from(states[*at].i) == self.nodes;
         let first = (0..states.len()).find(empty).unwrap_or(0);
-        files.labels = format!("0=\"init\" 1=\"deadlock\"\n{first}: 0\n");
+        files.labels = self.labels(&states, first);
+        files.drn = self.drn(&chain, &states, first);
         Ok(files)
+    }
+
+    fn labels(&self, states: &[State], first: usize) -> String {
+        let mut text = "0=\"init\" 1=\"deadlock\" 2=\"full\"\n".to_owned();
+        for (at, state) in states.iter().enumerate() {
+            let _ = match (at == first, !self.accepts(*state)) {
+                (true, true) => writeln!(text, "{at}: 0 2"),
+                (true, false) => writeln!(text, "{at}: 0"),
+                (false, true) => writeln!(text, "{at}: 2"),
+                (false, false) => Ok(()),
+            };
+        }
+        text
+    }
+
+    fn drn(&self, chain: &Chain, states: &[State], first: usize) -> String {
+        let count = states.len();
+        let mut text = format!(
+            "@type: CTMC\n@parameters\n\n@reward_models\nin_system\n@nr_states\n{count}\n@nr_choices\n{count}\n@model\n"
+        );
+        for (at, state) in states.iter().enumerate() {
+            let init = if at == first { " init" } else { "" };
+            let full = if self.accepts(*state) { "" } else { " full" };
+            let (exit, requests) = (chain.exit(at), state.j);
+            let _ = writeln!(text, "state {at} !{exit:?} [{requests}]{init}{full}\n\taction 0");
+            let mut row: Vec<(usize, f64)> = chain.row(at).collect();
+            row.sort_unstable_by_key(|(target, _)| *target);
+            for (target, rate) in row {
+                let _ = writeln!(text, "\t\t{target} : {rate:?}");
+            }
+        }
+        text
     }
 
     /// Variants A and B in PRISM's language, with rewards for each measure; none for what that model does not hold.
@@ -153,7 +189,13 @@ mod tests {
         assert_eq!(lines.count(), chain.transitions());
         assert_eq!(files.states.lines().count(), states.len() + 1);
         let first = states.iter().position(|state| state.i == 2 && state.j == 0).unwrap();
-        assert!(files.labels.ends_with(&format!("{first}: 0\n")));
+        assert!(files.labels.contains(&format!("\n{first}: 0\n")));
+        let full = states.iter().filter(|state| !family.accepts(**state)).count();
+        assert_eq!(files.labels.lines().count(), 2 + full);
+        let entries = files.drn.lines().filter(|line| line.starts_with("\t\t")).count();
+        assert_eq!(entries, chain.transitions());
+        assert_eq!(files.drn.matches(" full\n").count(), full);
+        assert_eq!(files.drn.matches(" init").count(), 1);
     }
 
     #[test]

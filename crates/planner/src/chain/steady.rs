@@ -184,17 +184,15 @@ fn gth_dense(rates: &mut [f64], n: usize) -> Vec<f64> {
 }
 
 /// The line solver.
-struct Lines<'a> {
-    chain: &'a Chain,
+struct Lines {
+    /// Rates from each state to other lines: "targets" are lines.
+    crossing: Chain,
     /// What flows into each state from elsewhere than its neighbours in the line.
     sources: Chain,
     /// First state of each line, and the number of states at the end.
     bounds: Vec<usize>,
-    /// Line of each state.
-    line: Vec<u32>,
-    /// Rates to the next state of the line, and out of the line.
+    /// Rates to the next state of the line.
     up: Vec<f64>,
-    out: Vec<f64>,
     /// Elimination from the end of a line, which is the same in every sweep: the share of what flows into a state that
     /// goes down rather than out, and the time that a visit takes.
     share_down: Vec<f64>,
@@ -203,8 +201,8 @@ struct Lines<'a> {
     inflow: Vec<f64>,
 }
 
-impl<'a> Lines<'a> {
-    fn new(chain: &'a Chain, lines: &[u32]) -> Self {
+impl Lines {
+    fn new(chain: &Chain, lines: &[u32]) -> Self {
         let n = chain.len();
         let bounds: Vec<usize> = lines.iter().map(|begin| *begin as usize).chain([n]).collect();
         let mut line = vec![0; n];
@@ -227,8 +225,10 @@ impl<'a> Lines<'a> {
         let sources = chain.transposed().filtered(|state, from| {
             line[from] != line[state] || (from + 1 != state && from != state + 1)
         });
+        let crossing =
+            chain.grouped(|state, target| (line[target] != line[state]).then(|| line[target]));
         let (share_down, visit) = eliminate(&bounds, (&up, &down, &out));
-        Self { chain, sources, bounds, line, up, out, share_down, visit, inflow: vec![0.0; n] }
+        Self { crossing, sources, bounds, up, share_down, visit, inflow: vec![0.0; n] }
     }
 
     fn sweep(&mut self, x: &mut [f64]) {
@@ -247,17 +247,14 @@ impl<'a> Lines<'a> {
             weights[line] = x[pair[0]..pair[1]].iter().sum::<f64>();
         }
         let mut rates = vec![0.0; count * count];
-        for (state, value) in x.iter().enumerate() {
-            let from = self.line[state] as usize;
-            if self.out[state] == 0.0 || weights[from] == 0.0 {
+        for (from, pair) in self.bounds.windows(2).enumerate() {
+            if weights[from] == 0.0 {
                 continue;
             }
-            let share = value / weights[from];
-            for (target, rate) in self.chain.row(state) {
-                let to = self.line[target] as usize;
-                if to != from {
-                    rates[from * count + to] += share * rate;
-                }
+            let row = &mut rates[from * count..(from + 1) * count];
+            for (state, value) in x.iter().enumerate().take(pair[1]).skip(pair[0]) {
+                let share = value / weights[from];
+                self.crossing.row(state).for_each(|(to, rate)| row[to] += share * rate);
             }
         }
         let coarse = gth_dense(&mut rates, count);

@@ -1,13 +1,13 @@
 //! One service: load without failures (E1), failures on three topologies (E2), speed-up of batches (E7).
 
 use super::{Effort, Experiment, Finding, scenario};
+use crate::compare::{BATCH_AT_SECS, batch_secs};
 use crate::output::Estimate;
 use crate::random::{Distribution, RandomKind};
 use crate::report::{Table, figure};
 use crate::scenario::{Scenario, Topology};
-use crate::sim::{Measure, Progress, Recording, ServiceReport, replicate, simulate};
+use crate::sim::{Measure, Progress, ServiceReport, simulate};
 use crate::svg::{Line, Plot};
-use skein_model::EventKind;
 
 const LOAD: &str = include_str!("../../scenarios/e1-load.toml");
 const FAILURES: &str = include_str!("../../scenarios/e2-failures.toml");
@@ -201,7 +201,7 @@ pub(super) fn prototype(effort: Effort, progress: &Progress) -> Experiment {
             let mut at = base.clone();
             let scaling = &mut at.services[0].scaling;
             (scaling.replicas_min, scaling.replicas_max) = (replicas, replicas);
-            at.users[0].arrivals_secs = vec![0.001; *batch as usize];
+            at.users[0].arrivals_secs = vec![BATCH_AT_SECS; *batch as usize];
             let times = (0..at.run.replications).map(|number| batch_secs(&at, number));
             let estimate = Estimate::of(times, at.run.confidence);
             if replicas == 1 {
@@ -235,11 +235,4 @@ pub(super) fn prototype(effort: Effort, progress: &Progress) -> Experiment {
             figures: format!("{} with 5 replicas and 100 requests", figure(last[4])),
         }],
     }
-}
-
-/// When the last answer of a batch came, seconds.
-fn batch_secs(scenario: &Scenario, replication: u32) -> f64 {
-    let history = replicate(scenario, replication, Recording::On).history;
-    let done = history.iter().rev().find(|event| matches!(event.kind, EventKind::JobDone { .. }));
-    done.map_or(f64::NAN, |event| event.at.as_micros() as f64 * 1e-6)
 }

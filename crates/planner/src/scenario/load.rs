@@ -188,8 +188,9 @@ mod tests {
             (once, 19.0, 4.0, 20.0),
             (once, 19.0, 5.0, f64::INFINITY),
             (again, 19.0, 5.0, 31.0),
-            (again, 0.0, 50.0, 30.0),
-            (again, 0.0, 100.0, 60.0),
+            (again, 0.0, 50.0, 20.0),
+            (again, 0.0, 51.0, 31.0),
+            (again, 0.0, 100.0, 50.0),
             (again, 65.0, 1.0, 66.0),
         ] {
             let is = rate.after(now, amount);

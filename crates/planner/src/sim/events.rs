@@ -4,17 +4,17 @@ use dary_heap::QuaternaryHeap;
 use std::cmp::Ordering;
 
 /// Simulated time, nanoseconds since the start of the run.
-pub(super) type Nanos = u64;
+pub(crate) type Nanos = u64;
 
 /// Nanoseconds of so many seconds; at least 0, at most 500 years.
 #[inline]
-pub(super) fn nanos(secs: f64) -> Nanos {
+pub(crate) fn nanos(secs: f64) -> Nanos {
     (secs * 1e9) as Nanos
 }
 
 /// Seconds of so many nanoseconds.
 #[inline]
-pub(super) fn secs(nanos: Nanos) -> f64 {
+pub(crate) fn secs(nanos: Nanos) -> f64 {
     nanos as f64 * 1e-9
 }
 

@@ -61,7 +61,15 @@ impl History {
         self.node(now, node, EventKind::NodeLost);
     }
 
+    #[inline]
     fn job(&mut self, now: Nanos, service: usize, request: &Request, kind: EventKind) {
+        if self.0.is_some() {
+            self.write_job(now, service, request, kind);
+        }
+    }
+
+    #[cold]
+    fn write_job(&mut self, now: Nanos, service: usize, request: &Request, kind: EventKind) {
         if let Some(writer) = &mut self.0 {
             let subject = EventSubject {
                 project: Some(writer.project.clone()),
@@ -73,6 +81,7 @@ impl History {
         }
     }
 
+    #[inline]
     pub(super) fn accepted(&mut self, now: Nanos, service: usize, request: &Request) {
         self.job(now, service, request, EventKind::JobAccepted);
     }
@@ -96,7 +105,15 @@ impl History {
     }
 
     /// Adds the machine to the latest event.
-    fn at_machine(&mut self, service: usize, (number, node): (u64, usize)) {
+    #[inline]
+    fn at_machine(&mut self, service: usize, machine: (u64, usize)) {
+        if self.0.is_some() {
+            self.write_machine(service, machine);
+        }
+    }
+
+    #[cold]
+    fn write_machine(&mut self, service: usize, (number, node): (u64, usize)) {
         if let Some(writer) = &mut self.0 {
             let machine = MachineId::new(&writer.services[service], number);
             let node = writer.nodes.get(node).cloned();
@@ -107,6 +124,7 @@ impl History {
         }
     }
 
+    #[inline]
     pub(super) fn begun(
         &mut self,
         now: Nanos,
@@ -118,6 +136,7 @@ impl History {
         self.at_machine(service, machine);
     }
 
+    #[inline]
     pub(super) fn served(
         &mut self,
         now: Nanos,

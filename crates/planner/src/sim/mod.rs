@@ -15,10 +15,13 @@ mod measure;
 mod network;
 mod service;
 mod stats;
+mod user;
 mod world;
 
+pub(crate) use events::{nanos, secs};
 pub use measure::{Measure, ServiceReport, SimReport};
 pub use stats::{Measured, Sums};
+pub(crate) use user::User;
 
 use crate::scenario::Scenario;
 use rayon::prelude::*;

@@ -109,6 +109,8 @@ pub(super) struct Meter {
     cells: Vec<Sums>,
     times: Vec<Histogram<u32>>,
     cells_max: usize,
+    /// The part of the cells that is in progress.
+    part: usize,
 }
 
 impl Meter {
@@ -124,6 +126,7 @@ impl Meter {
             cells: Vec::with_capacity(cells_max),
             times: vec![],
             cells_max,
+            part: 0,
         }
     }
 
@@ -146,11 +149,10 @@ impl Meter {
         self.sums.in_system += secs(system);
         self.sums.in_queue += secs(queue);
         self.sums.in_service += secs(service);
-        let part = self.cells.len() * PARTS / self.cells_max;
-        if self.times.len() <= part {
-            self.times.resize_with(part + 1, histogram);
+        if self.times.len() <= self.part {
+            self.times.resize_with(self.part + 1, histogram);
         }
-        self.times[part].saturating_record(system / 1000);
+        self.times[self.part].saturating_record(system / 1000);
     }
 
     /// Ends a cell.
@@ -158,6 +160,7 @@ impl Meter {
         self.touch(now);
         self.sums.secs = length_secs;
         self.cells.push(std::mem::take(&mut self.sums));
+        self.part = (self.cells.len() * PARTS / self.cells_max).min(PARTS - 1);
     }
 
     /// What is left after the beginning is cut off.

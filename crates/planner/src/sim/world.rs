@@ -5,25 +5,15 @@ use super::history::History;
 use super::network::Network;
 use super::service::{Request, Running, Service};
 use super::stats::{Measured, cells_for};
+use super::user::User;
 use crate::random::{Distribution, Purpose, Stream};
 use crate::scenario::{
-    BackgroundChanges, FailureLoses, FailuresHit, LastReplica, Mobility, NodeGroup, Rate, Repair,
-    Scenario, User as UserSpec,
+    BackgroundChanges, FailureLoses, FailuresHit, LastReplica, Mobility, NodeGroup, Repair,
+    Scenario,
 };
 use skein_model::{NodeState, Timestamp};
 use skein_policy::{Move, Node, ReplicaPhase, Room, plan_service};
 use std::collections::VecDeque;
-
-/// A user while it is simulated.
-#[derive(Debug)]
-struct User<'a> {
-    spec: &'a UserSpec,
-    service: u32,
-    node: usize,
-    intervals: Stream,
-    requests: Stream,
-    arrival: usize,
-}
 
 /// What is simulated of a node beside what the policy sees.
 #[derive(Debug)]
@@ -32,8 +22,8 @@ struct Host<'a> {
     failures: Stream,
     repairs: Stream,
     background: Stream,
-    /// Background load, where it never changes.
-    fixed_background: f64,
+    /// Seconds that one second of work takes, where it never changes.
+    slowness: Option<f64>,
     /// Service and slot of the replicas on it.
     replicas: Vec<(u32, u32)>,
 }
@@ -94,11 +84,14 @@ impl<'a> World<'a> {
             .map(|(at, (_, group))| {
                 let spec = &scenario.nodes[*group];
                 let mut background = stream(at, Purpose::Background);
+                let first = spec.background.sample(&mut background);
+                let fixed = matches!(spec.background, Distribution::Constant(_))
+                    || scenario.assumptions.background_changes == BackgroundChanges::Never;
                 Host {
                     spec,
                     failures: stream(at, Purpose::Failure),
                     repairs: stream(at, Purpose::Repair),
-                    fixed_background: spec.background.sample(&mut background),
+                    slowness: fixed.then(|| slowness(spec, first)),
                     background,
                     replicas: vec![],
                 }
@@ -119,7 +112,7 @@ impl<'a> World<'a> {
             events: Events::default(),
             nodes,
             hosts,
-            users: users_of(scenario, &names, &stream),
+            users: User::all(scenario, &names, replication),
             services,
             network,
             to_repair: VecDeque::new(),
@@ -203,46 +196,22 @@ impl<'a> World<'a> {
     // ---- users and requests
 
     fn schedule_arrival(&mut self, user: usize) {
-        let it = &mut self.users[user];
-        let at = if it.spec.is_traced() {
-            let given = it.spec.trace.get(it.arrival).map(|request| request.at_secs);
-            let given = given.or_else(|| it.spec.arrivals_secs.get(it.arrival).copied());
-            let Some(at) = given else { return };
-            it.arrival += 1;
-            nanos(at)
-        } else {
-            let interval = it.spec.interval_secs.sample(&mut it.intervals);
-            if it.spec.rate.is_empty() {
-                self.now + nanos(interval).max(1)
-            } else {
-                let rate = Rate { points: &it.spec.rate, period_secs: it.spec.rate_period_secs };
-                let at = rate.after(secs(self.now), interval);
-                if at.is_infinite() {
-                    return;
-                }
-                nanos(at).max(self.now + 1)
-            }
-        };
+        let Some(at) = self.users[user].next_at(self.now) else { return };
         self.events.add(at, Due::Arrival { user: user as u32 });
     }
 
     fn arrival(&mut self, user: usize) {
         let it = &mut self.users[user];
-        // The one whose time has come, where a trace says which.
-        let traced = it.arrival.checked_sub(1).and_then(|at| it.spec.trace.get(at));
-        let said = traced.copied().unwrap_or_default();
-        let mut size = |said: Option<f64>, drawn: &Distribution| {
-            said.unwrap_or_else(|| drawn.sample(&mut it.requests))
-        };
+        let size = it.size();
         let request = Request {
             number: self.requests,
             user: user as u32,
             sent: self.now,
             queued: self.now,
             waited: 0,
-            work: size(said.work_secs, &it.spec.work_secs),
-            input_mib: size(said.input_kib, &it.spec.input_kib) / 1024.0,
-            output_mib: size(said.output_kib, &it.spec.output_kib) / 1024.0,
+            work: size.work,
+            input_mib: size.input_kib / 1024.0,
+            output_mib: size.output_kib / 1024.0,
             attempts: 0,
         };
         self.requests += 1;
@@ -337,16 +306,13 @@ impl<'a> World<'a> {
     }
 
     /// Seconds that one second of work takes on a node now.
+    #[inline]
     fn slowness(&mut self, node: usize) -> f64 {
         let host = &mut self.hosts[node];
-        let background = match (&host.spec.background, self.scenario.assumptions.background_changes)
-        {
-            (Distribution::Constant(share), _) => *share,
-            (_, BackgroundChanges::Never) => host.fixed_background,
-            (drawn, BackgroundChanges::EachUse) => drawn.sample(&mut host.background),
-        };
-        // A hundredth is left, or a request might never end.
-        1.0 / (host.spec.performance * (1.0 - background).max(0.01))
+        match host.slowness {
+            Some(fixed) => fixed,
+            None => slowness(host.spec, host.spec.background.sample(&mut host.background)),
+        }
     }
 
     fn served(&mut self, at: u32, slot: u32, token: u32) {
@@ -864,6 +830,12 @@ impl<'a> World<'a> {
     }
 }
 
+/// Seconds that one second of work takes beside a background load.
+fn slowness(spec: &NodeGroup, background: f64) -> f64 {
+    // A hundredth is left, or a request might never end.
+    1.0 / (spec.performance * (1.0 - background).max(0.01))
+}
+
 fn node_of(spec: &NodeGroup) -> Node {
     Node {
         state: NodeState::Ready,
@@ -875,31 +847,4 @@ fn node_of(spec: &NodeGroup) -> Node {
         reserved: Room::default(),
         performance: spec.performance,
     }
-}
-
-fn users_of<'a>(
-    scenario: &'a Scenario,
-    names: &[(String, usize)],
-    stream: &impl Fn(usize, Purpose) -> Stream,
-) -> Vec<User<'a>> {
-    let mut users = vec![];
-    for spec in &scenario.users {
-        let service = scenario.services.iter().position(|it| it.name == spec.service);
-        let node = spec
-            .node
-            .as_ref()
-            .and_then(|node| names.iter().position(|(name, _)| name == node.as_str()));
-        for _ in 0..spec.count {
-            let entity = users.len();
-            users.push(User {
-                spec,
-                service: service.unwrap_or(0) as u32,
-                node: node.unwrap_or(0),
-                intervals: stream(entity, Purpose::Interval),
-                requests: stream(entity, Purpose::Request),
-                arrival: 0,
-            });
-        }
-    }
-    users
 }

@@ -1,5 +1,8 @@
 //! `skein plan`: ask beforehand what a system would do. The planner is pure; files, progress and printing are here.
 
+mod live;
+mod policies;
+
 use crate::output::Format;
 use crate::{Context, commands};
 use anyhow::{Context as _, Result, bail};
@@ -27,8 +30,10 @@ pub(crate) enum Plan {
     Sim(Sim),
     /// Compute the same measures from the Markov chain of a scenario
     Solve(Solve),
-    /// Simulate and compute, side by side
+    /// Simulate and compute, and with --live also run: side by side
     Compare(Compare),
+    /// Compare scaling rules on a scenario
+    Policies(policies::Policies),
     /// Find parameters that reach a goal
     Search(Search),
     /// Play a history again
@@ -66,7 +71,7 @@ pub(crate) struct Solve {
     csv: bool,
 }
 
-/// Simulate and compute, side by side
+/// Simulate and compute, and with --live also run: side by side
 #[derive(clap::Args)]
 pub(crate) struct Compare {
     /// The scenario
@@ -75,9 +80,14 @@ pub(crate) struct Compare {
     /// Print comma-separated values
     #[arg(long)]
     csv: bool,
-    /// Also the speed-up over 1 to so many replicas of the first service
-    #[arg(long, value_name = "COUNT")]
+    /// Also the speed-up of a batch of requests over 1 to so many replicas of the first service
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=100))]
     speed_up: Option<u32>,
+    /// Requests of the batch
+    #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    requests: u32,
+    #[command(flatten)]
+    live: live::Live,
 }
 
 /// Find parameters that reach a goal
@@ -121,7 +131,7 @@ pub(crate) struct Export {
     /// The scenario
     #[arg(value_name = "SCENARIO.toml")]
     scenario: PathBuf,
-    /// Folder of the files: SERVICE.tra, .sta, .lab, .srew, and .prism where PRISM's language can say it
+    /// Folder of the files: SERVICE.tra, .sta, .lab and .srew for PRISM, .drn for Storm, and .prism for both where PRISM's language can say it
     #[arg(long, value_name = "DIR")]
     prism: PathBuf,
 }
@@ -145,6 +155,7 @@ impl Plan {
             Self::Sim(it) => it.run(format).await,
             Self::Solve(it) => it.run(format),
             Self::Compare(it) => it.run(format).await,
+            Self::Policies(it) => it.run(format).await,
             Self::Search(it) => it.run(format).await,
             Self::Replay(it) => it.run(),
             Self::Export(it) => it.run(),
@@ -158,7 +169,12 @@ impl Plan {
 fn read_scenario(file: &Path) -> Result<Scenario> {
     let bytes = commands::read_input(file)?;
     let text = String::from_utf8(bytes).with_context(|| format!("reading {}", file.display()))?;
-    match Scenario::parse(&text) {
+    let folder = file.parent().unwrap_or(Path::new(""));
+    let beside = |name: &str| {
+        std::fs::read_to_string(folder.join(name))
+            .map_err(|error| format!("cannot be read: {error}"))
+    };
+    match Scenario::parse_with(&text, &beside) {
         Ok(scenario) => Ok(scenario),
         Err(error) => bail!(
             "{}:{}:{}: {}\n  | {}\n  | {:>width$}",
@@ -264,20 +280,43 @@ impl Solve {
 
 impl Compare {
     async fn run(self, format: Format) -> Result<ExitCode> {
-        let scenario = read_scenario(&self.scenario)?;
-        let same = scenario.clone();
-        let compared = with_progress(move |progress| compare(&same, &[], progress)).await?;
+        let mut scenario = read_scenario(&self.scenario)?;
+        self.live.shorten(&mut scenario);
+        let batches = self.speed_up.map(|replicas| (replicas, self.requests));
+        let real = match self.live.wanted() {
+            true => self.live.run(&scenario, batches).await?,
+            false => live::Measured::default(),
+        };
+        let (same, services) = (scenario.clone(), real.services);
+        let compared = with_progress(move |progress| compare(&same, &services, progress)).await?;
         if let Err(why) = &compared.computation {
             eprintln!("nothing computed: {why}");
         }
-        print(format, self.csv, &compared, &report::of_comparison(&compared))?;
-        if let Some(replicas) = self.speed_up {
-            let all = with_progress(move |progress| {
-                skein_planner::speed_up(&scenario, replicas, progress)
-            })
-            .await?;
+        if self.live.wanted() {
+            for what in skein_planner::left_out(&scenario) {
+                eprintln!("the live run leaves out {what}");
+            }
+            if let Some(secs) = real.start_secs {
+                let said = scenario.services[0].start_secs.mean();
+                eprintln!("machines were ready after {secs:.3} s; the scenario says {said:.3} s");
+            }
+        }
+        let table = report::of_comparison(&compared);
+        let Some(batches) = batches else {
+            print(format, self.csv, &compared, &table)?;
+            return Ok(ExitCode::SUCCESS);
+        };
+        let times = with_progress(move |_| {
+            skein_planner::batch_times(&scenario, 0, batches, &real.batches)
+        });
+        let times = times.await?;
+        if !self.csv && format == Format::Json {
+            let both = serde_json::json!({ "comparison": compared, "speed_up": times });
+            print(format, self.csv, &both, &table)?;
+        } else {
+            print(format, self.csv, &compared, &table)?;
             println!();
-            print(format, self.csv, &all, &report::of_speed_up(&all))?;
+            print(format, self.csv, &times, &report::of_batches(&times))?;
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -327,6 +366,7 @@ impl Export {
             write(&file("sta"), &files.states)?;
             write(&file("lab"), &files.labels)?;
             write(&file("srew"), &files.rewards)?;
+            write(&file("drn"), &files.drn)?;
             if let Some(model) = family.to_prism() {
                 write(&file("prism"), &model)?;
             }

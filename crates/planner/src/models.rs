@@ -1,0 +1,208 @@
+//! Published chains (the PRISM benchmark suite and the QComp set), to be solved as any other: what the solvers are checked and
+//! measured with. Each function gives the number of states and the figure that was published.
+
+use crate::chain::{Chain, ChainError, steady_state};
+use std::hash::Hash;
+
+/// Explores a model and computes the long-run mean of a reward of its states.
+fn long_run<S: Copy + Eq + Hash>(
+    first: S,
+    rule: impl Fn(S, &mut dyn FnMut(S, f64)),
+    reward: impl Fn(&S) -> f64,
+) -> Result<(usize, f64), ChainError> {
+    let (chain, states) = Chain::explore(first, rule)?;
+    let rewards: Vec<f64> = states.iter().map(reward).collect();
+    drop(states);
+    let mean = |x: &[f64]| rewards.iter().zip(x).map(|(reward, x)| reward * x).sum::<f64>();
+    let steady = steady_state(&chain, &[], |x| vec![mean(x)])?;
+    Ok((chain.len(), mean(&steady.x)))
+}
+
+/// Mean customers of a tandem of an M/Cox2/1 and an M/M/1 queue, `c` places each (Hermanns, Meyer-Kayser and Siegle 1999).
+///
+/// # Errors
+/// It could not be certified.
+pub(crate) fn tandem(c: u32) -> Result<(usize, f64), ChainError> {
+    let rule = |(n, phase, m): (u32, u32, u32), to: &mut dyn FnMut((u32, u32, u32), f64)| {
+        if n < c {
+            to((n + 1, phase, m), 4.0 * f64::from(c));
+        }
+        if n > 0 && phase == 1 {
+            to((n, 2, m), 0.2);
+        }
+        if n > 0 && m < c {
+            to((n - 1, 1, m + 1), if phase == 1 { 1.8 } else { 2.0 });
+        }
+        if m > 0 {
+            to((n, phase, m - 1), 4.0);
+        }
+    };
+    long_run((0, 1, 0), rule, |(n, _, m)| f64::from(n + m))
+}
+
+/// What stands in a cell of the Kanban system: cards in use, being worked on, to be done again, done.
+type Cell = [u8; 4];
+
+/// Throughput of a Kanban system of four cells with `t` cards each (Ciardo and Tilgner 1996): cell 1 feeds 2 and 3 at once,
+/// which feed 4 together.
+///
+/// # Errors
+/// It could not be certified.
+pub(crate) fn kanban(t: u8) -> Result<(usize, f64), ChainError> {
+    const AGAIN: [f64; 4] = [0.36, 0.42, 0.39, 0.33];
+    const GOOD: [f64; 4] = [0.84, 0.98, 0.91, 0.77];
+    const BACK: f64 = 0.3;
+    let takes = move |cell: &Cell| cell[0] < t && cell[1] < t;
+    let gives = |cell: &Cell| cell[0] > 0 && cell[3] > 0;
+    fn take(cell: &mut Cell) {
+        cell[0] += 1;
+        cell[1] += 1;
+    }
+    fn give(cell: &mut Cell) {
+        cell[0] -= 1;
+        cell[3] -= 1;
+    }
+    let rule = move |cells: [Cell; 4], to: &mut dyn FnMut([Cell; 4], f64)| {
+        for at in 0..4 {
+            for (from, target, rate) in [(1, 2, AGAIN[at]), (1, 3, GOOD[at]), (2, 1, BACK)] {
+                if cells[at][from] > 0 && cells[at][target] < t {
+                    let mut after = cells;
+                    after[at][from] -= 1;
+                    after[at][target] += 1;
+                    to(after, rate);
+                }
+            }
+        }
+        let [one, two, three, four] = &cells;
+        let mut after = cells;
+        if takes(one) {
+            take(&mut after[0]);
+            to(after, 1.0);
+        }
+        if gives(one) && takes(two) && takes(three) {
+            after = cells;
+            give(&mut after[0]);
+            take(&mut after[1]);
+            take(&mut after[2]);
+            to(after, 0.4);
+        }
+        if gives(two) && gives(three) && takes(four) {
+            after = cells;
+            give(&mut after[1]);
+            give(&mut after[2]);
+            take(&mut after[3]);
+            to(after, 0.5);
+        }
+        if gives(four) {
+            after = cells;
+            give(&mut after[3]);
+            to(after, 0.9);
+        }
+    };
+    let first = [[0; 4]; 4];
+    long_run(first, rule, move |cells| f64::from(u8::from(takes(&cells[0]))))
+}
+
+/// Long-run share of time in which the first of `n` stations, which one server polls in turn, is full and not served (Ibe and Trivedi 1990).
+///
+/// # Errors
+/// It could not be certified.
+pub(crate) fn polling(n: u32) -> Result<(usize, f64), ChainError> {
+    // Where the server is, whether it serves there, and which stations are full.
+    let rule = move |(at, serves, full): (u32, bool, u32),
+                     to: &mut dyn FnMut((u32, bool, u32), f64)| {
+        for station in 0..n {
+            if full >> station & 1 == 0 {
+                to((at, serves, full | 1 << station), 1.0 / f64::from(n));
+            }
+        }
+        let (next, here) = ((at + 1) % n, full >> at & 1 == 1);
+        if serves && here {
+            to((next, false, full & !(1 << at)), 1.0);
+        } else if !serves && here {
+            to((at, true, full), 200.0);
+        } else if !serves {
+            to((next, false, full), 200.0);
+        }
+    };
+    long_run((0, false, 0), rule, |(at, serves, full)| {
+        f64::from(u8::from(full & 1 == 1 && !(*at == 0 && *serves)))
+    })
+}
+
+/// A state of the cluster of workstations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Cluster {
+    left: u16,
+    right: u16,
+    /// Whether the switches and the line work.
+    works: [bool; 3],
+    /// What the repairman is at: 0 nothing, 1 and 2 a workstation of the left and right, 3 to 5 switches and line.
+    repairs: u8,
+}
+
+/// Long-run share of premium service of a cluster of two rows of `n` workstations (Haverkort, Hermanns and Katoen 2000).
+///
+/// # Errors
+/// It could not be certified.
+pub(crate) fn cluster(n: u16) -> Result<(usize, f64), ChainError> {
+    let first = Cluster { left: n, right: n, works: [true; 3], repairs: 0 };
+    let premium = move |state: &Cluster| {
+        let [left, right, line] = state.works;
+        let good = (state.left >= n && left)
+            || (state.right >= n && right)
+            || (state.left + state.right >= n && left && line && right);
+        f64::from(u8::from(good))
+    };
+    long_run(first, move |state, to| cluster_rule(n, state, to), premium)
+}
+
+fn cluster_rule(n: u16, state: Cluster, to: &mut dyn FnMut(Cluster, f64)) {
+    const WORKSTATION: f64 = 1.0 / 500.0;
+    const SWITCH: f64 = 1.0 / 4000.0;
+    const LINE: f64 = 1.0 / 5000.0;
+    if state.left > 0 {
+        to(Cluster { left: state.left - 1, ..state }, f64::from(state.left) * WORKSTATION);
+    }
+    if state.right > 0 {
+        to(Cluster { right: state.right - 1, ..state }, f64::from(state.right) * WORKSTATION);
+    }
+    for (part, rate) in [SWITCH, SWITCH, LINE].into_iter().enumerate() {
+        if state.works[part] {
+            let mut after = state;
+            after.works[part] = false;
+            to(after, rate);
+        }
+    }
+    let broken =
+        [state.left < n, state.right < n, !state.works[0], !state.works[1], !state.works[2]];
+    let mut repaired = Cluster { repairs: 0, ..state };
+    match state.repairs {
+        0 => {
+            for (what, _) in broken.into_iter().enumerate().filter(|(_, broken)| *broken) {
+                to(Cluster { repairs: what as u8 + 1, ..state }, 10.0);
+            }
+            return;
+        }
+        1 => repaired.left += 1,
+        2 => repaired.right += 1,
+        part => repaired.works[usize::from(part) - 3] = true,
+    }
+    let rate = [2.0, 2.0, 0.25, 0.25, 0.125][usize::from(state.repairs) - 1];
+    to(repaired, rate);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_models_have_as_many_states_as_was_published() {
+        let states = |answer: Result<(usize, f64), ChainError>| answer.unwrap().0;
+        assert_eq!([states(tandem(5)), states(tandem(31))], [66, 2016]);
+        let clusters = [2, 4, 8, 16].map(|n| states(cluster(n)));
+        assert_eq!(clusters, [276, 820, 2_772, 10_132]);
+        assert_eq!([states(kanban(1)), states(kanban(2))], [160, 4600]);
+        assert_eq!([3, 8, 10].map(|n| states(polling(n))), [36, 3072, 15_360]);
+    }
+}
