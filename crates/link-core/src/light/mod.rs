@@ -1,0 +1,1 @@
+//! The light protocol: reliable, windowed, straight on Ethernet or in UDP.

@@ -1,0 +1,1 @@
+//! What carries the datagrams of the light protocol: Ethernet frames, or UDP.

@@ -1,0 +1,1 @@
+//! The daemon between two hosts: from rings to the light protocol and back.
