@@ -8,5 +8,7 @@
 
 #![cfg_attr(not(test), no_std)]
 
+extern crate alloc;
+
 pub mod light;
 pub mod ring;

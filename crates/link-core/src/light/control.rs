@@ -122,7 +122,7 @@ pub(crate) struct Introduction {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Message {
     Hello { who: Introduction, proof: Proof },
-    Welcome { who: Introduction, caller_nonce: Nonce, session: u16, proof: Proof },
+    Welcome(Welcome),
     Confirm { nonce: Nonce, proof: Proof },
     Ready,
     Acknowledge(Acknowledgement),
@@ -131,6 +131,15 @@ pub(crate) enum Message {
     Ping { number: u32 },
     Pong { number: u32 },
     Goodbye,
+}
+
+/// The answer to a hello.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Welcome {
+    pub(crate) who: Introduction,
+    pub(crate) caller_nonce: Nonce,
+    pub(crate) session: u16,
+    pub(crate) proof: Proof,
 }
 
 /// What a receiver says about a channel, beside the place in the header.
@@ -154,9 +163,9 @@ impl Message {
                 Self::write_hello(who, out);
                 out.extend_from_slice(proof);
             }
-            Self::Welcome { who, caller_nonce, session, proof } => {
-                Self::write_welcome(who, caller_nonce, *session, out);
-                out.extend_from_slice(proof);
+            Self::Welcome(welcome) => {
+                welcome.write_proven(out);
+                out.extend_from_slice(&welcome.proof);
             }
             Self::Confirm { nonce, proof } => {
                 out.push(3);
@@ -182,30 +191,17 @@ impl Message {
         who.write(out);
     }
 
-    /// The part of a welcome that its proof covers.
-    pub(crate) fn write_welcome(
-        who: &Introduction,
-        caller_nonce: &Nonce,
-        session: u16,
-        out: &mut Vec<u8>,
-    ) {
-        out.push(2);
-        who.write(out);
-        out.extend_from_slice(caller_nonce);
-        out.extend_from_slice(&session.to_be_bytes());
-    }
-
     /// Reads a message; what follows it is padding.
     pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
         let mut input = Input(bytes);
         Some(match input.u8()? {
             1 => Self::Hello { who: Introduction::read(&mut input)?, proof: input.array()? },
-            2 => Self::Welcome {
+            2 => Self::Welcome(Welcome {
                 who: Introduction::read(&mut input)?,
                 caller_nonce: input.array()?,
                 session: input.u16()?,
                 proof: input.array()?,
-            },
+            }),
             3 => Self::Confirm { nonce: input.array()?, proof: input.array()? },
             4 => Self::Ready,
             5 => Self::Acknowledge(Acknowledgement::read(&mut input)?),
@@ -216,6 +212,16 @@ impl Message {
             10 => Self::Goodbye,
             _ => return None,
         })
+    }
+}
+
+impl Welcome {
+    /// The part that the proof covers.
+    pub(crate) fn write_proven(&self, out: &mut Vec<u8>) {
+        out.push(2);
+        self.who.write(out);
+        out.extend_from_slice(&self.caller_nonce);
+        out.extend_from_slice(&self.session.to_be_bytes());
     }
 }
 
@@ -324,10 +330,15 @@ mod tests {
             datagram_max: 1500,
         };
         check(Message::Hello { who, proof: [1; 16] });
-        check(Message::Welcome { who, caller_nonce: [2; 16], session: 77, proof: [3; 16] });
+        check(Message::Welcome(Welcome {
+            who,
+            caller_nonce: [2; 16],
+            session: 77,
+            proof: [3; 16],
+        }));
         check(Message::Confirm { nonce: [4; 16], proof: [5; 16] });
         check(Message::Ready);
-        let ranges = vec![5..9, u32::MAX..3];
+        let ranges = vec![5..9, 3..u32::MAX];
         let told = Acknowledgement { edge: 3, delay_micros: 400, duplicates: true, ranges };
         check(Message::Acknowledge(told));
         for number in 0..=255 {

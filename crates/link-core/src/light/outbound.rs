@@ -53,7 +53,7 @@ enum Finish {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Piece {
     /// These bytes.
-    Send { start: u64, length: usize, finish: bool, last: bool },
+    Send { start: u64, length: usize, finish: bool, last: bool, again: bool },
     /// Nothing now: an acknowledgement, or the program, has to come first.
     Nothing,
     /// Something, but the session's window is full.
@@ -138,7 +138,7 @@ impl Outbound {
 
     /// Bytes the program may write.
     pub(crate) fn room(&self) -> usize {
-        (self.window - (self.written - self.buffer.base())) as usize
+        self.window.saturating_sub(self.queued()) as usize
     }
 
     /// Ends the stream behind what was written.
@@ -166,6 +166,12 @@ impl Outbound {
     /// The place to probe at when starved.
     pub(crate) fn next_place(&self) -> u64 {
         self.next
+    }
+
+    /// Whether the place with these low bits was sent and has not been acknowledged, or is the next.
+    pub(crate) fn has_sent(&self, low: u32) -> bool {
+        let place = super::header::widen(low, self.next);
+        (self.buffer.base()..=self.next).contains(&place)
     }
 
     /// Bytes given by the program that have not arrived yet.
@@ -199,14 +205,14 @@ impl Outbound {
             return Piece::Nothing;
         }
         let small = (length as usize) < payload_max;
-        let must_wait = match (small, last) {
-            (false, _) | (true, true) if finish => false,
-            (false, _) => false,
-            // What the program gave last: it goes unless many such are out.
-            (true, true) => self.small >= SMALL_OUTSTANDING_MAX,
-            // Cut short by the peer's credit: a silly window (RFC 813, section 4).
-            (true, false) => !self.records.is_empty(),
-        };
+        let must_wait = small
+            && !finish
+            && match last {
+                // What the program gave last: it goes unless many such are out.
+                true => self.small >= SMALL_OUTSTANDING_MAX,
+                // Cut short by the peer's credit: a silly window (RFC 813, section 4).
+                false => !self.records.is_empty(),
+            };
         if must_wait {
             return Piece::Nothing;
         }
@@ -231,11 +237,17 @@ impl Outbound {
             self.finish = Finish::Sent;
             self.written = self.next;
         }
-        Piece::Send { start, length: length as usize, finish, last }
+        Piece::Send { start, length: length as usize, finish, last, again: false }
     }
 
     /// Sends the first lost record again; one that is too long for the path now is cut.
-    fn repeat(&mut self, payload_max: usize, allowed: u64, idle: bool, stamp: (u64, Moment)) -> Piece {
+    fn repeat(
+        &mut self,
+        payload_max: usize,
+        allowed: u64,
+        idle: bool,
+        stamp: (u64, Moment),
+    ) -> Piece {
         let Some(place) = self.records.iter().position(|record| record.fate == Fate::Lost) else {
             self.lost = 0;
             return Piece::Nothing;
@@ -267,6 +279,7 @@ impl Outbound {
             length: record.length as usize,
             finish: record.finish,
             last: self.lost == 0 && self.next == self.written,
+            again: true,
         };
         self.suspicious = true;
         piece
