@@ -7,3 +7,4 @@
 pub mod carrier;
 pub mod node;
 pub mod remote;
+pub mod testbed;

@@ -70,6 +70,16 @@ pub enum Written {
 /// The node's end of a program's rings. One thread owns it. Everything read from the shared memory is checked: a program may
 /// write there what it likes and gets a broken connection of its own, no more.
 pub trait Local: Send {
+    /// The other end is there as well: from now on the program may switch to its ring.
+    ///
+    /// # Errors
+    /// The program is gone or broke the ring's rules.
+    fn join(&mut self) -> io::Result<()>;
+    /// The peer's direction has ended: after the bytes written so far comes whatever TCP says, and no more bytes.
+    ///
+    /// # Errors
+    /// As [`Local::read`].
+    fn end(&mut self) -> io::Result<()>;
     /// Copies what the program has sent into `into`.
     ///
     /// # Errors

@@ -30,11 +30,19 @@ pub(crate) struct Congestion {
     acknowledged: u64,
     /// Losses of datagrams sent before this one belong to a loss that was answered.
     answered: u64,
+    /// Window and threshold before the last answer, in case it turns out that nothing was lost.
+    before: Option<(u64, u64)>,
 }
 
 impl Congestion {
     pub(crate) fn new() -> Self {
-        Self { window: WINDOW_START, threshold: WINDOW_MAX, acknowledged: 0, answered: 0 }
+        Self {
+            window: WINDOW_START,
+            threshold: WINDOW_MAX,
+            acknowledged: 0,
+            answered: 0,
+            before: None,
+        }
     }
 
     /// Bytes that may be on the way.
@@ -66,6 +74,7 @@ impl Congestion {
             return;
         }
         self.answered = next;
+        self.before = Some((self.window, self.threshold));
         let queued = path.queued_share(self.window);
         let by_chance = queued < QUEUED_BY_CHANCE_DATAGRAMS * datagram;
         let kept = if by_chance { self.window / 5 * 4 } else { self.window / 10 * 7 };
@@ -74,11 +83,20 @@ impl Congestion {
         self.acknowledged = 0;
     }
 
+    /// What was taken for lost had only been overtaken: the last answer is taken back (as in RFC 4015).
+    pub(crate) fn on_spurious(&mut self) {
+        if let Some((window, threshold)) = self.before.take() {
+            self.window = self.window.max(window);
+            self.threshold = self.threshold.max(threshold);
+        }
+    }
+
     /// Nothing was heard through several probes.
     pub(crate) fn on_silence(&mut self, next: u64, datagram: u64) {
         self.threshold = (self.window / 2).max(WINDOW_START);
         self.window = WINDOW_MIN_DATAGRAMS * datagram;
         self.answered = next;
+        self.before = None;
     }
 }
 
@@ -136,11 +154,6 @@ impl RoundTrip {
         (self.smoothed * 2).max(self.smoothed + self.deviation * 4)
     }
 
-    /// How much later than a datagram's acknowledgement that of an earlier one may come (RFC 8985, section 6.2).
-    pub(crate) fn reordering(&self) -> Duration {
-        self.smoothed / 4
-    }
-
     /// How much of `window` waits in queues, bytes: the share of the round trip that is more than the least.
     fn queued_share(&self, window: u64) -> u64 {
         if !self.measured || self.smoothed.is_zero() {
@@ -180,6 +193,18 @@ mod tests {
         };
         assert_eq!(after(&empty), WINDOW_START / 5 * 4, "one answer for one round trip's losses");
         assert_eq!(after(&full), WINDOW_START / 10 * 7);
+    }
+
+    #[test]
+    fn a_mistake_is_taken_back() {
+        let mut congestion = Congestion::new();
+        congestion.on_lost(7, 50, &RoundTrip::new(), DATAGRAM);
+        congestion.on_spurious();
+        assert_eq!(congestion.window(), WINDOW_START);
+        congestion.on_lost(60, 70, &RoundTrip::new(), DATAGRAM);
+        congestion.on_silence(80, DATAGRAM);
+        congestion.on_spurious();
+        assert_eq!(congestion.window(), WINDOW_MIN_DATAGRAMS * DATAGRAM);
     }
 
     #[test]

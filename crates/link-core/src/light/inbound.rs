@@ -62,6 +62,26 @@ impl Inbound {
         }
     }
 
+    /// Offers bytes that come in turn to `taker`, if nothing before them waits to be read and nothing behind them is
+    /// there; how many it took. The rest is to be accepted.
+    pub(crate) fn pass(
+        &mut self,
+        start: u64,
+        payload: &[u8],
+        taker: impl FnOnce(&[u8]) -> usize,
+    ) -> usize {
+        let end = start + payload.len() as u64;
+        let ahead = self.buffer.base() < self.next || self.has_holes() || self.finish.is_some();
+        if start != self.next || ahead || end > self.edge {
+            return 0;
+        }
+        let taken = taker(payload).min(payload.len());
+        self.next += taken as u64;
+        self.owed_bytes += taken as u64;
+        self.buffer.advance(self.next);
+        taken
+    }
+
     /// Takes a piece of the stream.
     pub(crate) fn accept(
         &mut self,
@@ -86,7 +106,8 @@ impl Inbound {
         }
         self.owed_since = Some(now);
         let new_end = finish && end == self.next;
-        if end <= self.next && !new_end {
+        let nothing_left = payload.is_empty() && start == self.next;
+        if end <= self.next && !new_end && !nothing_left {
             self.duplicates = true;
             return Arrival::Duplicate;
         }

@@ -24,6 +24,7 @@ mod check;
 mod config;
 mod congestion;
 mod control;
+mod disorder;
 mod header;
 mod inbound;
 mod limits;

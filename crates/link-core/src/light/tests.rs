@@ -91,7 +91,8 @@ impl End {
                 }
                 Event::Lost(loss) => self.losses.push(loss),
                 Event::Stalled => self.stalls += 1,
-                Event::Readable(_) | Event::Writable(_) | Event::Resumed => {}
+                Event::Readable(_) | Event::Writable(_) | Event::Resumed | Event::Proved { .. } => {
+                }
             }
         }
         for (channel, stream) in &mut self.streams {

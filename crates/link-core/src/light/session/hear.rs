@@ -7,21 +7,27 @@ use super::super::header::{ChannelId, Flags, HEADER_BYTES, Header, Kind, widen};
 use super::super::inbound::Arrival;
 use super::super::setup::Answer;
 use super::super::time::Moment;
+use super::timers::Class;
 use super::{Event, Loss, Outgoing, Session, State};
 use core::time::Duration;
 
 /// Datagrams that are acknowledged together while all goes well: RFC 813 asks for few, the sender's window must not run
 /// dry for want of one.
 const DATAGRAMS_PER_ACKNOWLEDGEMENT: u64 = 16;
-/// What is passed over for less is put down to the kernel's own reordering between processors.
-const DISORDER_MIN: Duration = Duration::from_micros(50);
-/// The path reorders by so much at most; beyond it, loss is told by time alone.
-const REORDER_MAX: u64 = 64;
+
+/// Takes bytes of a channel at once; how many.
+type Taker<'a> = &'a mut dyn FnMut(ChannelId, &[u8]) -> usize;
 
 impl Session {
     /// Takes a datagram of the peer. Which one that is, the carrier knows by its address; that it is the peer of this
     /// session is shown by tag and proofs. Whatever it is, it is counted and does no harm.
     pub fn receive(&mut self, datagram: &[u8], now: Moment) {
+        self.receive_with(datagram, now, &mut |_, _| 0);
+    }
+
+    /// The same; bytes that are the next to be read are offered to `taker` before they are kept. It says how many it has
+    /// taken: those are read.
+    pub fn receive_with(&mut self, datagram: &[u8], now: Moment, taker: Taker<'_>) {
         let Some((header, rest)) = Header::read(datagram) else {
             self.counters.malformed += 1;
             return;
@@ -49,7 +55,7 @@ impl Session {
             self.events.push_back(Event::Resumed);
         }
         match header.kind {
-            Kind::Data => self.hear_data(&header, payload, now),
+            Kind::Data => self.hear_data(&header, payload, now, taker),
             Kind::Control => match Message::read(payload) {
                 Some(message) => self.hear_control(&header, message, now),
                 None => self.counters.malformed += 1,
@@ -167,10 +173,14 @@ impl Session {
         }
     }
 
-    /// A ping that was padded to the agreed size has passed: large datagrams do again.
     fn hear_pong(&mut self, number: u32) {
-        if number == self.pings {
-            self.datagram = self.agreed.datagram;
+        match Class::of(number) {
+            // Large datagrams pass again.
+            Class::Raises if number == Class::Raises.number(self.pings) => {
+                self.datagram = self.agreed.datagram;
+            }
+            Class::Proves => self.events.push_back(Event::Proved { number }),
+            Class::Raises | Class::KeepsAlive => {}
         }
     }
 
@@ -212,8 +222,10 @@ impl Session {
         }
         let delay = Duration::from_micros(u64::from(told.delay_micros));
         self.take_acknowledgement(id, place, ranges, delay, now);
-        if told.duplicates && self.counters.data_repeated > 0 && self.probes == 0 {
-            self.reorder = (self.reorder + 1).min(REORDER_MAX);
+        if told.duplicates && self.doubted {
+            self.doubted = false;
+            self.disorder.on_mistake(self.round_trip.smoothed());
+            self.congestion.on_spurious();
         }
         self.close_if_over(id, now);
     }
@@ -258,12 +270,15 @@ impl Session {
 
     /// Looks for what was passed over on one channel.
     pub(super) fn seek_losses(&mut self, id: u16, now: Moment) {
-        let patience = self.round_trip.smoothed() + self.round_trip.reordering().max(DISORDER_MIN);
+        let smoothed = self.round_trip.smoothed();
+        let patience = smoothed + self.disorder.time(smoothed);
         let Some(channel) = self.channels.get_mut(&id) else { return };
-        let losses = channel.outbound.find_lost(self.reorder, patience, now);
+        let losses = channel.outbound.find_lost(self.disorder.datagrams(), patience, now);
         self.in_flight -= losses.bytes;
         if let Some(order) = losses.order {
             let datagram = self.payload_max() as u64;
+            self.doubted = true;
+            self.disorder.on_loss();
             self.congestion.on_lost(order, self.order, &self.round_trip, datagram);
             self.make_ready(id);
         }
@@ -272,23 +287,29 @@ impl Session {
         }
     }
 
-    fn hear_data(&mut self, header: &Header, payload: &[u8], now: Moment) {
+    fn hear_data(&mut self, header: &Header, payload: &[u8], now: Moment, taker: Taker<'_>) {
         let id = header.channel.0;
         if !self.channels.contains_key(&id) && !self.admit(header) {
             return;
         }
         let Some(channel) = self.channels.get_mut(&id) else { return };
         let place = channel.inbound.place();
-        let start = widen(header.sequence, place);
+        let mut start = widen(header.sequence, place);
         if start < channel.beginning() {
             self.counters.superfluous += payload.len() as u64;
             return;
         }
         let finish = header.flags.has(Flags::FINISH);
+        let mut rest = payload;
+        if start == place && channel.opening != Opening::Incoming && !payload.is_empty() {
+            let taken = channel.inbound.pass(start, payload, |bytes| taker(header.channel, bytes));
+            start += taken as u64;
+            rest = &payload[taken..];
+        }
         let arrival = match payload.is_empty() && !finish {
             // A question only.
             true => Arrival::Duplicate,
-            false => channel.inbound.accept(start, payload, finish, now),
+            false => channel.inbound.accept(start, rest, finish, now),
         };
         let asked = finish || header.flags.has(Flags::ASK);
         let owed = DATAGRAMS_PER_ACKNOWLEDGEMENT * payload.len() as u64;

@@ -16,6 +16,7 @@ use super::channel::{Channel, Grave, Opening, Rest};
 use super::config::{Config, DatagramSize, OPENING_BYTES_MAX, payload_max};
 use super::congestion::{Congestion, RoundTrip};
 use super::control::{Message, Nonce, ResetReason};
+use super::disorder::Disorder;
 use super::header::{ChannelId, SessionTag};
 use super::setup::{Agreed, Answer, Call};
 use super::time::Moment;
@@ -27,8 +28,6 @@ use core::time::Duration;
 const OUTBOX_MAX: usize = 256;
 /// How long the number of a channel that ended rests: far longer than a datagram lives on a local network.
 const REST: Duration = Duration::from_secs(2);
-/// Loss is concluded from three datagrams that overtook (RFC 9002, section 6.1.1), until the path shows that it reorders.
-const REORDER_START: u64 = 3;
 
 /// What happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,6 +63,11 @@ pub enum Event {
     Stalled,
     /// The peer is heard again.
     Resumed,
+    /// The peer has answered the datagram that [`Session::prove`] made.
+    Proved {
+        /// Its number.
+        number: u32,
+    },
     /// The session is over and so are its channels, each of which was reset.
     Lost(Loss),
 }
@@ -205,7 +209,9 @@ pub struct Session {
     in_flight: u64,
     congestion: Congestion,
     round_trip: RoundTrip,
-    reorder: u64,
+    disorder: Disorder,
+    /// Something was repeated because it seemed lost, since a mistake was noticed.
+    doubted: bool,
     look_again: Option<Moment>,
     probe_base: Moment,
     probes: u32,
@@ -248,7 +254,8 @@ impl Session {
             in_flight: 0,
             congestion: Congestion::new(),
             round_trip: RoundTrip::new(),
-            reorder: REORDER_START,
+            disorder: Disorder::new(),
+            doubted: false,
             look_again: None,
             probe_base: Moment::default(),
             probes: 0,
@@ -564,7 +571,8 @@ impl Session {
         self.datagram = agreed.datagram;
         self.congestion = Congestion::new();
         self.round_trip = RoundTrip::new();
-        self.reorder = REORDER_START;
+        self.disorder = Disorder::new();
+        self.doubted = false;
         self.last_heard = now;
         self.last_ping = now;
         self.counters.established += 1;

@@ -2,10 +2,12 @@
 
 use super::super::channel::Opening;
 use super::super::check::crc32c;
+use super::super::config::DatagramSize;
 use super::super::control::Message;
 use super::super::header::{ChannelId, Credit, Flags, HEADER_BYTES, Header, Kind};
 use super::super::outbound::Piece;
 use super::super::time::Moment;
+use super::timers::Class;
 use super::{Outgoing, Session, State};
 use alloc::vec::Vec;
 
@@ -32,6 +34,24 @@ impl Session {
         self.tell_acknowledgement(now, out)
             .or_else(|| self.tell_starved(out, now))
             .or_else(|| self.tell_data(now, out))
+    }
+
+    /// Makes a datagram of `size` that the peer answers with [`Event::Proved`](super::Event::Proved), to be sent by any
+    /// way: its number and length. `None` without a session.
+    pub fn prove(&mut self, size: DatagramSize, out: &mut [u8]) -> Option<(u32, usize)> {
+        if !self.is_established() {
+            return None;
+        }
+        self.pings = self.pings.wrapping_add(1);
+        let number = Class::Proves.number(self.pings);
+        let outgoing = Outgoing {
+            message: Message::Ping { number },
+            channel: ChannelId::SESSION,
+            session: self.agreed.tag,
+            places: (0, 0),
+            padded: Some(size),
+        };
+        Some((number, self.tell(&outgoing, out)?))
     }
 
     fn tell_setup(&mut self, message: &Message, size: usize, out: &mut [u8]) -> Option<usize> {

@@ -18,6 +18,36 @@ const PROBES_OF_SILENCE: u32 = 3;
 const GRAVE_TOLD_MAX: u32 = 20;
 const GRAVE_PAUSE: Duration = Duration::from_millis(50);
 
+/// What a ping is for, in the two highest bits of its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Class {
+    KeepsAlive,
+    /// It is as large as the largest datagram that was agreed on.
+    Raises,
+    /// Somebody asked for it, to see whether some way carries it.
+    Proves,
+}
+
+impl Class {
+    /// The ping of this class with the count `pings`.
+    pub(super) const fn number(self, pings: u32) -> u32 {
+        let class = match self {
+            Self::KeepsAlive => 0,
+            Self::Raises => 1,
+            Self::Proves => 2,
+        };
+        (class << 30) | (pings & 0x3fff_ffff)
+    }
+
+    pub(super) const fn of(number: u32) -> Self {
+        match number >> 30 {
+            1 => Self::Raises,
+            2 => Self::Proves,
+            _ => Self::KeepsAlive,
+        }
+    }
+}
+
 impl Session {
     /// When [`Session::transmit`] has to be called even though nothing came and nothing was written.
     pub fn next_deadline(&self) -> Option<Moment> {
@@ -146,9 +176,8 @@ impl Session {
             self.last_ping = now;
             self.pings = self.pings.wrapping_add(1);
             let padded = (narrowed && silent < interval).then_some(self.agreed.datagram);
-            // Only the answer to a padded one shows that such pass: others have a number that is no ping's.
-            let number =
-                if padded.is_some() { self.pings } else { self.pings.wrapping_sub(1 << 31) };
+            let class = if padded.is_some() { Class::Raises } else { Class::KeepsAlive };
+            let number = class.number(self.pings);
             self.post_whole(Outgoing {
                 message: Message::Ping { number },
                 channel: ChannelId::SESSION,
