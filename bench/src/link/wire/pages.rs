@@ -5,7 +5,7 @@
 
 use super::light::find_neighbour;
 use super::run::{Meter, Stop};
-use skein_link::carrier::{Address, Carrier, Ethernet};
+use skein_link::carrier::{Address, Carrier, Ethernet, Source};
 use skein_link::testbed::Host;
 use std::collections::BTreeMap;
 use std::io;
@@ -68,7 +68,7 @@ impl End {
 
     fn send_page(&mut self, number: u64, page: &[u8]) -> io::Result<()> {
         let mut parts = page.chunks(self.payload).enumerate();
-        self.send(&mut |out| {
+        self.send(&mut |out: &mut [u8]| {
             let (part, bytes) = parts.next()?;
             write_header(out, number, part as u8, 0, bytes.len());
             out[HEADER..][..bytes.len()].copy_from_slice(bytes);
@@ -76,8 +76,8 @@ impl End {
         })
     }
 
-    fn send(&mut self, next: &mut dyn FnMut(&mut [u8]) -> Option<usize>) -> io::Result<()> {
-        while self.carrier.send(&self.to, next)? != skein_link::carrier::Sent::All {
+    fn send(&mut self, source: &mut dyn Source) -> io::Result<()> {
+        while self.carrier.send(&self.to, source)? != skein_link::carrier::Sent::All {
             self.wait_writable()?;
         }
         Ok(())
@@ -108,7 +108,7 @@ impl End {
             for number in complete {
                 meter.count(PAGE as u64);
                 let mut once = Some(());
-                self.send(&mut |out| {
+                self.send(&mut |out: &mut [u8]| {
                     once.take()?;
                     write_header(out, number, 0, ACKNOWLEDGES, 0);
                     Some(HEADER)

@@ -15,9 +15,15 @@ pub(crate) struct Buffer {
 }
 
 impl Buffer {
-    /// An empty buffer whose first byte is at `base`.
-    pub(crate) fn at(base: u64) -> Self {
-        Self { bytes: Vec::new(), base }
+    /// An empty buffer whose first byte is at `base`. It uses the memory of `spare`, which a buffer gave back, or is
+    /// empty.
+    pub(crate) fn at(base: u64, spare: Vec<u8>) -> Self {
+        Self { bytes: spare, base }
+    }
+
+    /// Its memory, for another one.
+    pub(crate) fn into_spare(self) -> Vec<u8> {
+        self.bytes
     }
 
     /// Makes room for places below `end`.
@@ -58,13 +64,6 @@ impl Buffer {
         (&self.bytes[start..start + fits], &self.bytes[..length - fits])
     }
 
-    /// Copies the bytes at `place` into all of `into`.
-    pub(crate) fn copy(&self, place: u64, into: &mut [u8]) {
-        let (first, second) = self.slices(place, into.len());
-        into[..first.len()].copy_from_slice(first);
-        into[first.len()..].copy_from_slice(second);
-    }
-
     /// Forgets what is below `base`.
     pub(crate) fn advance(&mut self, base: u64) {
         self.base = self.base.max(base);
@@ -86,7 +85,7 @@ mod tests {
             base in 0_u64..1 << 40,
             pieces in proptest::collection::vec((1_usize..40_000, 0_usize..40_000), 1..30),
         ) {
-            let mut buffer = Buffer::at(base);
+            let mut buffer = Buffer::at(base, Vec::new());
             let (mut end, mut model) = (base, std::collections::VecDeque::<u8>::new());
             for (length, consumed) in pieces {
                 let bytes: Vec<u8> = (0..length).map(|i| (end + i as u64).wrapping_mul(31) as u8).collect();
@@ -94,10 +93,9 @@ mod tests {
                 end += length as u64;
                 model.extend(bytes);
                 let consumed = consumed.min(model.len());
-                let mut got = vec![0; consumed];
-                buffer.copy(buffer.base(), &mut got);
+                let (first, second) = buffer.slices(buffer.base(), consumed);
                 let expect: Vec<u8> = model.drain(..consumed).collect();
-                prop_assert!(got == expect);
+                prop_assert!([first, second].concat() == expect);
                 buffer.advance(buffer.base() + consumed as u64);
             }
         }

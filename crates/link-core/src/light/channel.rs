@@ -42,13 +42,19 @@ pub(crate) struct Channel {
 }
 
 impl Channel {
-    pub(crate) fn new(first: u32, opening: Opening, credit: u64, window: u64) -> Self {
+    pub(crate) fn new(
+        first: u32,
+        opening: Opening,
+        credit: u64,
+        window: u64,
+        spares: &mut Spares,
+    ) -> Self {
         let place = Self::place_of(first);
         Self {
             first,
             opening,
-            outbound: Outbound::new(place, credit, window),
-            inbound: Inbound::new(place, window),
+            outbound: Outbound::new(place, credit, window, spares.take()),
+            inbound: Inbound::new(place, window, spares.take()),
             is_ready: false,
             acknowledge_now: false,
             acknowledge_later: false,
@@ -93,6 +99,29 @@ impl Channel {
     /// Whether both directions have ended and everybody knows.
     pub(crate) fn is_over(&self) -> bool {
         self.outbound.is_done() && self.inbound.is_done()
+    }
+}
+
+/// 32 buffers, of sixteen channels: memory that is fresh from the system costs more to touch first than a short stream
+/// costs to send.
+const SPARES_MAX: usize = 32;
+
+/// Memory of streams that are over.
+#[derive(Debug, Default)]
+pub(crate) struct Spares(Vec<Vec<u8>>);
+
+impl Spares {
+    fn take(&mut self) -> Vec<u8> {
+        self.0.pop().unwrap_or_default()
+    }
+
+    /// Keeps the memory of a channel.
+    pub(crate) fn keep(&mut self, channel: Channel) {
+        for spare in [channel.outbound.into_spare(), channel.inbound.into_spare()] {
+            if self.0.len() < SPARES_MAX && !spare.is_empty() {
+                self.0.push(spare);
+            }
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use super::control::{Acknowledgement, RANGES_TOLD_MAX};
 use super::header::Credit;
 use super::ranges::{Added, Ranges};
 use super::time::Moment;
+use alloc::vec::Vec;
 
 /// What a piece of the stream was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,9 +48,9 @@ pub(crate) struct Inbound {
 }
 
 impl Inbound {
-    pub(crate) fn new(first: u64, window: u64) -> Self {
+    pub(crate) fn new(first: u64, window: u64, spare: Vec<u8>) -> Self {
         Self {
-            buffer: Buffer::at(first),
+            buffer: Buffer::at(first, spare),
             next: first,
             beyond: Ranges::default(),
             finish: None,
@@ -60,6 +61,11 @@ impl Inbound {
             owed_since: None,
             out_of_turn: 0,
         }
+    }
+
+    /// Its memory, for another stream.
+    pub(crate) fn into_spare(self) -> Vec<u8> {
+        self.buffer.into_spare()
     }
 
     /// Offers bytes that come in turn to `taker`, if nothing before them waits to be read and nothing behind them is

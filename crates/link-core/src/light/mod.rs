@@ -43,5 +43,5 @@ pub use control::{AgentId, ResetReason};
 pub use header::{ChannelId, Credit, Flags, HEADER_BYTES, Header, Kind, SessionTag};
 pub use limits::{Encapsulation, goodput_share};
 pub use proof::Key;
-pub use session::{ChannelError, Counters, Event, Loss, Session};
+pub use session::{ChannelError, Counters, Event, Loss, Planned, Session};
 pub use time::Moment;

@@ -7,6 +7,7 @@
 use super::buffer::Buffer;
 use super::time::Moment;
 use alloc::collections::VecDeque;
+use alloc::vec::Vec;
 use core::ops::Range;
 use core::time::Duration;
 
@@ -106,9 +107,9 @@ pub(crate) struct Outbound {
 
 impl Outbound {
     /// A stream that begins at `first`; the peer takes `credit` bytes before it says more.
-    pub(crate) fn new(first: u64, credit: u64, window: u64) -> Self {
+    pub(crate) fn new(first: u64, credit: u64, window: u64, spare: Vec<u8>) -> Self {
         Self {
-            buffer: Buffer::at(first),
+            buffer: Buffer::at(first, spare),
             records: VecDeque::new(),
             next: first,
             written: first,
@@ -179,9 +180,9 @@ impl Outbound {
         self.written - self.buffer.base()
     }
 
-    /// Copies what [`Piece::Send`] told.
-    pub(crate) fn copy(&self, start: u64, into: &mut [u8]) {
-        self.buffer.copy(start, into);
+    /// The bytes that [`Piece::Send`] told, in two pieces.
+    pub(crate) fn slices(&self, start: u64, length: usize) -> (&[u8], &[u8]) {
+        self.buffer.slices(start, length)
     }
 
     /// What to send, in datagrams of at most `payload_max` bytes, with `allowed` bytes left of the session's window and
@@ -392,6 +393,11 @@ impl Outbound {
         record.fate = Fate::Lost;
         self.lost += 1;
         Some(u64::from(record.length))
+    }
+
+    /// Its memory, for another stream.
+    pub(crate) fn into_spare(self) -> Vec<u8> {
+        self.buffer.into_spare()
     }
 
     /// Bytes on the way.

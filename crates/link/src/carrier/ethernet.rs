@@ -3,7 +3,7 @@
 //! Frames go through the interface's queueing discipline like everybody's, so that limits set on it hold. The socket's
 //! send buffer is what bounds the queue there: when it is full the sender waits, and nothing is dropped on this host.
 
-use super::{Address, Carrier, CarrierError, CarrierKind, Sent};
+use super::{Address, Carrier, CarrierError, CarrierKind, Sent, Source};
 use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::{LinkAddr, bind};
 use rustix::io::Errno;
@@ -25,10 +25,10 @@ const FRAME_HEADER: usize = 14;
 const BATCH: usize = 64;
 /// Frames that wait to be read: a receiver that is not scheduled for 10 ms at 10 Gbit/s.
 const RECEIVE_BUFFER: usize = 16 << 20;
-/// What may wait in the interface's queue, as the kernel counts (2304 bytes for a full frame): 139 frames, or 1.7 ms at
-/// 1 Gbit/s. TCP keeps one to two milliseconds there (`tcp_limit_output_bytes`, `tcp_small_queue_check`), and who
-/// shares a queue gets what he puts into it.
-const QUEUE_BYTES: usize = 320 << 10;
+/// What may wait in the interface's queue, as the kernel counts (2304 bytes for a full frame): 83 frames, or one
+/// millisecond at 1 Gbit/s. TCP keeps about as much there (`tcp_small_queue_check`), and who shares a queue gets in
+/// proportion to what he puts into it.
+const QUEUE_BYTES: usize = 192 << 10;
 /// Frames taken in one go before what they brought is answered.
 const RECEIVE_MAX: usize = 64;
 
@@ -144,11 +144,7 @@ impl Carrier for Ethernet {
         self.mtu
     }
 
-    fn send(
-        &mut self,
-        to: &Address,
-        next: &mut dyn FnMut(&mut [u8]) -> Option<usize>,
-    ) -> io::Result<Sent> {
+    fn send(&mut self, to: &Address, source: &mut dyn Source) -> io::Result<Sent> {
         let Address::Mac(to) = to else { return Err(io::ErrorKind::InvalidInput.into()) };
         let stride = FRAME_HEADER + self.mtu.get();
         loop {
@@ -159,7 +155,7 @@ impl Carrier for Ethernet {
             while self.lengths.len() < BATCH {
                 let slot = &mut self.frames[self.lengths.len() * stride..][..stride];
                 let (head, body) = slot.split_at_mut(FRAME_HEADER);
-                let Some(length) = next(body) else { break };
+                let Some(length) = source.next(body) else { break };
                 head[..6].copy_from_slice(&to.0);
                 head[6..12].copy_from_slice(&self.mac.0);
                 head[12..].copy_from_slice(&ETHERTYPE.to_be_bytes());

@@ -18,7 +18,7 @@ pub use ethernet::{Ethernet, Mac};
 pub use neighbour::{Neighbour, datagram_in_udp, neighbour_of};
 pub use udp::Udp;
 
-use skein_link_core::light::DatagramSize;
+use skein_link_core::light::{DatagramSize, Planned};
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -71,6 +71,28 @@ pub enum Sent {
     Congested,
 }
 
+/// Where a carrier gets datagrams from.
+pub trait Source {
+    /// Writes the next datagram into `out`; its length.
+    fn next(&mut self, out: &mut [u8]) -> Option<usize>;
+
+    /// Plans the next datagram without copying it, if that is possible; otherwise [`Source::next`] may have one.
+    fn plan(&mut self) -> Option<Planned> {
+        None
+    }
+
+    /// The payload of a planned datagram, in two pieces.
+    fn pieces(&self, _planned: &Planned) -> (&[u8], &[u8]) {
+        (&[], &[])
+    }
+}
+
+impl<F: FnMut(&mut [u8]) -> Option<usize>> Source for F {
+    fn next(&mut self, out: &mut [u8]) -> Option<usize> {
+        self(out)
+    }
+}
+
 /// Something that carries datagrams.
 pub trait Carrier: Send {
     /// What it is.
@@ -79,15 +101,11 @@ pub trait Carrier: Send {
     /// The largest datagram it takes towards `to`.
     fn datagram_max(&self, to: &Address) -> DatagramSize;
 
-    /// Sends what `next` writes into the buffers it is given, of at least the datagram size, until that has no more.
+    /// Sends the datagrams of `source` until that has no more. It gives it buffers of the datagram size.
     ///
     /// # Errors
     /// The interface or socket is unusable. A datagram that alone is refused is dropped, as a wire would.
-    fn send(
-        &mut self,
-        to: &Address,
-        next: &mut dyn FnMut(&mut [u8]) -> Option<usize>,
-    ) -> io::Result<Sent>;
+    fn send(&mut self, to: &Address, source: &mut dyn Source) -> io::Result<Sent>;
 
     /// Gives what has come to `take`; how many datagrams. Does not wait. At most a few hundred at a time.
     ///

@@ -1,12 +1,14 @@
 //! Datagrams in UDP, many at a time: the kernel cuts a train of equal datagrams late (GSO) and joins it early (GRO).
 
-use super::{Address, Carrier, CarrierError, CarrierKind, Sent, datagram_in_udp};
+use super::{Address, Carrier, CarrierError, CarrierKind, Sent, Source, datagram_in_udp};
+use nix::errno::Errno;
+use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg};
 use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
-use skein_link_core::light::DatagramSize;
+use skein_link_core::light::{DatagramSize, Planned};
 use std::collections::HashMap;
-use std::io::{self, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{SocketAddr, UdpSocket};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 /// The largest payload of a UDP datagram over IPv4, and so of a train.
 const TRAIN_BYTES: usize = 65_507;
@@ -26,6 +28,9 @@ pub struct Udp {
     segment: usize,
     closed: usize,
     destination: Option<SocketAddr>,
+    /// The kernel takes trains in pieces.
+    gathers: bool,
+    planned: Vec<Planned>,
     received: Vec<u8>,
     sizes: HashMap<SocketAddr, DatagramSize>,
 }
@@ -52,6 +57,8 @@ impl Udp {
             segment: 0,
             closed: 0,
             destination: None,
+            gathers: true,
+            planned: Vec::new(),
             received: vec![0; TRAINS * 65_536],
             sizes: HashMap::new(),
         })
@@ -95,12 +102,57 @@ impl Udp {
         Ok(Sent::All)
     }
 
+    /// Sends a train straight from where its payload is; whether there was one. What the kernel does not take now is copied
+    /// and waits.
+    fn send_planned(&mut self, to: SocketAddr, size: usize, source: &mut dyn Source) -> bool {
+        let segments = self.state.max_gso_segments();
+        let (mut total, mut segment) = (0, 0);
+        let mut longer = None;
+        self.planned.clear();
+        while self.planned.len() < segments && total + size <= TRAIN_BYTES {
+            let Some(planned) = source.plan() else { break };
+            let length = planned.datagram_bytes();
+            if segment == 0 {
+                segment = length;
+            }
+            if length > segment {
+                longer = Some(planned);
+                break;
+            }
+            total += length;
+            self.planned.push(planned);
+            if length < segment {
+                break;
+            }
+        }
+        if self.planned.is_empty() {
+            return false;
+        }
+        let sent = send_pieces(&self.socket, to, segment, &self.planned, source);
+        let (mut keep, mut closed) = (0, 0);
+        if let Err(errno) = sent {
+            // The way by copies knows what to do about kernels and interfaces without this offload.
+            self.gathers = !matches!(errno, Errno::EIO | Errno::EINVAL | Errno::EOPNOTSUPP);
+            (keep, closed) = (self.planned.len(), total);
+        }
+        for planned in self.planned[..keep].iter().chain(&longer) {
+            let (first, second) = source.pieces(planned);
+            for piece in [planned.head(), first, second] {
+                self.train[self.filled..][..piece.len()].copy_from_slice(piece);
+                self.filled += piece.len();
+            }
+        }
+        self.closed = closed;
+        self.segment = if closed > 0 { segment } else { self.filled };
+        true
+    }
+
     /// Fills the train until it is full, a datagram does not fit, or there are no more.
-    fn fill(&mut self, size: usize, next: &mut dyn FnMut(&mut [u8]) -> Option<usize>) {
+    fn fill(&mut self, size: usize, source: &mut dyn Source) {
         let segments = self.state.max_gso_segments();
         let mut count = usize::from(self.filled > 0);
         while count < segments && self.filled + size <= TRAIN_BYTES {
-            let Some(length) = next(&mut self.train[self.filled..][..size]) else { break };
+            let Some(length) = source.next(&mut self.train[self.filled..][..size]) else { break };
             if self.segment == 0 {
                 self.segment = length;
             }
@@ -119,6 +171,26 @@ impl Udp {
     }
 }
 
+/// One system call for a train of planned datagrams.
+fn send_pieces(
+    socket: &UdpSocket,
+    to: SocketAddr,
+    segment: usize,
+    train: &[Planned],
+    source: &dyn Source,
+) -> Result<usize, Errno> {
+    let mut slices = Vec::with_capacity(3 * train.len());
+    for planned in train {
+        let (first, second) = source.pieces(planned);
+        slices.extend([planned.head(), first, second].map(IoSlice::new));
+    }
+    let segment = u16::try_from(segment).unwrap_or(u16::MAX);
+    let cut = [ControlMessage::UdpGsoSegments(&segment)];
+    let control = if train.len() > 1 { &cut[..] } else { &[] };
+    let to = SockaddrStorage::from(to);
+    sendmsg(socket.as_raw_fd(), &slices, control, MsgFlags::MSG_DONTWAIT, Some(&to))
+}
+
 impl Carrier for Udp {
     fn kind(&self) -> CarrierKind {
         CarrierKind::Udp
@@ -133,11 +205,7 @@ impl Carrier for Udp {
         }
     }
 
-    fn send(
-        &mut self,
-        to: &Address,
-        next: &mut dyn FnMut(&mut [u8]) -> Option<usize>,
-    ) -> io::Result<Sent> {
+    fn send(&mut self, to: &Address, source: &mut dyn Source) -> io::Result<Sent> {
         let Address::Socket(to) = to else { return Err(io::ErrorKind::InvalidInput.into()) };
         let size = self.datagram_max(&Address::Socket(*to));
         self.sizes.entry(*to).or_insert(size);
@@ -147,7 +215,10 @@ impl Carrier for Udp {
                 waiting => return Ok(waiting),
             }
             self.destination = Some(*to);
-            self.fill(size.get(), next);
+            if self.filled == 0 && self.gathers && self.send_planned(*to, size.get(), source) {
+                continue;
+            }
+            self.fill(size.get(), source);
             if self.filled == 0 {
                 self.segment = 0;
                 return Ok(Sent::All);

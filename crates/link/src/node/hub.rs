@@ -7,9 +7,9 @@
 //! ```
 
 use super::clock::Clock;
-use crate::carrier::{Address, Carrier, CarrierKind, Sent};
+use crate::carrier::{Address, Carrier, CarrierKind, Sent, Source};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use skein_link_core::light::{ChannelId, Config, DatagramSize, Moment, Session};
+use skein_link_core::light::{ChannelId, Config, DatagramSize, Moment, Planned, Session};
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -162,13 +162,20 @@ impl Hub {
         for line in &mut self.lines {
             // Read at most once in each call: answers must not wait until the wire is silent.
             let mut now = None;
+            // Datagrams come in trains of one peer.
+            let mut latest: Option<(Address, usize)> = None;
             let result = line.carrier.receive(&mut |from, datagram| {
                 let now = *now.get_or_insert_with(|| self.clock.now());
-                if let Some(peer) = self.by_address.get(&from) {
-                    let index = PeerIndex(*peer);
-                    let mut take = |channel, bytes: &[u8]| taker(index, channel, bytes);
-                    self.peers[*peer].session.receive_with(datagram, now, &mut take);
-                }
+                let peer = match latest {
+                    Some((address, peer)) if address == from => peer,
+                    _ => match self.by_address.get(&from) {
+                        Some(peer) => *peer,
+                        None => return,
+                    },
+                };
+                latest = Some((from, peer));
+                let mut take = |channel, bytes: &[u8]| taker(PeerIndex(peer), channel, bytes);
+                self.peers[peer].session.receive_with(datagram, now, &mut take);
             });
             match result {
                 Ok(count) => taken += count,
@@ -194,7 +201,7 @@ impl Hub {
         let way = self.peers[peer.0].ways[way];
         let line = &mut self.lines[way.carrier.0];
         let mut once = Some(datagram);
-        let sent = line.carrier.send(&way.address, &mut |out| {
+        let sent = line.carrier.send(&way.address, &mut |out: &mut [u8]| {
             let datagram = once.take()?;
             out.get_mut(..datagram.len())?.copy_from_slice(datagram);
             Some(datagram.len())
@@ -234,25 +241,52 @@ impl Hub {
 
 impl Line {
     fn transmit(&mut self, to: &Address, session: &mut Session, clock: &Clock) -> bool {
-        let mut any = false;
-        let mut now = clock.now();
+        let now = clock.now();
         if self.congested_until.is_some_and(|until| until > now) {
             return false;
         }
-        let mut count = 0_u32;
-        let result = self.carrier.send(to, &mut |out| {
-            let length = session.transmit(now, out)?;
-            any = true;
-            count += 1;
-            // The clock costs as much as a short datagram: it is read once for a train.
-            if count.is_multiple_of(32) {
-                now = clock.now();
-            }
-            Some(length)
-        });
+        let mut outlet = Outlet { session, clock, now, count: 0 };
+        let result = self.carrier.send(to, &mut outlet);
+        let (now, any) = (outlet.now, outlet.count > 0);
         self.full = matches!(result, Ok(Sent::Full));
         self.congested_until = matches!(result, Ok(Sent::Congested)).then(|| now + CONGESTED_PAUSE);
         self.failures += u64::from(result.is_err());
         any
+    }
+}
+
+/// A session as a source of datagrams.
+struct Outlet<'a> {
+    session: &'a mut Session,
+    clock: &'a Clock,
+    now: Moment,
+    count: u32,
+}
+
+impl Outlet<'_> {
+    /// The clock costs as much as a short datagram: it is read once for a train.
+    fn count(&mut self) {
+        self.count += 1;
+        if self.count.is_multiple_of(32) {
+            self.now = self.clock.now();
+        }
+    }
+}
+
+impl Source for Outlet<'_> {
+    fn next(&mut self, out: &mut [u8]) -> Option<usize> {
+        let length = self.session.transmit(self.now, out)?;
+        self.count();
+        Some(length)
+    }
+
+    fn plan(&mut self) -> Option<Planned> {
+        let planned = self.session.plan(self.now)?;
+        self.count();
+        Some(planned)
+    }
+
+    fn pieces(&self, planned: &Planned) -> (&[u8], &[u8]) {
+        self.session.pieces(planned)
     }
 }

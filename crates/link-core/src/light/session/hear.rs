@@ -386,7 +386,8 @@ impl Session {
             return false;
         }
         let credit = header.credit.bytes();
-        let channel = Channel::new(first, Opening::Incoming, credit, self.config.window());
+        let window = self.config.window();
+        let channel = Channel::new(first, Opening::Incoming, credit, window, &mut self.spares);
         self.channels.insert(id, channel);
         true
     }

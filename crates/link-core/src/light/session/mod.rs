@@ -12,9 +12,11 @@ mod hear;
 mod tell;
 mod timers;
 
-use super::channel::{Channel, Grave, Opening, Rest};
+pub use tell::Planned;
+
+use super::channel::{Channel, Grave, Opening, Rest, Spares};
 use super::config::{Config, DatagramSize, OPENING_BYTES_MAX, payload_max};
-use super::congestion::{Congestion, RoundTrip};
+use super::congestion::{Congestion, RoundTrip, WINDOW_START};
 use super::control::{Message, Nonce, ResetReason};
 use super::disorder::Disorder;
 use super::header::{ChannelId, SessionTag};
@@ -192,6 +194,7 @@ pub struct Session {
     datagram: DatagramSize,
     nonces: u64,
     channels: BTreeMap<u16, Channel>,
+    spares: Spares,
     graves: BTreeMap<u16, Grave>,
     resting: BTreeMap<u16, Rest>,
     resting_until: VecDeque<(Moment, u16)>,
@@ -214,6 +217,8 @@ pub struct Session {
     doubted: bool,
     look_again: Option<Moment>,
     probe_base: Moment,
+    /// What was due was looked at then.
+    timed_at: Moment,
     probes: u32,
     /// Datagrams that the window does not hold back.
     exempt: usize,
@@ -237,6 +242,7 @@ impl Session {
             datagram,
             nonces: 0,
             channels: BTreeMap::new(),
+            spares: Spares::default(),
             graves: BTreeMap::new(),
             resting: BTreeMap::new(),
             resting_until: VecDeque::new(),
@@ -258,6 +264,7 @@ impl Session {
             doubted: false,
             look_again: None,
             probe_base: Moment::default(),
+            timed_at: Moment::default(),
             probes: 0,
             exempt: 0,
             last_heard: Moment::default(),
@@ -339,7 +346,9 @@ impl Session {
         let id = self.free_number().ok_or(ChannelError::Exhausted)?;
         let window = self.config.window();
         // Until the peer has said what it takes, as much as its smallest window.
-        let mut channel = Channel::new(self.next_first, Opening::Calling, 64 * 1024, window);
+        let credit = WINDOW_START;
+        let spares = &mut self.spares;
+        let mut channel = Channel::new(self.next_first, Opening::Calling, credit, window, spares);
         // Far from where the last channel of this number was: its stragglers fall outside.
         self.next_first = self.next_first.wrapping_add(0x0133_7f01);
         channel.outbound.write(&(opening.len() as u16).to_be_bytes());
@@ -506,7 +515,9 @@ impl Session {
         if channel.acknowledge_later {
             self.acknowledge_later.retain(|(_, other)| *other != id);
         }
-        Some(channel.first)
+        let first = channel.first;
+        self.spares.keep(channel);
+        Some(first)
     }
 
     fn close_if_over(&mut self, id: u16, now: Moment) {

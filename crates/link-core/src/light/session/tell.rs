@@ -14,6 +14,9 @@ use alloc::vec::Vec;
 /// 16: so many datagrams one channel sends before the next has its turn; enough for a carrier to send them as one piece.
 const TURN_DATAGRAMS: u32 = 16;
 
+/// Bytes of the check behind a datagram.
+const CHECK_BYTES: usize = 4;
+
 impl Session {
     /// Writes the next datagram into `out`, which holds [`Session::datagram`] bytes or more; its length. `None` if there
     /// is nothing to send now.
@@ -32,7 +35,7 @@ impl Session {
             return None;
         }
         self.tell_acknowledgement(now, out)
-            .or_else(|| self.tell_starved(out, now))
+            .or_else(|| self.tell_starved(out))
             .or_else(|| self.tell_data(now, out))
     }
 
@@ -104,19 +107,49 @@ impl Session {
     }
 
     /// Asks for credit on a channel that has none left and nothing on the way.
-    fn tell_starved(&mut self, out: &mut [u8], now: Moment) -> Option<usize> {
+    fn tell_starved(&mut self, out: &mut [u8]) -> Option<usize> {
         while let Some(id) = self.starved.pop_front() {
             let Some(channel) = self.channels.get(&id) else { continue };
             if channel.outbound.is_starved() {
                 let start = channel.outbound.next_place();
-                return self.compose_data(id, (start, 0), Flags::ASK, now, out);
+                let planned = self.plan_piece(id, (start, 0), Flags::ASK)?;
+                return self.write_planned(&planned, out);
             }
         }
         None
     }
 
     fn tell_data(&mut self, now: Moment, out: &mut [u8]) -> Option<usize> {
-        let payload_max = self.payload_max().min(out.len().saturating_sub(HEADER_BYTES + 4));
+        let room = out.len().saturating_sub(HEADER_BYTES + CHECK_BYTES);
+        let planned = self.plan_data(now, room)?;
+        self.write_planned(&planned, out)
+    }
+
+    /// Plans the next datagram of a channel without copying its payload, for a carrier that takes pieces: it sends
+    /// [`Planned::head`] and then what [`Session::pieces`] gives. `None` if there is none, or something else goes first:
+    /// then [`Session::transmit`] has it.
+    pub fn plan(&mut self, now: Moment) -> Option<Planned> {
+        self.on_time(now);
+        let other = !self.outbox.is_empty()
+            || !self.acknowledge_now.is_empty()
+            || !self.starved.is_empty()
+            || self.agreed.checked;
+        if other || !self.is_established() {
+            return None;
+        }
+        self.plan_data(now, usize::MAX)
+    }
+
+    /// The payload of a planned datagram. It stays what it is until the session is told something.
+    pub fn pieces(&self, planned: &Planned) -> (&[u8], &[u8]) {
+        match self.channels.get(&planned.channel) {
+            Some(channel) => channel.outbound.slices(planned.start, planned.length),
+            None => (&[], &[]),
+        }
+    }
+
+    fn plan_data(&mut self, now: Moment, room: usize) -> Option<Planned> {
+        let payload_max = self.payload_max().min(room);
         while let Some(id) = self.ready.front().copied() {
             let allowed = self.congestion.window().saturating_sub(self.in_flight);
             // A probe goes out however full the window is: nothing else would ever empty it.
@@ -137,38 +170,40 @@ impl Session {
                 }
                 Piece::WindowFull => return None,
                 Piece::Send { start, length, finish, last, again } => {
-                    self.turn += 1;
-                    if self.turn >= TURN_DATAGRAMS {
-                        self.turn = 0;
-                        self.ready.rotate_left(1);
-                    }
-                    self.order += 1;
-                    self.exempt = self.exempt.saturating_sub(1);
-                    self.in_flight += length as u64;
-                    self.probe_base = now;
-                    self.counters.data_repeated += u64::from(again);
+                    self.count_sent(length, again, now);
                     let flags = Flags::NONE
                         .with_if(finish, Flags::FINISH)
                         .with_if(last, Flags::PUSH)
                         // What was missing is waited for, and so is the answer to a probe.
                         .with_if(again || self.probes > 0, Flags::ASK);
-                    return self.compose_data(id, (start, length), flags, now, out);
+                    return self.plan_piece(id, (start, length), flags);
                 }
             }
         }
         None
     }
 
-    fn compose_data(
+    fn count_sent(&mut self, length: usize, again: bool, now: Moment) {
+        self.turn += 1;
+        if self.turn >= TURN_DATAGRAMS {
+            self.turn = 0;
+            self.ready.rotate_left(1);
+        }
+        self.order += 1;
+        self.exempt = self.exempt.saturating_sub(1);
+        self.in_flight += length as u64;
+        self.probe_base = now;
+        self.counters.data_repeated += u64::from(again);
+    }
+
+    /// Makes the header of a piece of a stream.
+    fn plan_piece(
         &mut self,
         id: u16,
         (start, length): (u64, usize),
         flags: Flags,
-        _now: Moment,
-        out: &mut [u8],
-    ) -> Option<usize> {
+    ) -> Option<Planned> {
         let payload_max = self.payload_max();
-        let checked = self.agreed.checked;
         let channel = self.channels.get_mut(&id)?;
         let opens = channel.opening == Opening::Calling;
         let (place, credit) = channel.inbound.piggyback(payload_max);
@@ -186,12 +221,40 @@ impl Session {
             session: self.agreed.tag,
             channel: ChannelId(id),
         };
-        let (head, rest) = out.split_first_chunk_mut::<HEADER_BYTES>()?;
-        header.write(head);
-        let payload = rest.get_mut(..length)?;
-        channel.outbound.copy(start, payload);
+        let mut head = [0; HEADER_BYTES];
+        header.write(&mut head);
         self.counters.data_sent += 1;
-        seal(HEADER_BYTES + length, checked, out)
+        Some(Planned { head, channel: id, start, length })
+    }
+
+    fn write_planned(&self, planned: &Planned, out: &mut [u8]) -> Option<usize> {
+        let (head, rest) = out.split_first_chunk_mut::<HEADER_BYTES>()?;
+        *head = planned.head;
+        let (first, second) = self.pieces(planned);
+        rest.get_mut(..first.len())?.copy_from_slice(first);
+        rest.get_mut(first.len()..planned.length)?.copy_from_slice(second);
+        seal(HEADER_BYTES + planned.length, self.agreed.checked, out)
+    }
+}
+
+/// A data datagram whose payload is still where it was.
+#[derive(Debug, Clone, Copy)]
+pub struct Planned {
+    head: [u8; HEADER_BYTES],
+    channel: u16,
+    start: u64,
+    length: usize,
+}
+
+impl Planned {
+    /// Its header.
+    pub fn head(&self) -> &[u8] {
+        &self.head
+    }
+
+    /// Bytes of the whole datagram.
+    pub fn datagram_bytes(&self) -> usize {
+        HEADER_BYTES + self.length
     }
 }
 

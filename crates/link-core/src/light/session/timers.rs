@@ -89,9 +89,11 @@ impl Session {
     }
 
     pub(super) fn on_time(&mut self, now: Moment) {
-        if !self.is_established() {
+        // A train of datagrams is made at one moment.
+        if !self.is_established() || self.timed_at == now {
             return;
         }
+        self.timed_at = now;
         while let Some((_, id)) = self.acknowledge_later.pop_front_if(|(due, _)| *due <= now) {
             let Some(channel) = self.channels.get_mut(&id) else { continue };
             channel.acknowledge_later = false;
