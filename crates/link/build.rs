@@ -43,7 +43,7 @@ fn build(library: &Path, target: &Path) -> PathBuf {
         .args(["--config", "profile.release.lto=true"])
         .args(["--config", "profile.release.codegen-units=1"])
         .args(["--config", "profile.release.debug=false"])
-        .args(["--config", "profile.release.strip=\"debuginfo\""])
+        .args(["--config", "profile.release.strip=\"symbols\""])
         .arg("--manifest-path")
         .arg(library.join("Cargo.toml"))
         .arg("--target-dir")

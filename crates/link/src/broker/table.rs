@@ -27,7 +27,7 @@ pub struct End {
 
 /// A connection and what belongs to it.
 #[derive(Debug)]
-pub struct Entry<T> {
+pub(crate) struct Entry<T> {
     /// The ends, low and high.
     pub ends: [Option<End>; 2],
     /// What both ends share.
@@ -36,13 +36,13 @@ pub struct Entry<T> {
 
 /// All connections.
 #[derive(Debug)]
-pub struct Table<T> {
+pub(crate) struct Table<T> {
     entries: HashMap<Place, Entry<T>>,
     limit: usize,
 }
 
 /// Which role an end with these addresses has. `None`: a socket that is connected to itself.
-pub fn role(local: SocketAddr, peer: SocketAddr) -> Option<Role> {
+pub(crate) fn role(local: SocketAddr, peer: SocketAddr) -> Option<Role> {
     match local.cmp(&peer) {
         std::cmp::Ordering::Less => Some(Role::Low),
         std::cmp::Ordering::Greater => Some(Role::High),
@@ -59,7 +59,7 @@ const fn index(role: Role) -> usize {
 
 impl<T> Table<T> {
     /// An empty table for at most `limit` connections.
-    pub fn new(limit: usize) -> Self {
+    pub(crate) fn new(limit: usize) -> Self {
         Self { entries: HashMap::new(), limit }
     }
 
@@ -69,7 +69,7 @@ impl<T> Table<T> {
     ///
     /// # Errors
     /// `make`'s. `Ok(None)`: the table is full.
-    pub fn ask<E>(
+    pub(crate) fn ask<E>(
         &mut self,
         place: Place,
         role: Role,
@@ -94,12 +94,12 @@ impl<T> Table<T> {
     }
 
     /// All entries.
-    pub fn iter(&self) -> impl Iterator<Item = (&Place, &Entry<T>)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&Place, &Entry<T>)> {
         self.entries.iter()
     }
 
     /// Drops entries that are not to be kept.
-    pub fn retain(&mut self, mut keep: impl FnMut(&Place, &mut Entry<T>) -> bool) {
+    pub(crate) fn retain(&mut self, mut keep: impl FnMut(&Place, &mut Entry<T>) -> bool) {
         self.entries.retain(|place, entry| keep(place, entry));
     }
 }
