@@ -33,6 +33,8 @@ pub(crate) struct Conn {
     pub(crate) nonblocking: AtomicU8,
     /// It is in the list of unsettled ones.
     pub(crate) listed: AtomicU8,
+    /// Calls without bytes.
+    pub(crate) misses: AtomicU8,
     /// How long it pays to spin for the next byte, nanoseconds; and for room.
     pub(crate) spin_read: AtomicU32,
     pub(crate) spin_write: AtomicU32,
@@ -53,6 +55,7 @@ impl Conn {
         edges: AtomicU8::new(0),
         nonblocking: AtomicU8::new(0),
         listed: AtomicU8::new(0),
+        misses: AtomicU8::new(0),
         spin_read: AtomicU32::new(0),
         spin_write: AtomicU32::new(0),
         any_fd: AtomicI32::new(-1),

@@ -95,6 +95,11 @@ pub(crate) fn give_back(conn: &Conn, fd: c_int, tx: &mut Tx, out: Pipe<'_>) -> R
         abort(conn, fd, Reason::Broken);
         return Ok(());
     };
+    if !tx.is_seen(dir) {
+        // It has not come to these bytes; what it can read on TCP lies before them.
+        abort(conn, fd, Reason::Stuck);
+        return Ok(());
+    }
     tx.back_to_tcp(dir, tail)?;
     let mut chunk = [0u8; 4096];
     let mut at = tail;

@@ -61,7 +61,9 @@ extern "C" fn init() {
     let processors = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
     let spin = environment(SPIN).and_then(|text| core::str::from_utf8(text).ok()?.parse().ok());
     let spin = spin.map_or(spin::MOST / 2, |us: u32| us.saturating_mul(1000).min(spin::MOST));
-    spin::START.store(if processors > 1 { spin } else { 0 }, Ordering::Relaxed);
+    let spin = if processors > 1 { spin } else { 0 };
+    spin::START.store(spin, Ordering::Relaxed);
+    settle::start(spin);
     // SAFETY: a function without arguments; no handle of a library, for this one is never unloaded.
     unsafe { __register_atfork(Some(hooks::before_fork), None, None, core::ptr::null()) };
     attach::set_broker(broker);

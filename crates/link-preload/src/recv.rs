@@ -66,6 +66,9 @@ pub(crate) fn recv(conn: &Conn, fd: c_int, mut buffers: Buffers<'_>, flags: c_in
             }
             Part::End => return buffers.done() as isize,
             Part::Error(error) => error,
+            Part::Nothing(Some(_)) if quiet == Quiet::Leave && may_say_empty(conn, flags) => {
+                libc::EAGAIN
+            }
             Part::Nothing(ring) => {
                 if !*blocks.get_or_insert_with(|| kernel::blocks(fd, flags)) {
                     conn.nonblocking.store(1, Ordering::Relaxed);
@@ -84,7 +87,10 @@ pub(crate) fn recv(conn: &Conn, fd: c_int, mut buffers: Buffers<'_>, flags: c_in
                     continue;
                 } else {
                     quiet = Quiet::Leave;
-                    sleep(conn, fd)
+                    let end = sleep(conn, fd);
+                    // The peer may have woken us to have its bytes back.
+                    attach::advance(conn, fd, 0);
+                    end
                 }
             }
         };
@@ -92,6 +98,21 @@ pub(crate) fn recv(conn: &Conn, fd: c_int, mut buffers: Buffers<'_>, flags: c_in
             return if buffers.done() > 0 { buffers.done() as isize } else { -(end as isize) };
         }
     }
+}
+
+/// Every so many calls without bytes, of a program that asks again and again, the kernel is asked too.
+const MISSES: u8 = 32;
+
+/// Whether a call that does not wait may answer from the ring alone: the program does not let the kernel tell it when to
+/// read, so that the end of the connection may be told by one of the next calls.
+fn may_say_empty(conn: &Conn, flags: c_int) -> bool {
+    let waits_not = flags & libc::MSG_DONTWAIT != 0
+        || (conn.nonblocking.load(Ordering::Relaxed) != 0
+            && conn.side().processes.load(Ordering::Relaxed) == 1);
+    waits_not
+        && conn.polled.load(Ordering::Relaxed) == 0
+        && conn.edges.load(Ordering::Relaxed) == 0
+        && !conn.misses.fetch_add(1, Ordering::Relaxed).is_multiple_of(MISSES)
 }
 
 /// Spins for bytes in the ring.
@@ -473,6 +494,14 @@ pub(crate) fn available(conn: &Conn, fd: c_int) -> Option<usize> {
     };
     dir.leave();
     Some(bytes)
+}
+
+/// Bytes in the ring towards us, at a glance.
+pub(crate) fn in_ring(conn: &Conn) -> u64 {
+    let Some(segment) = conn.segment() else { return 0 };
+    let (_, inward) = conn.pipes(&segment);
+    let dir = inward.direction();
+    dir.head().wrapping_sub(dir.tail())
 }
 
 /// Bytes that were sent and not yet read by the peer, beyond what TCP knows of: for SIOCOUTQ.

@@ -3,7 +3,8 @@
 //! for readiness, they are settled.
 
 use crate::conn::{self, Conn};
-use crate::recv;
+use crate::side::Stage;
+use crate::{recv, spin};
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 /// How many there may be. A process that reads from more connections than this between two waits settles the others
@@ -38,7 +39,15 @@ pub(crate) fn remember(conn: &Conn) -> bool {
     false
 }
 
-/// Settles all.
+/// How long it pays to spin before a wait for readiness, nanoseconds.
+static SPIN: AtomicU32 = AtomicU32::new(0);
+
+/// Sets the budget for spinning.
+pub(crate) fn start(spin: u32) {
+    SPIN.store(spin, Ordering::Relaxed);
+}
+
+/// Before the process waits in the kernel, or ends.
 #[inline]
 pub(crate) fn all() {
     if COUNT.load(Ordering::Relaxed) != 0 {
@@ -46,15 +55,42 @@ pub(crate) fn all() {
     }
 }
 
+/// Before the process waits in the kernel for readiness. If bytes come while it pays to wait for them, the kernel is asked
+/// with their bell still in the queue and answers at once, and their sender has not had to ring.
+#[inline]
+pub(crate) fn before_wait() {
+    if COUNT.load(Ordering::Relaxed) != 0 {
+        spin::until(&SPIN, any_stirs);
+        each();
+    }
+}
+
+fn any_stirs() -> bool {
+    LIST.iter().any(|place| {
+        let word = place.load(Ordering::Relaxed);
+        word != 0
+            && conn::by_slot(word - 1)
+                .is_some_and(|conn| conn.side().stage() == Stage::Counting && recv::in_ring(&conn) != 0)
+    })
+}
+
 #[cold]
 fn each() {
     for place in &LIST {
-        let word = place.swap(0, Ordering::AcqRel);
+        let word = place.load(Ordering::Acquire);
         if word == 0 {
             continue;
         }
+        let held = conn::by_slot(word - 1);
+        if held.as_ref().is_some_and(|conn| conn.segment().is_some() && recv::in_ring(conn) != 0) {
+            // Readable, and rightly so.
+            continue;
+        }
+        if place.compare_exchange(word, 0, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+            continue;
+        }
         COUNT.fetch_sub(1, Ordering::Relaxed);
-        if let Some(conn) = conn::by_slot(word - 1) {
+        if let Some(conn) = held {
             conn.listed.store(0, Ordering::Relaxed);
             let fd = conn.any_fd.load(Ordering::Relaxed);
             if fd >= 0 {

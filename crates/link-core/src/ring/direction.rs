@@ -4,7 +4,11 @@ use super::atomic::{AtomicU32, AtomicU64, Ordering, fence, spin_loop};
 
 /// How many changes of phase may be unseen by the receiver. 32: a sender that overflows to TCP and back for each of a
 /// slow receiver's reads gets that far ahead before it stays on TCP.
+#[cfg(not(loom))]
 pub const LOG: u32 = 32;
+/// A model has few objects.
+#[cfg(loom)]
+pub const LOG: u32 = 4;
 
 /// Turns of waiting for a sender that is between two stores of its change of phase; far more than it takes unless it was
 /// preempted there. The caller's `relax` yields the processor.

@@ -61,5 +61,8 @@ impl core::fmt::Display for Broken {
 
 impl core::error::Error for Broken {}
 
-#[cfg(test)]
+#[cfg(all(test, loom))]
+#[expect(unsafe_code, reason = "a pipe over memory of the model's own")]
+mod model;
+#[cfg(all(test, not(loom)))]
 mod tests;

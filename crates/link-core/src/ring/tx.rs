@@ -62,9 +62,14 @@ impl Tx {
             .ok_or(Broken::Index)
     }
 
+    /// Whether the receiver is in the phase that the sender is in.
+    pub fn is_seen(&self, dir: &Direction) -> bool {
+        dir.seen() == self.phase
+    }
+
     /// Whether the receiver has taken all that was sent, on both paths.
     pub fn all_taken(&self, dir: &Direction) -> bool {
-        dir.tail() == self.head && dir.seen() == self.phase && self.on_ring()
+        self.on_ring() && self.is_seen(dir) && dir.tail() == self.head
     }
 
     /// From TCP to the ring; the next byte of the direction is the next byte of the ring.
@@ -99,7 +104,8 @@ impl Tx {
     }
 
     /// From the ring to TCP, taking back what the receiver has not read: the ring's bytes from `ring` on are to be sent
-    /// again on TCP. Only when the receiver asked for it ([`Refusal::Recall`]), for then it reads no more.
+    /// again on TCP. Only when the receiver asked for it ([`Refusal::Recall`]), for then it reads no more, and when it is in
+    /// this phase ([`Tx::is_seen`]), for bytes of earlier ones would come twice.
     ///
     /// # Errors
     /// As [`Tx::to_tcp`].
@@ -130,6 +136,13 @@ impl Tx {
             pipe.direction().set_head(self.head);
         }
         Ok(count)
+    }
+
+    /// One more byte, without copying any: models have indices only.
+    #[cfg(loom)]
+    pub(crate) fn publish_for_model(&mut self, dir: &Direction) {
+        self.head += 1;
+        dir.set_head(self.head);
     }
 
     /// Whether a bell must be sent now, one byte on TCP. If so it counts as sent.

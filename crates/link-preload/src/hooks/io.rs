@@ -40,12 +40,12 @@ fn receiver(fd: c_int, flags: c_int) -> Option<Held> {
     if flags & !RECV_PLAIN == 0 {
         return Some(held);
     }
-    if flags & libc::MSG_ERRQUEUE != 0 {
-        // The queue of errors is the kernel's alone and has nothing to do with bytes.
+    if flags & (libc::MSG_ERRQUEUE | libc::MSG_OOB) != 0 {
+        // The queue of errors is the kernel's alone and has nothing to do with bytes. Nor has an urgent byte: its sender has
+        // left the ring for good before it sent one.
         return None;
     }
-    let reason = if flags & libc::MSG_OOB != 0 { Reason::OutOfBand } else { Reason::Call };
-    leave::step_back(&held, fd, reason);
+    leave::step_back(&held, fd, Reason::Call);
     conn::forget(fd);
     None
 }

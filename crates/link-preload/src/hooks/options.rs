@@ -16,7 +16,8 @@ fn needs_tcp(level: c_int, name: c_int, value: c_int) -> bool {
     match level {
         libc::SOL_SOCKET => match name {
             libc::SO_RCVLOWAT => value > 1,
-            libc::SO_OOBINLINE | libc::SO_ZEROCOPY | libc::SO_PEEK_OFF => true,
+            libc::SO_ZEROCOPY | libc::SO_PEEK_OFF => true,
+            libc::SO_OOBINLINE => value != 0,
             libc::SO_ATTACH_FILTER | libc::SO_ATTACH_BPF | libc::SO_TIMESTAMPING => true,
             _ => false,
         },
@@ -111,10 +112,6 @@ pub unsafe extern "C-unwind" fn ioctl(fd: c_int, request: c_ulong, argument: c_u
     };
     // The kernel looks at the lower half only.
     let request = c_ulong::from(request as u32);
-    if request == SIOCATMARK {
-        leave::step_back(&held, fd, Reason::OutOfBand);
-        conn::forget(fd);
-    }
     // SAFETY: the same call.
     let result = unsafe { real::ioctl(fd, request, argument) };
     if result != 0 || argument == 0 {
@@ -122,6 +119,8 @@ pub unsafe extern "C-unwind" fn ioctl(fd: c_int, request: c_ulong, argument: c_u
     }
     let place = core::ptr::with_exposed_provenance_mut::<c_int>(argument as usize);
     let number = match request {
+        // Bytes in the ring come before the mark, which is on TCP.
+        SIOCATMARK if recv::in_ring(&held) > 0 => Some(0),
         libc::FIONREAD => recv::available(&held, fd).map(|bytes| bytes as c_int),
         libc::TIOCOUTQ => {
             // SAFETY: the kernel has written a number there.
@@ -147,9 +146,8 @@ pub unsafe extern "C-unwind" fn ioctl(fd: c_int, request: c_ulong, argument: c_u
 /// As `sockatmark(3)`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn sockatmark(fd: c_int) -> c_int {
-    if let Some(held) = conn::get(fd) {
-        leave::step_back(&held, fd, Reason::OutOfBand);
-        conn::forget(fd);
+    if conn::get(fd).is_some_and(|held| recv::in_ring(&held) > 0) {
+        return 0;
     }
     // SAFETY: the same call.
     unsafe { real::sockatmark(fd) }

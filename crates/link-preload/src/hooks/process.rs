@@ -70,7 +70,7 @@ pub unsafe extern "C-unwind" fn execve(
 
 /// What a program must not find in its sockets is taken out of them; those that close now are settled first. So it is for
 /// children that share our memory until their program starts: they run none of our hooks.
-fn before_exec() {
+pub(super) fn before_exec() {
     settle::all();
     leave::inherited();
 }

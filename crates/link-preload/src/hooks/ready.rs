@@ -5,6 +5,11 @@ use crate::{conn, real, settle};
 use core::sync::atomic::Ordering;
 use libc::{c_int, c_ulong, epoll_event, fd_set, nfds_t, pollfd, sigset_t, timespec, timeval};
 
+/// Before a call that may wait, or only looks.
+fn wait(waits: bool) {
+    if waits { settle::before_wait() } else { settle::all() }
+}
+
 /// Marks the connections of a set as polled.
 ///
 /// # Safety
@@ -56,7 +61,7 @@ unsafe fn mark_set(count: c_int, set: *const fd_set) {
 pub unsafe extern "C-unwind" fn poll(set: *mut pollfd, count: nfds_t, timeout: c_int) -> c_int {
     // SAFETY: the program's set.
     unsafe { mark(set, count) };
-    settle::all();
+    wait(timeout != 0);
     // SAFETY: the same call.
     unsafe { real::poll(set, count, timeout) }
 }
@@ -72,7 +77,7 @@ pub unsafe extern "C-unwind" fn ppoll(
 ) -> c_int {
     // SAFETY: the program's set.
     unsafe { mark(set, count) };
-    settle::all();
+    settle::before_wait();
     // SAFETY: the same call.
     unsafe { real::ppoll(set, count, timeout, mask) }
 }
@@ -116,7 +121,7 @@ pub unsafe extern "C-unwind" fn select(
 ) -> c_int {
     // SAFETY: the program's set.
     unsafe { mark_set(count, readable) };
-    settle::all();
+    settle::before_wait();
     // SAFETY: the same call.
     unsafe { real::select(count, readable, writable, other, timeout) }
 }
@@ -134,7 +139,7 @@ pub unsafe extern "C-unwind" fn pselect(
 ) -> c_int {
     // SAFETY: the program's set.
     unsafe { mark_set(count, readable) };
-    settle::all();
+    settle::before_wait();
     // SAFETY: the same call.
     unsafe { real::pselect(count, readable, writable, other, timeout, mask) }
 }
@@ -173,7 +178,7 @@ pub unsafe extern "C-unwind" fn epoll_wait(
     count: c_int,
     timeout: c_int,
 ) -> c_int {
-    settle::all();
+    wait(timeout != 0);
     // SAFETY: the same call.
     unsafe { real::epoll_wait(set, events, count, timeout) }
 }
@@ -188,7 +193,7 @@ pub unsafe extern "C-unwind" fn epoll_pwait(
     timeout: c_int,
     mask: *const sigset_t,
 ) -> c_int {
-    settle::all();
+    wait(timeout != 0);
     // SAFETY: the same call.
     unsafe { real::epoll_pwait(set, events, count, timeout, mask) }
 }
@@ -203,7 +208,7 @@ pub unsafe extern "C-unwind" fn epoll_pwait2(
     timeout: *const timespec,
     mask: *const sigset_t,
 ) -> c_int {
-    settle::all();
+    settle::before_wait();
     // SAFETY: the same call.
     unsafe { real::epoll_pwait2(set, events, count, timeout, mask) }
 }
