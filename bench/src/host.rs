@@ -5,8 +5,12 @@ use skein_vmm::Accel;
 
 /// The host; guests are run by `accel`.
 pub(crate) fn host(accel: Accel) -> Host {
-    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    Host { cpu: cpu_name(&text), cores: cores(), accel: accel.to_string() }
+    Host { cpu: cpu(), cores: cores(), accel: accel.to_string() }
+}
+
+/// Name of the processor.
+pub(crate) fn cpu() -> String {
+    cpu_name(&std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default())
 }
 
 /// Cores this process may use.

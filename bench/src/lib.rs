@@ -18,6 +18,7 @@ mod error;
 mod floor;
 mod host;
 mod http1;
+mod link;
 mod options;
 mod plot;
 mod process;
@@ -28,6 +29,7 @@ mod start;
 mod stats;
 
 pub use error::BenchError;
+pub use link::{LINK_COUNT_DEFAULT, LinkOptions, Traffic, peer, run_link};
 pub use options::{Bench, BenchImage, ImageModule, Options, Progress};
 pub use render::{markdown, table};
 pub use report::{Baseline, Check, Goal, Host, Report};

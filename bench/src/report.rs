@@ -40,6 +40,8 @@ pub struct Host {
 pub enum Goal {
     /// Ours divided by the baseline is at most this.
     RatioAtMost(f64),
+    /// Ours divided by the baseline is at least this.
+    RatioAtLeast(f64),
     /// Ours is at most this much more than the baseline, in the check's unit.
     AboveBaselineAtMost(f64),
     /// Ours is at most this, in the check's unit.
@@ -53,6 +55,7 @@ impl Goal {
     pub fn holds(self, ours: f64, baseline: Option<f64>) -> bool {
         match self {
             Self::RatioAtMost(most) => baseline.is_some_and(|b| b > 0.0 && ours / b <= most),
+            Self::RatioAtLeast(least) => baseline.is_some_and(|b| b > 0.0 && ours / b >= least),
             Self::AboveBaselineAtMost(most) => baseline.is_some_and(|b| ours - b <= most),
             Self::AtMost(most) => ours <= most,
             Self::AtLeast(least) => ours >= least,
@@ -64,6 +67,7 @@ impl fmt::Display for Goal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::RatioAtMost(most) => write!(f, "ratio <= {most}"),
+            Self::RatioAtLeast(least) => write!(f, "ratio >= {least}"),
             Self::AboveBaselineAtMost(most) => write!(f, "ours - baseline <= {most}"),
             Self::AtMost(most) => write!(f, "ours <= {most}"),
             Self::AtLeast(least) => write!(f, "ours >= {least}"),
@@ -215,6 +219,8 @@ mod tests {
         check(Goal::RatioAtMost(1.5), 60.1, Some(40.0), false, "ratio <= 1.5");
         check(Goal::RatioAtMost(1.5), 60.0, None, false, "ratio <= 1.5");
         check(Goal::RatioAtMost(1.5), 0.0, Some(0.0), false, "ratio <= 1.5");
+        check(Goal::RatioAtLeast(2.0), 80.0, Some(40.0), true, "ratio >= 2");
+        check(Goal::RatioAtLeast(2.0), 79.0, Some(40.0), false, "ratio >= 2");
         check(Goal::AboveBaselineAtMost(1.0), 2.0, Some(1.0), true, "ours - baseline <= 1");
         check(Goal::AboveBaselineAtMost(1.0), 2.1, Some(1.0), false, "ours - baseline <= 1");
         check(Goal::AtMost(5.0), 5.0, None, true, "ours <= 5");

@@ -5,6 +5,7 @@ use skein_link::carrier::{Address, Ethernet, Neighbour, Udp, neighbour_of};
 use skein_link::node::{Clock, Hub, PeerIndex, Way};
 use skein_link::testbed::Host;
 use skein_link_core::light::{AgentId, ChannelId, Config, Event, Key, ResetReason};
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering;
@@ -91,8 +92,22 @@ impl End {
         taker: &mut dyn FnMut(ChannelId, &[u8]) -> usize,
     ) -> io::Result<()> {
         let received = self.hub.receive(&mut |_, channel, bytes| taker(channel, bytes));
+        // What came with the opening of a channel waits there.
+        for channel in self.readable() {
+            let now = self.hub.now();
+            let session = self.hub.session(self.peer);
+            let (first, second) = session.readable(channel).map_err(io::Error::other)?;
+            let bytes = [first, second].concat();
+            let taken = taker(channel, &bytes);
+            session.consume(channel, taken, now).map_err(io::Error::other)?;
+        }
         let sent = self.hub.transmit();
-        if received > 0 || sent {
+        self.pause(received > 0 || sent)
+    }
+
+    /// Waits, if there was nothing to do for long enough.
+    fn pause(&mut self, worked: bool) -> io::Result<()> {
+        if worked {
             self.idle_since = None;
         } else if self.waits == Waits::Sleeping {
             let since = *self.idle_since.get_or_insert_with(Instant::now);
@@ -137,14 +152,15 @@ impl End {
             let mut taken = 0;
             self.turn_with(&mut |bytes| {
                 // As a program does: into memory of its own.
-                block[..bytes.len()].copy_from_slice(bytes);
+                for piece in bytes.chunks(block.len()) {
+                    block[..piece.len()].copy_from_slice(piece);
+                }
                 taken += bytes.len() as u64;
                 bytes.len()
             })?;
             std::hint::black_box(&block);
-            let kept: u64 = self.readable().into_iter().map(|channel| self.drain(channel)).sum();
-            if taken + kept > 0 {
-                meter.count(taken + kept);
+            if taken > 0 {
+                meter.count(taken);
             }
         }
         let result = meter.result();
@@ -233,8 +249,12 @@ impl End {
         loop {
             let session = self.hub.session(self.peer);
             written += session.write(channel, &block[written..]).map_err(io::Error::other)?;
-            self.turn()?;
-            if self.readable().contains(&channel) {
+            let mut is_answered = false;
+            self.turn_by_channel(&mut |from, bytes| {
+                is_answered |= from == channel;
+                bytes.len()
+            })?;
+            if is_answered {
                 break;
             }
             if begun.elapsed() > PATIENCE {
@@ -249,9 +269,9 @@ impl End {
 
     /// Answers bursts with one byte each, until told to stop.
     pub(crate) fn answer_bursts_until(&mut self, stop: &Stop) -> io::Result<()> {
-        let mut expected = std::collections::HashMap::new();
+        let mut expected = HashMap::new();
         while !stop.load(Ordering::Relaxed) {
-            self.turn()?;
+            let received = self.hub.receive(&mut |_, _, _| 0);
             let mut readable = Vec::new();
             while let Some(event) = self.hub.session(self.peer).event() {
                 match event {
@@ -269,10 +289,12 @@ impl End {
                 let Some(missing) = expected.get_mut(&channel) else { continue };
                 *missing = missing.saturating_sub(got);
                 if *missing == 0 {
+                    // A channel that the other end has reset meanwhile needs no answer.
                     let _ = self.hub.session(self.peer).write(channel, &[1]);
-                    self.hub.transmit();
                 }
             }
+            let sent = self.hub.transmit();
+            self.pause(received > 0 || sent)?;
         }
         Ok(())
     }

@@ -324,6 +324,17 @@ fn a_good_wire() {
 }
 
 #[test]
+fn places_wrap() {
+    let mut world = World::new(Faults { loss: 10, ..GOOD }, 3, Check::Carrier, 1 << 20);
+    for (end, me) in world.ends.iter_mut().zip([1, 2]) {
+        // The first channel of each end begins here.
+        *end = End::new(config(me, 3 - me, u64::from(u32::MAX - 70_000)));
+    }
+    world.establish();
+    exchange(&mut world, &[(200_000, 200_000), (200_000, 200_000)]);
+}
+
+#[test]
 fn a_burst_needs_no_slow_start() {
     let mut world = World::new(GOOD, 3, Check::Carrier, 1 << 20);
     world.establish();
