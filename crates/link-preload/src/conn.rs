@@ -38,8 +38,9 @@ pub(crate) struct Conn {
     /// How long it pays to spin for the next byte, nanoseconds; and for room.
     pub(crate) spin_read: AtomicU32,
     pub(crate) spin_write: AtomicU32,
-    /// A descriptor of it, for calls that have none (settling).
-    pub(crate) any_fd: AtomicI32,
+    /// A descriptor of it plus one, for calls that have none (settling); zero: none. So that an unused slot is all zero, and the
+    /// table takes no room in the file.
+    any_fd: AtomicI32,
 }
 
 impl Conn {
@@ -58,7 +59,7 @@ impl Conn {
         misses: AtomicU8::new(0),
         spin_read: AtomicU32::new(0),
         spin_write: AtomicU32::new(0),
-        any_fd: AtomicI32::new(-1),
+        any_fd: AtomicI32::new(0),
     };
 }
 
@@ -143,7 +144,7 @@ pub(crate) fn add(fd: c_int, spin: u32) -> bool {
         }
         conn.spin_read.store(spin, Ordering::Relaxed);
         conn.spin_write.store(spin, Ordering::Relaxed);
-        conn.any_fd.store(fd, Ordering::Relaxed);
+        conn.any_fd.store(fd + 1, Ordering::Relaxed);
         conn.entries.store(1, Ordering::Relaxed);
         conn.references.fetch_add(1, Ordering::SeqCst);
         FDS_END.fetch_max(start + 1, Ordering::SeqCst);
@@ -177,8 +178,8 @@ pub(crate) fn forget(fd: c_int) {
     let slot = entry.swap(0, Ordering::SeqCst);
     if slot != 0 {
         let conn = &SLOTS[slot as usize - 1];
-        if conn.any_fd.load(Ordering::Relaxed) == fd {
-            conn.any_fd.store(other_fd(slot, fd), Ordering::Relaxed);
+        if conn.any_fd() == Some(fd) {
+            conn.any_fd.store(other_fd(slot, fd) + 1, Ordering::Relaxed);
         }
         conn.entries.fetch_sub(1, Ordering::SeqCst);
         conn.release();
@@ -248,6 +249,11 @@ impl Conn {
             unsafe { sys::unmap(base, self.segment_len.load(Ordering::Relaxed)) };
         }
         self.used.store(0, Ordering::Release);
+    }
+
+    /// A descriptor of it.
+    pub(crate) fn any_fd(&self) -> Option<c_int> {
+        self.any_fd.load(Ordering::Relaxed).checked_sub(1).filter(|fd| *fd >= 0)
     }
 
     /// Descriptors of it in this process.

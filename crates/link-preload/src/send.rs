@@ -102,10 +102,11 @@ fn part(
     {
         return Part::Error(error);
     }
-    if !tx.on_ring() && !onto_tcp {
-        if let Err(reason) = take_ring(conn, fd, &segment, &mut tx, out) {
-            return Part::Error(leave::abort(conn, fd, reason));
-        }
+    if !tx.on_ring()
+        && !onto_tcp
+        && let Err(reason) = take_ring(conn, fd, &segment, &mut tx, out)
+    {
+        return Part::Error(leave::abort(conn, fd, reason));
     }
     if tx.on_ring() {
         match ring(conn, fd, &segment, &mut tx, out, buffers) {
@@ -263,7 +264,9 @@ fn take_ring(
         return Ok(());
     }
     if info.write_position() != tx.tcp() {
-        return Err(Reason::Foreign);
+        // Something else has written to the socket, or the kernel's counters are not what they seem. On TCP both is fine.
+        side.forbidden.store(1, Ordering::Relaxed);
+        return Ok(());
     }
     // Busy: the receiver reads right now; a later call will do.
     let _ = tx.to_ring(out.direction());
@@ -272,13 +275,6 @@ fn take_ring(
 
 /// Goes back to TCP. The error is what the call shall answer instead.
 fn to_tcp(conn: &Conn, fd: c_int, tx: &mut Tx, out: Pipe<'_>) -> Result<(), Part> {
-    if conn.side().stage() == Stage::Counting
-        && let Some(info) = kernel::tcp_info(fd)
-        && info.counts()
-        && info.write_position() != tx.tcp()
-    {
-        return Err(Part::Error(leave::abort(conn, fd, Reason::Foreign)));
-    }
     let dir = out.direction();
     let recall = dir.refusal() == Refusal::Recall;
     for turn in 0..BUSY_TURNS {

@@ -92,8 +92,7 @@ fn each() {
         COUNT.fetch_sub(1, Ordering::Relaxed);
         if let Some(conn) = held {
             conn.listed.store(0, Ordering::Relaxed);
-            let fd = conn.any_fd.load(Ordering::Relaxed);
-            if fd >= 0 {
+            if let Some(fd) = conn.any_fd() {
                 recv::settle_now(&conn, fd);
             }
         }

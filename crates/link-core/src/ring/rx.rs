@@ -5,8 +5,9 @@ use super::direction::{Bell, LOG, Phase, Record};
 use super::segment::Pipe;
 use super::{Broken, Direction};
 
-/// Bells that may be under way at most: one for the bytes in the ring, one that a settling receiver has not drained yet.
-const BELLS_MAX: u64 = 2;
+/// Bells that may be under way at most. Two are: one for the bytes in the ring, one that a settling receiver has not drained yet;
+/// a few more if it gave up waiting for a sender that was stopped between announcing and sending.
+const BELLS_MAX: u64 = 64;
 
 /// What the receiver is to do next. All of this within [`Direction::enter`] and [`Direction::leave`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

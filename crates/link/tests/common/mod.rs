@@ -15,19 +15,19 @@ const PATIENCE_SECS: u32 = 60;
 
 /// What a program runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum On {
+pub(crate) enum On {
     Tcp,
     Link,
 }
 
-pub struct Ground {
-    pub folder: TempDir,
-    pub broker: Broker,
+pub(crate) struct Ground {
+    pub(crate) folder: TempDir,
+    pub(crate) broker: Broker,
     variables: Vec<(OsString, OsString)>,
 }
 
 /// A program that is ended with its test.
-pub struct Running(pub Child);
+pub(crate) struct Running(pub(crate) Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -36,12 +36,12 @@ impl Drop for Running {
     }
 }
 
-pub fn program(name: &str) -> PathBuf {
+pub(crate) fn program(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs").join(name)
 }
 
 impl Ground {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let folder = tempfile::Builder::new().prefix("skein-link-test-").tempdir().unwrap();
         let socket = folder.path().join("link.sock");
         let library = run::library(&folder.path().join("lib")).unwrap();
@@ -50,12 +50,12 @@ impl Ground {
         Self { folder, broker, variables }
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
     /// A command; `timeout` ends it and what it has started if it hangs.
-    pub fn command(&self, on: On, words: &[&str]) -> Command {
+    pub(crate) fn command(&self, on: On, words: &[&str]) -> Command {
         #[expect(clippy::disallowed_methods, reason = "tests start real programs")]
         let mut command = Command::new("timeout");
         command.args(["--kill-after=2", &PATIENCE_SECS.to_string()]).args(words);
@@ -67,27 +67,27 @@ impl Ground {
     }
 
     /// Runs it to its end: what it printed on both outputs, and its status.
-    pub fn output(&self, on: On, words: &[&str]) -> (String, Option<i32>) {
+    pub(crate) fn output(&self, on: On, words: &[&str]) -> (String, Option<i32>) {
         let Output { status, stdout, stderr } = self.command(on, words).output().unwrap();
         let text = [stdout, stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
         (text.concat(), status.code())
     }
 
     /// Starts it, to be ended with the value.
-    pub fn start(&self, on: On, words: &[&str]) -> Running {
+    pub(crate) fn start(&self, on: On, words: &[&str]) -> Running {
         let mut command = self.command(on, words);
         command.stdout(Stdio::null()).stderr(Stdio::null());
         Running(command.spawn().unwrap())
     }
 
     /// Waits until the broker knows a connection for which the condition holds.
-    pub fn until(&self, what: &str, holds: impl Fn(&Connection) -> bool) -> Connection {
+    pub(crate) fn until(&self, what: &str, holds: impl Fn(&Connection) -> bool) -> Connection {
         wait(what, || self.broker.connections().into_iter().find(&holds))
     }
 }
 
 /// Looks again and again, until there is an answer.
-pub fn wait<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn wait<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     for _ in 0..3000 {
         if let Some(found) = look() {
             return found;
@@ -98,13 +98,13 @@ pub fn wait<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 }
 
 /// A port that is free now.
-pub fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
     listener.local_addr().unwrap().port()
 }
 
 /// Waits until somebody listens on a port of loopback, without connecting.
-pub fn listening(port: u16) {
+pub(crate) fn listening(port: u16) {
     let wanted = format!("0100007F:{port:04X} 00000000:0000 0A");
     let any = format!("00000000:{port:04X} 00000000:0000 0A");
     wait("a listener", || {
