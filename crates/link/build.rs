@@ -4,13 +4,6 @@
 //! optimised whatever the profile of the rest; so cargo is called once more, into a folder of its own below this
 //! crate's output. That takes three seconds once, and is repeated only when the sources of the library change.
 
-#![expect(
-    clippy::disallowed_methods,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a build script reads its environment, runs cargo, and has nobody to hand an error to"
-)]
-
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -46,7 +46,6 @@ impl Ground<'_> {
         port: Option<u16>,
         link: Link,
     ) -> Result<(Child, BufReader<ChildStdout>), BenchError> {
-        #[expect(clippy::disallowed_methods, reason = "a bench starts the programs it measures")]
         let mut command = Command::new(&self.options.program);
         command.args(&self.options.peer_words);
         if let Some(port) = port {

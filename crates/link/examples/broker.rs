@@ -5,7 +5,6 @@ use skein_link::broker::{Broker, BrokerConfig};
 use std::io::Read;
 use std::path::PathBuf;
 
-#[expect(clippy::disallowed_methods, reason = "a program's own arguments")]
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let folder = PathBuf::from(std::env::args_os().nth(1).ok_or("usage: broker FOLDER")?);
     let socket = folder.join("link.sock");

@@ -114,7 +114,6 @@ impl Link {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the command line starts programs")]
 fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
     Command::new(program)
 }
@@ -127,7 +126,6 @@ impl Run {
             // The program matters more than its speed.
             eprintln!("warning: without a broker all stays on TCP: {error:#}");
         }
-        #[expect(clippy::disallowed_methods, reason = "what the user loads himself stays loaded")]
         let loaded = std::env::var_os("LD_PRELOAD");
         let variables = run::environment(&library, &self.broker, loaded.as_deref());
         let error = command(&self.program[0]).args(&self.program[1..]).envs(variables).exec();

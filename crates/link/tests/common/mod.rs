@@ -56,7 +56,6 @@ impl Ground {
 
     /// A command; `timeout` ends it and what it has started if it hangs.
     pub(crate) fn command(&self, on: On, words: &[&str]) -> Command {
-        #[expect(clippy::disallowed_methods, reason = "tests start real programs")]
         let mut command = Command::new("timeout");
         command.args(["--kill-after=2", &PATIENCE_SECS.to_string()]).args(words);
         command.stdin(Stdio::null()).env_remove("LD_PRELOAD").current_dir(self.folder.path());
