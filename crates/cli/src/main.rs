@@ -84,6 +84,9 @@ enum Command {
     /// Ask beforehand what a system would do
     #[command(subcommand)]
     Plan(commands::plan::Plan),
+    /// The link: sockets between programs that skip TCP/IP where they can
+    #[command(subcommand)]
+    Link(commands::link::Link),
     /// Any request to the API
     Api(commands::api::Api),
     /// Print a completion script for your shell
@@ -164,6 +167,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Events(events) => events.run(context).await,
         Command::Bench(bench) => bench.run(context).await,
         Command::Plan(plan) => plan.run(context).await,
+        Command::Link(link) => link.run(context).await,
         Command::Api(api) => api.run(context).await,
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "skein", &mut std::io::stdout());

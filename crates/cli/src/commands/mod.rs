@@ -6,6 +6,7 @@ pub(crate) mod demo;
 pub(crate) mod events;
 pub(crate) mod image;
 pub(crate) mod job;
+pub(crate) mod link;
 pub(crate) mod node;
 pub(crate) mod plan;
 pub(crate) mod service;
