@@ -4,6 +4,7 @@ use crate::name::NodeName;
 use crate::time::Timestamp;
 use crate::units::CpuMilli;
 use serde::{Deserialize, Serialize};
+use std::net::{IpAddr, Ipv4Addr};
 
 /// What a node is and offers. Written by its agent when it joins, and by an operator who cordons it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -22,10 +23,16 @@ pub struct NodeRecord {
     pub accel: String,
     /// Version of its VMM.
     pub vmm: String,
-    /// The network of its machines, CIDR.
-    pub network: String,
+    /// Where other nodes send what is for its machines, and where publications listen.
+    #[serde(default = "no_underlay")]
+    pub underlay: IpAddr,
     /// When it joined.
     pub joined_at: Timestamp,
+}
+
+/// Of a record that an older release wrote: nothing is sent there.
+const fn no_underlay() -> IpAddr {
+    IpAddr::V4(Ipv4Addr::UNSPECIFIED)
 }
 
 /// Whether new machines may be placed on a node.
