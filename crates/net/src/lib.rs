@@ -21,6 +21,7 @@
 
 mod address;
 mod connector;
+mod desired;
 mod error;
 mod holder;
 mod host;
@@ -34,9 +35,16 @@ mod tap;
 mod thread;
 
 pub use address::{
-    AddressPool, Cidr, InvalidAddress, Mac, PoolError, QUARANTINE_DEFAULT, Released,
+    AddressPool, Cidr, InvalidAddress, Mac, PoolError, Prefix, QUARANTINE_DEFAULT, Released,
 };
 pub use connector::{CONNECT_TIMEOUT_DEFAULT, Connector};
+pub use desired::{
+    Desired, DesiredNetwork, DhcpSettings, Direction, DnsRecord, DnsSettings, Exit, GatewayService,
+    GroupName, HostInterface, InvalidDesired, Ipv6Range, LocalPort, Log, NetworkKind, NodeNumber,
+    OtherNames, PortLimits, PortRange, Publication, RULES_MAX, Rate, RemotePort, Route, Rule,
+    RuleGroup, RuleId, RulePeer, RuleProtocol, Transport, Underlay, VXLAN_OVERHEAD_BYTES,
+    VXLAN_PORT_DEFAULT, Vni,
+};
 pub use error::NetError;
 pub use host::{HostError, check_host};
 pub use names::{InterfaceName, InvalidName, NetworkName, PortLabel};

@@ -44,6 +44,18 @@ pub enum InvalidName {
         /// What was given, cut to 80 characters.
         text: String,
     },
+    /// Not an interface of the host.
+    #[error("{text:?} is no name of an interface: 1 to 15 printable characters without / and :")]
+    Interface {
+        /// What was given, cut to 80 characters.
+        text: String,
+    },
+    /// Not the name of a rule group.
+    #[error("group name {text:?} is not valid: 1 to 63 characters of a-z, 0-9, '-' and '_'")]
+    Group {
+        /// What was given, cut to 80 characters.
+        text: String,
+    },
     /// Not a label.
     #[error("label {text:?} is not valid: 1 to 128 printable ASCII characters without a space")]
     Label {
