@@ -32,7 +32,7 @@ pub use machine::{
 };
 pub use name::{GroupName, ImageName, NameError, NetworkName, NodeName, ProjectName, ServiceName};
 pub use network::{
-    ADDRESS_QUARANTINE, AddressRecord, Addressing, Attachment, Encryption, Limits, MTU_DEFAULT,
+    ADDRESS_QUARANTINE, AddressRecord, Addressing, Attachment, Exit, Limits, MTU_DEFAULT,
     MTU_MAX, MTU_MIN, NetworkKind, NetworkRecord, NetworkSpec, PORT_GROUPS_MAX, PortRecord,
     VXLAN_OVERHEAD, Vni, VniError, check_groups,
 };

@@ -162,7 +162,17 @@ impl Scene {
                     requests.waiting = requests.waiting.saturating_sub(1);
                 }
             }
-            EventKind::ServiceCreated
+            EventKind::ProjectCreated
+            | EventKind::ProjectRemoved
+            | EventKind::NetworkCreated { .. }
+            | EventKind::NetworkRemoved { .. }
+            | EventKind::NetworkOpened { .. }
+            | EventKind::NetworkClosed { .. }
+            | EventKind::FirewallChanged { .. }
+            | EventKind::PortChanged
+            | EventKind::Published { .. }
+            | EventKind::Unpublished { .. }
+            | EventKind::ServiceCreated
             | EventKind::ServiceChanged { .. }
             | EventKind::ServiceRemoved
             | EventKind::Unplaceable { .. } => {}

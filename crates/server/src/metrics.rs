@@ -214,6 +214,16 @@ impl Metrics {
             | EventKind::MachineLaunched
             | EventKind::MachineAdopted
             | EventKind::MachineDraining
+            | EventKind::ProjectCreated
+            | EventKind::ProjectRemoved
+            | EventKind::NetworkCreated { .. }
+            | EventKind::NetworkRemoved { .. }
+            | EventKind::NetworkOpened { .. }
+            | EventKind::NetworkClosed { .. }
+            | EventKind::FirewallChanged { .. }
+            | EventKind::PortChanged
+            | EventKind::Published { .. }
+            | EventKind::Unpublished { .. }
             | EventKind::ServiceCreated
             | EventKind::ServiceChanged { .. }
             | EventKind::ServiceRemoved
