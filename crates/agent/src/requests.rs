@@ -59,6 +59,7 @@ async fn answer(node: &Arc<Node>, sessions: &Arc<AtomicU32>, request: AgentReque
         AgentRequest::OpenConsole { machine, session } => {
             open_console(node, sessions, &machine, &session).await.map(|()| AgentReply::Opened)
         }
+        AgentRequest::Trace { .. } | AgentRequest::Counters { .. } | AgentRequest::OpenCapture { .. } => Err(AgentError::Network { message: "not yet".to_owned() }),
     };
     result.unwrap_or_else(|error| AgentReply::Failed { error })
 }

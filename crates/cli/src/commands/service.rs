@@ -5,8 +5,8 @@ use crate::output::{self, column, wide};
 use anyhow::{Context as _, Result, bail};
 use skein_api::{ApiError, Client, ClientError, Code, ScaleRequest, Service as ApiService};
 use skein_model::{
-    MemoryMib, Placement, QueuePolicy, RetryPolicy, ScalingPolicy, ScalingRule, ServiceSpec,
-    ThresholdScope,
+    Attachment, MemoryMib, Placement, QueuePolicy, RetryPolicy, ScalingPolicy, ScalingRule,
+    ServiceSpec, ThresholdScope,
 };
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -133,6 +133,7 @@ impl Create {
                 capacity: None,
                 cpu_milli: 100,
                 parameters: BTreeMap::new(),
+                network: Attachment::default(),
                 scaling: ScalingPolicy::default(),
                 queue: QueuePolicy::default(),
             },
