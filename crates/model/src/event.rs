@@ -82,6 +82,21 @@ pub enum EventKind {
         /// Rules it has now.
         rules: u32,
     },
+    /// A connection was let through by a rule that is logged; of many, a few a second are told.
+    ConnectionLogged {
+        /// The rule's group.
+        group: String,
+        /// The rule.
+        rule: String,
+        /// Who opened it.
+        source: String,
+        /// To whom.
+        destination: String,
+        /// Number of the transport protocol: 6 is TCP, 17 UDP.
+        protocol: u8,
+        /// Destination port; 0 without.
+        port: u16,
+    },
     /// The groups or bounds of a machine's port were changed.
     PortChanged,
     /// A port of the nodes leads to a machine or service from now on.
@@ -189,6 +204,7 @@ impl EventKind {
             Self::NetworkOpened { .. } => "network_opened",
             Self::NetworkClosed { .. } => "network_closed",
             Self::FirewallChanged { .. } => "firewall_changed",
+            Self::ConnectionLogged { .. } => "connection_logged",
             Self::PortChanged => "port_changed",
             Self::Published { .. } => "published",
             Self::Unpublished { .. } => "unpublished",

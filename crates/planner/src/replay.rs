@@ -169,6 +169,7 @@ impl Scene {
             | EventKind::NetworkOpened { .. }
             | EventKind::NetworkClosed { .. }
             | EventKind::FirewallChanged { .. }
+            | EventKind::ConnectionLogged { .. }
             | EventKind::PortChanged
             | EventKind::Published { .. }
             | EventKind::Unpublished { .. }

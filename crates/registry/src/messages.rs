@@ -43,6 +43,11 @@ pub fn capture_subject(session: &str) -> Subject {
     subject(&format!("skein.capture.{session}"))
 }
 
+/// Where the server says that somebody still reads a capture.
+pub fn capture_input_subject(session: &str) -> Subject {
+    subject(&format!("skein.capture.{session}.alive"))
+}
+
 /// Where agents tell of connections that wait for a machine.
 pub fn demand_subject(node: &NodeName) -> Subject {
     subject(&format!("skein.demand.{node}"))

@@ -221,6 +221,7 @@ impl Metrics {
             | EventKind::NetworkOpened { .. }
             | EventKind::NetworkClosed { .. }
             | EventKind::FirewallChanged { .. }
+            | EventKind::ConnectionLogged { .. }
             | EventKind::PortChanged
             | EventKind::Published { .. }
             | EventKind::Unpublished { .. }

@@ -11,24 +11,30 @@ use axum::body::Body as Stream;
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use serde::Deserialize;
 use skein_api::{Code, ErrorBody, Port, PortField, PortPatch};
-use skein_fabric::{Compare, Op, Subscribe, Txn};
+use skein_fabric::{Compare, Message, Op, Subscribe, Subscription, Txn};
 use skein_model::{
     EventKind, EventSubject, GroupName, MachineId, PortRecord, ProjectName, PublishTarget,
     check_groups,
 };
-use skein_registry::{AgentRequest, RecordKey, Stored, View, capture_subject};
+use skein_registry::{
+    AgentRequest, RecordKey, Stored, View, capture_input_subject, capture_subject,
+};
 use skein_shell::random_u128;
 use std::convert::Infallible;
 use std::time::Duration;
+use tokio::time::{Instant, Interval, sleep_until};
 
 /// Longest capture, milliseconds: it ends by itself when its reader forgets it.
 const CAPTURE_MS_MAX: u64 = 3_600_000;
 /// Bytes of each packet that a capture keeps unless told otherwise, and at most: all of any packet.
 const SNAP_MAX: u32 = 65_535;
-/// A capture whose agent says nothing for so long has lost it: agents speak every five seconds.
-const CAPTURE_SILENCE: Duration = Duration::from_secs(20);
+/// How often a capture's agent is told that somebody still reads it.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// How much later than it should a capture may end.
+const GRACE: Duration = Duration::from_secs(5);
 
 fn unknown(machine: &str) -> Failure {
     let shown: String = machine.chars().take(80).collect();
@@ -216,18 +222,48 @@ pub(crate) async fn capture(
     let pattern = pattern.map_err(|_| Failure::new(Code::Internal, "a capture's subject"))?;
     // Subscribed before it begins: its first bytes are the head of the file.
     let output = app.bus.subscribe(Subscribe::to(pattern)).await?;
-    let request =
-        AgentRequest::OpenCapture { machine: port.machine.clone(), session, snap, time_ms };
+    let request = AgentRequest::OpenCapture {
+        machine: port.machine.clone(),
+        session: session.clone(),
+        snap,
+        time_ms,
+    };
     ask(&app, &port.node, &request).await?;
-    let stop = app.tasks.stop_token().clone();
-    let pieces = futures_util::stream::unfold((output, stop), |(mut output, stop)| async {
-        let message = tokio::select! {
-            () = stop.cancelled() => None,                                               // cancel-safe: token
-            message = tokio::time::timeout(CAPTURE_SILENCE, output.next()) => message.ok().flatten(),   // as documented
-        };
-        let bytes = message?.payload;
-        (!bytes.is_empty()).then_some((Ok::<_, Infallible>(bytes), (output, stop)))
+    // It ends by itself; this is for an agent that went away.
+    let ends_at = Instant::now() + Duration::from_millis(time_ms) + GRACE;
+    let reader = Reader { app, session, output, ends_at, alive: tokio::time::interval(KEEP_ALIVE) };
+    let pieces = futures_util::stream::unfold(reader, |mut reader| async {
+        Some((Ok::<_, Infallible>(reader.next().await?), reader))
     });
     let headers = [(header::CONTENT_TYPE, "application/vnd.tcpdump.pcap")];
     Ok((headers, Stream::from_stream(pieces)).into_response())
+}
+
+/// Who reads a capture. As long as it is there, its agent is told so.
+struct Reader {
+    app: App,
+    session: String,
+    output: Subscription,
+    ends_at: Instant,
+    alive: Interval,
+}
+
+impl Reader {
+    /// The next piece of the file; none when it ended.
+    async fn next(&mut self) -> Option<Bytes> {
+        let stop = self.app.tasks.stop_token().clone();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return None,                       // cancel-safe: token
+                () = sleep_until(self.ends_at) => return None,              // cancel-safe: timer
+                _ = self.alive.tick() => {}                                 // cancel-safe: timer
+                message = self.output.next() => {                           // cancel-safe: as documented
+                    let bytes = message?.payload;
+                    return (!bytes.is_empty()).then_some(bytes);
+                }
+            }
+            let message = Message::new(capture_input_subject(&self.session), Bytes::new());
+            self.app.bus.publish(message).await.ok()?;
+        }
+    }
 }
