@@ -12,7 +12,10 @@ use skein_model::{
     PublicationSpec, PublishTarget, RuleLog, RuleSpec, ServiceSpec, Transport,
 };
 use skein_tests::{Setup, World, echo_elf, run, service, until};
+use std::net::{Ipv4Addr, UdpSocket};
 use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 /// The code that a refusal must have.
 fn refused<T: std::fmt::Debug>(answer: Result<T, ClientError>, code: Code) -> Result<()> {
@@ -464,6 +467,202 @@ fn a_published_port_is_one_projects() {
         })
         .await?;
         red.publish(&leads(number, 80)?).await?;
+        Ok(())
+    });
+}
+
+/// One request over a connection that is kept; the status of the answer.
+async fn ask(stream: &mut TcpStream) -> Result<u16> {
+    let request = "POST / HTTP/1.1\r\nHost: echo\r\nContent-Length: 4\r\n\r\nping";
+    stream.write_all(request.as_bytes()).await?;
+    let mut text = Vec::new();
+    while !text.ends_with(b"ping") {
+        let mut piece = [0; 1024];
+        let count = stream.read(&mut piece).await?;
+        ensure!(count > 0, "the connection ended");
+        text.extend_from_slice(&piece[..count]);
+    }
+    let text = String::from_utf8_lossy(&text);
+    Ok(text.split(' ').nth(1).context("a status")?.parse()?)
+}
+
+/// Whether something answers at a port of this host, within a while.
+async fn answers(port: u16, within: Duration) -> bool {
+    let attempt = async {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
+        ask(&mut stream).await
+    };
+    matches!(tokio::time::timeout(within, attempt).await, Ok(Ok(200)))
+}
+
+#[test]
+fn a_connection_wakes_a_service_and_its_rules_decide_who_stays() {
+    run(Setup::nodes(2), async |world| {
+        let client = world.client();
+        let rule = tcp_in("80", Peer::Any)?;
+        let web = client.create_group(&group("web", vec![rule.clone()])).await?;
+        let spec = service("echo", |s| {
+            s.network.groups = vec!["web".parse().expect("a name")];
+            s.scaling.zero_grace = Duration::from_millis(500);
+        });
+        world.serve(&spec).await?;
+        let number = 20_000 + rand::random_range(0..10_000);
+        let target = PublishTarget::Service("echo".parse()?);
+        let spec =
+            PublicationSpec { protocol: Transport::Tcp, port: number, target, target_port: 80 };
+        client.publish(&spec).await?;
+        ensure!(world.machines("echo").await?.is_empty());
+        // From zero: the connection waits for the machine that it starts.
+        let mut stream = until("the port to be open", async || {
+            Ok(TcpStream::connect(("127.0.0.1", number)).await.ok())
+        })
+        .await?;
+        let status = tokio::time::timeout(Duration::from_secs(30), ask(&mut stream)).await??;
+        ensure!(status == 200, "{status}");
+        let machine = world.ready("echo", 1).await?.remove(0);
+        until("a backend", async || {
+            let backends = client.publications().await?.remove(0).backends;
+            Ok((backends == [machine.id.clone()]).then_some(()))
+        })
+        .await?;
+        until("a straight way", async || {
+            Ok(answers(number, Duration::from_secs(2)).await.then_some(()))
+        })
+        .await?;
+        let mut kept = TcpStream::connect(("127.0.0.1", number)).await?;
+        ensure!(ask(&mut kept).await? == 200);
+        let counters = client.group_counters("web").await?;
+        ensure!(counters.rules[0].packets > 0, "{counters:?}");
+        // Without the rule the connection that is open is cut, and no other is let in.
+        client.remove_rule("web", &web.rules[0].id).await?;
+        until("the connection to be cut", async || {
+            let asked = tokio::time::timeout(Duration::from_secs(2), ask(&mut kept)).await;
+            Ok((!matches!(asked, Ok(Ok(200)))).then_some(()))
+        })
+        .await?;
+        ensure!(!answers(number, Duration::from_secs(2)).await, "a connection without a rule");
+        client.add_rule("web", &rule).await?;
+        until("the port to answer again", async || {
+            Ok(answers(number, Duration::from_secs(2)).await.then_some(()))
+        })
+        .await?;
+        client.unpublish(Transport::Tcp, number).await?;
+        until("the port to be closed", async || {
+            Ok((!answers(number, Duration::from_secs(1)).await).then_some(()))
+        })
+        .await?;
+        Ok(())
+    });
+}
+
+#[test]
+fn a_machine_that_asks_by_dhcp_gets_the_address_of_its_port() {
+    run(Setup::default(), async |world| {
+        let spec = service("echo", |s| {
+            s.network.addressing = skein_model::Addressing::Dhcp;
+            s.scaling.replicas_min = 1;
+        });
+        world.serve(&spec).await?;
+        let machine = world.ready("echo", 1).await?.remove(0);
+        ensure!(call(world.client(), "echo", "by dhcp").await? == machine.id);
+        // It was delivered to the address of its port, which it was not told at its start.
+        let port = world.client().port(&machine.id).await?;
+        ensure!(machine.ip.as_ref() == Some(&port.ipv4), "{machine:?} {port:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_capture_is_a_file_and_a_trace_names_the_rule() {
+    run(Setup::default(), async |world| {
+        let client = world.client();
+        client.create_group(&group("app", vec![])).await?;
+        let rule = tcp_in("5432", Peer::Group("app".parse()?))?;
+        let db = client.create_group(&group("db", vec![rule])).await?;
+        for name in ["app", "db"] {
+            let spec = service(name, |s| {
+                s.network.groups = vec![name.parse().expect("a name")];
+                s.scaling.replicas_min = 1;
+            });
+            world.serve(&spec).await?;
+        }
+        let app = world.ready("app", 1).await?.remove(0).id;
+        let store = world.ready("db", 1).await?.remove(0).id;
+        let packet = |source: &str, destination: &str, port: u16| skein_api::TraceRequest {
+            source: source.to_owned(),
+            destination: destination.to_owned(),
+            protocol: Protocol::Tcp,
+            port: Some(port),
+        };
+        let trace = client.trace(&packet(&app, &store, 5432)).await?;
+        let last = trace.hops.last().context("a hop")?;
+        ensure!(trace.arrives && last.rule.as_ref() == Some(&db.rules[0].id), "{trace:?}");
+        ensure!(last.group.as_deref() == Some("db"), "{trace:?}");
+        ensure!(!client.trace(&packet(&app, &store, 22)).await?.arrives);
+        ensure!(!client.trace(&packet(&store, &app, 5432)).await?.arrives);
+        refused(client.trace(&packet("none-1", &app, 1)).await, Code::PortUnknown)?;
+        let mut capture = client.capture(&app, Duration::from_secs(20), 65_535).await?;
+        let mut file = Vec::new();
+        for _ in 0..3 {
+            call(client, "app", "captured").await?;
+        }
+        while !file.windows(8).any(|bytes| bytes == b"captured") {
+            let piece = tokio::time::timeout(Duration::from_secs(15), capture.next()).await??;
+            file.extend_from_slice(&piece.context("the capture ended")?);
+        }
+        ensure!(file.starts_with(&0xa1b2_3c4d_u32.to_le_bytes()), "{:x?}", &file[..24]);
+        Ok(())
+    });
+}
+
+/// Asks the resolver of a network for the IPv4 addresses of a name (RFC 1035), from inside.
+fn resolve(namespace: String, gateway: Ipv4Addr, name: &str) -> Result<Vec<u8>> {
+    let mut question = vec![0x5a, 0x5a, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.split('.') {
+        question.push(u8::try_from(label.len())?);
+        question.extend_from_slice(label.as_bytes());
+    }
+    question.extend_from_slice(&[0, 0, 1, 0, 1]);
+    // A thread of its own: a namespace belongs to a thread.
+    let exchange = move || -> Result<Vec<u8>> {
+        let file = std::fs::File::open(format!("/run/netns/{namespace}"))?;
+        nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET)?;
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+        socket.send_to(&question, (gateway, 53))?;
+        let mut answer = [0; 1500];
+        let (count, _) = socket.recv_from(&mut answer)?;
+        Ok(answer[..count].to_vec())
+    };
+    std::thread::spawn(exchange).join().expect("the exchange")
+}
+
+#[test]
+fn names_lead_to_machines_and_to_ready_replicas() {
+    run(Setup::default(), async |world| {
+        let spec = service("echo", |s| s.scaling.replicas_min = 2);
+        world.serve(&spec).await?;
+        let machines = world.ready("echo", 2).await?;
+        let namespace = present(world, "n1").pop().context("a namespace")?;
+        let gateway: Ipv4Addr = world.client().network("default").await?.gateway.parse()?;
+        let octets = |ip: &Option<String>| -> Result<[u8; 4]> {
+            Ok(ip.as_ref().context("an address")?.parse::<Ipv4Addr>()?.octets())
+        };
+        let has = |answer: &[u8], ip: [u8; 4]| answer.windows(4).any(|bytes| bytes == ip);
+        let name = "echo.default.internal";
+        until("the service's name to lead to both", async || {
+            let answer = resolve(namespace.clone(), gateway, name)?;
+            let all = machines.iter().map(|m| octets(&m.ip)).collect::<Result<Vec<_>>>()?;
+            Ok(all.iter().all(|ip| has(&answer, *ip)).then_some(()))
+        })
+        .await?;
+        let name = format!("{}.default.default.internal", machines[0].id);
+        let answer = resolve(namespace.clone(), gateway, &name)?;
+        ensure!(has(&answer, octets(&machines[0].ip)?), "{answer:x?}");
+        ensure!(!has(&answer, octets(&machines[1].ip)?), "{answer:x?}");
+        // Another project's names are not answered.
+        let answer = resolve(namespace, gateway, "echo.blue.internal")?;
+        ensure!(answer[3] & 0xf != 0 && answer[7] == 0, "{answer:x?}");
         Ok(())
     });
 }
