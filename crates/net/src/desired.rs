@@ -1,5 +1,5 @@
 //! What the networks of one node should be: the contract between the control plane, which writes
-//! it, and `NodeNetworks`, which makes the kernel agree. Pure; no IO, no clock.
+//! it, and [`crate::NodeNetworks`], which makes the kernel agree. Pure; no IO, no clock.
 //!
 //! A [`Desired`] is whole: what is not in it is removed. Applying it twice changes nothing. Every
 //! node gets its own: ports of machines that run there are [`LocalPort`]s, all others of the same
@@ -335,7 +335,7 @@ pub struct Rule {
     pub protocol: RuleProtocol,
     /// The other end.
     pub peer: RulePeer,
-    /// Whether the kernel writes a line about each new connection (at most ten a second).
+    /// Whether each new connection is told (at most ten a second).
     pub log: Log,
 }
 
@@ -358,7 +358,7 @@ pub enum Log {
     /// They are only counted.
     #[default]
     No,
-    /// To the kernel's log, beginning with `skein VNI GROUP/ID`.
+    /// Each is told as an event of the node ([`crate::NetworkEvent::RuleMatched`]).
     Yes,
 }
 
@@ -498,7 +498,7 @@ pub struct Publication {
     /// The machines that take connections, in turns; local ones see the client's address, others
     /// this node's router address. Rule groups of the machines still decide.
     pub backends: Vec<Ipv4Addr>,
-    /// Who is told when a connection comes and no machine is there (`Wake`); it is held
+    /// Who is told when a connection comes and no machine is there ([`crate::NetworkEvent::Wake`]); it is held
     /// until there is one. `None`: it is refused. TCP only.
     pub wake: Option<PortLabel>,
 }
