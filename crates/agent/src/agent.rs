@@ -2,7 +2,7 @@
 
 use crate::config::{AgentConfig, ConfigError};
 use crate::machine::Keeper;
-use crate::networks::{self, Networks, Own};
+use crate::networks::{self, Networks, Opened, Own};
 use crate::node::{Node, NodeParts};
 use crate::slots::Slots;
 use crate::{report as figures, requests};
@@ -108,8 +108,8 @@ impl Agent {
         let own = Own { name: &config.name, underlay: config.underlay };
         let none = Desired::new(config.underlay);
         let wanted = mirror.read(|view| networks::desired(view, own, &none));
-        let (networks, found) =
-            Networks::open(config.network.clone(), config.underlay, wanted).await?;
+        let Opened { networks, adopted, events: happens } =
+            Networks::open(config.network.clone(), wanted).await?;
         let events = EventSink::start(parts.bus.clone(), &tasks);
         let lease = join(&config, &parts).await?;
         let (tell, lease_in) = watch::channel(Some(lease.id()));
@@ -127,13 +127,13 @@ impl Agent {
             events,
             tasks: tasks.clone(),
             lease: lease_in,
-            adopted: networks::adopted(&found),
+            adopted,
         });
         node.events.emit(subject(&node), EventKind::NodeJoined);
         requests::start(node.clone()).await;
         let stop = lease_tasks.stop_token().clone();
         lease_tasks.spawn(keep_lease(node.clone(), copy, lease, tell, stop));
-        tasks.spawn(networks::run(node.clone()));
+        networks::start(&node, happens);
         tasks.spawn(converge(node.clone()));
         tasks.spawn(figures::run(node.clone()));
         Ok(Self { node, lease_tasks })

@@ -201,7 +201,10 @@ impl Keeper {
             Ok(Adopted::Running(machine)) => {
                 // The tap tells the address; the status may not have been written yet.
                 let plug = self.node.adopted_plug(self.id());
-                let held = plug.and_then(|plug| self.hold(machine.clone(), plug));
+                let held = match plug {
+                    Some(plug) => self.hold(machine.clone(), plug).await,
+                    None => None,
+                };
                 let Some(held) = held else {
                     warn!(machine.id = %self.id(), "a machine without a port is ended");
                     let _ = machine.kill().await;
@@ -250,9 +253,9 @@ impl Keeper {
     }
 
     /// None when the machine's network is not there.
-    fn hold(&self, machine: Machine, plug: Plug) -> Option<Held> {
+    async fn hold(&self, machine: Machine, plug: Plug) -> Option<Held> {
         let to = SocketAddrV4::new(plug.address, self.status.port);
-        let connector = self.node.networks.connector(plug.vni)?;
+        let connector = self.node.networks.connector(plug.vni).await?;
         let delivery = Delivery::new(connector, to, self.node.tasks.clone());
         let live = Arc::new(Live {
             record: self.wanted.clone(),
@@ -282,7 +285,7 @@ impl Keeper {
         let launched_at = now();
         self.status.address = Some(plug.address);
         fault::point("machine.assigned", node.config.network.as_str()).await;
-        match self.launch_at(&record, &port, &network).await {
+        match self.launch_at(&record, (&port, plug), &network).await {
             Ok(machine) => {
                 fault::point("machine.launched", node.config.network.as_str()).await;
                 self.status.launched_at = Some(launched_at);
@@ -291,7 +294,7 @@ impl Keeper {
                 self.advance(MachineEvent::Launched { ready_by });
                 node.emit(&record, EventKind::MachineLaunched);
                 let gone = || failed("its network went away".to_owned());
-                let held = self.hold(machine, plug).ok_or_else(gone)?;
+                let held = self.hold(machine, plug).await.ok_or_else(gone)?;
                 // A machine that takes long to be ready, or never is, shall not keep others from starting.
                 let mut boot = pin!(self.boot(held));
                 tokio::select! {
@@ -320,7 +323,7 @@ impl Keeper {
     async fn launch_at(
         &self,
         record: &MachineRecord,
-        port: &PortRecord,
+        (port, plug): (&PortRecord, Plug),
         network: &NetworkRecord,
     ) -> Result<Machine, String> {
         let node = &self.node;
@@ -328,7 +331,7 @@ impl Keeper {
             .images
             .files(&record.image)
             .map_err(|e| format!("{}: {}", e.code(), report::chain(&e)))?;
-        let plugged = node.networks.plug(port).await;
+        let plugged = node.networks.plug(plug).await;
         let plugged = plugged.map_err(|e| format!("{}: {}", e.code(), report::chain(&e)))?;
         fault::point("machine.plugged", node.config.network.as_str()).await;
         let run_as = match node.config.uid_base {
@@ -354,6 +357,7 @@ impl Keeper {
             memory: record.memory,
             nic: Some(Nic {
                 mac: MacAddress::new(port.mac.octets()).map_err(|e| e.to_string())?,
+                mtu: Some(spec.mtu),
                 tap: plugged.tap,
             }),
             guest: GuestConfig {

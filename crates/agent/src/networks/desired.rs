@@ -31,7 +31,7 @@ fn number(node: &NodeRecord) -> Option<net::NodeNumber> {
     net::NodeNumber::new(node.number)
 }
 
-fn underlay(node: &NodeRecord) -> Option<net::Underlay> {
+pub(super) fn underlay(node: &NodeRecord) -> Option<net::Underlay> {
     let (address, vxlan_port) = (node.underlay, node.vxlan_port);
     Some(net::Underlay { number: number(node)?, address, vxlan_port })
 }
@@ -342,3 +342,6 @@ fn publication(
         wake,
     })
 }
+
+#[cfg(test)]
+mod tests;

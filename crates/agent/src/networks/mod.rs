@@ -1,30 +1,36 @@
 //! The networks of the node: they come with their first machine and go with the last one.
 //!
 //! ```text
-//!   records (mirror) ──▶ desired (pure) ──▶ kernel          one task, which alone makes and removes networks
+//!   records (mirror) ──▶ desired (pure) ──▶ NodeNetworks ──▶ kernel       one task, whatever wakes it
+//!                            │                    │
+//!                        applied              events ──▶ demand: connections that wait for a machine
 //!                            │
-//!                        applied ──▶ keepers of machines: plug, unplug, sockets inside
+//!                            └──▶ keepers of machines: plug, unplug, sockets inside
 //! ```
 //! Nobody is told what changed: whatever wakes the task, it decides everything again, and what is as it was costs a
 //! comparison. A machine's keeper waits until its network is there and knows its port, and then plugs it in.
 
+mod demand;
 mod desired;
+mod look;
 
-pub(crate) use desired::{Own, desired, vni};
+pub(crate) use desired::{Own, desired};
+pub(crate) use look::{capture, counters, trace};
 
 use crate::node::Node;
+use desired::vni;
 use skein_model::{EventKind, EventSubject, MachineId, PortRecord};
 use skein_net::{
-    Connector, Desired, NetError, NetworkName, NetworkSpec, NodeNetwork, Port, PortInfo, PortSpec,
-    Underlay, Vni,
+    Connector, Desired, EVENTS_WAITING_MAX, NetError, NetworkEvent, NetworkName, NodeNetworks,
+    NodeNetworksConfig, Port, Vni,
 };
 use skein_registry::network_with;
 use skein_shell::report;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tracing::warn;
 
 /// However quiet it is, everything is decided again after this long.
@@ -69,111 +75,79 @@ impl PlugError {
     }
 }
 
-/// What came and went when the networks were brought in line.
-#[derive(Debug, Default)]
-struct Changed {
-    opened: Vec<Vni>,
-    closed: Vec<Vni>,
-}
-
 /// The networks of the node.
 #[derive(Debug)]
 pub(crate) struct Networks {
-    /// What the names of all of them begin with.
-    group: NetworkName,
-    open: Mutex<BTreeMap<Vni, Arc<NodeNetwork>>>,
+    kernel: NodeNetworks,
     /// What the kernel was last brought in line with.
     applied: watch::Sender<Desired>,
 }
 
+/// What was found when the networks were opened.
+pub(crate) struct Opened {
+    pub(crate) networks: Networks,
+    /// The ports of machines that an earlier agent started.
+    pub(crate) adopted: BTreeMap<MachineId, Plug>,
+    /// What happens in the networks.
+    pub(crate) events: mpsc::Receiver<NetworkEvent>,
+}
+
 impl Networks {
-    /// The node's networks as `desired` wants them, with the ports that an earlier agent left in them.
+    /// The node's networks as `wanted`, with the ports that an earlier agent left in them.
     ///
     /// # Errors
     /// What the kernel says.
-    pub(crate) async fn open(
-        group: NetworkName,
-        underlay: Underlay,
-        wanted: Desired,
-    ) -> Result<(Self, Vec<(Vni, PortInfo)>), NetError> {
-        let (applied, _) = watch::channel(Desired::new(underlay));
-        let networks = Self { group, open: Mutex::default(), applied };
-        networks.apply(wanted).await?;
-        let mut found = Vec::new();
-        for (vni, network) in networks.all() {
-            found.extend(network.ports().await?.into_iter().map(|port| (vni, port)));
-        }
-        Ok((networks, found))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Vni, Arc<NodeNetwork>>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn all(&self) -> Vec<(Vni, Arc<NodeNetwork>)> {
-        self.lock().iter().map(|(vni, network)| (*vni, network.clone())).collect()
-    }
-
-    fn get(&self, vni: Vni) -> Option<Arc<NodeNetwork>> {
-        self.lock().get(&vni).cloned()
-    }
-
-    /// Brings the kernel in line; what came and went.
-    async fn apply(&self, wanted: Desired) -> Result<Changed, NetError> {
-        let mut changed = Changed::default();
-        for network in &wanted.networks {
-            if self.get(network.vni).is_none() {
-                let name = format!("{}-v{}", self.group, network.vni);
-                let Ok(name) = name.parse() else { continue };
-                let opened = NodeNetwork::open(NetworkSpec::new(name, network.cidr)).await?;
-                self.lock().insert(network.vni, Arc::new(opened));
-                changed.opened.push(network.vni);
-            }
-        }
-        self.applied.send_replace(wanted.clone());
-        for (vni, _) in self.all() {
-            if wanted.networks.iter().any(|network| network.vni == vni) {
-                continue;
-            }
-            let Some(network) = self.lock().remove(&vni) else { continue };
-            match Arc::try_unwrap(network) {
-                Ok(network) => {
-                    network.close().await?;
-                    changed.closed.push(vni);
+    pub(crate) async fn open(group: NetworkName, wanted: Desired) -> Result<Opened, NetError> {
+        let (tell, events) = mpsc::channel(EVENTS_WAITING_MAX);
+        let config =
+            NodeNetworksConfig { group, underlay: None, resolvers: Vec::new(), events: Some(tell) };
+        let kernel = NodeNetworks::start(config).await?;
+        let (applied, _) = watch::channel(Desired::new(wanted.underlay));
+        let networks = Self { kernel, applied };
+        let shown: Vec<Vni> = wanted.networks.iter().map(|network| network.vni).collect();
+        networks.apply(wanted).await;
+        let mut adopted = BTreeMap::new();
+        for vni in shown {
+            // One that could not be opened has no machine that could be reached either.
+            let Ok(ports) = networks.kernel.ports(vni).await else { continue };
+            for port in ports {
+                if let Ok(machine) = port.label.as_str().parse() {
+                    adopted.insert(machine, Plug { vni, address: port.address });
                 }
-                // Somebody is plugging or unplugging: the next round removes it.
-                Err(network) => drop(self.lock().insert(vni, network)),
             }
         }
-        Ok(changed)
+        Ok(Opened { networks, adopted, events })
+    }
+
+    /// Brings the kernel in line; whether that was done wholly.
+    async fn apply(&self, wanted: Desired) -> bool {
+        let done = self.kernel.apply(wanted.clone()).await;
+        let failed: BTreeSet<Vni> = done.failed.iter().map(|(vni, _)| *vni).collect();
+        let whole = done.is_whole();
+        let mut applied = wanted;
+        applied.networks.retain(|network| !failed.contains(&network.vni));
+        self.applied.send_replace(applied);
+        whole
+    }
+
+    /// What the kernel was last brought in line with.
+    pub(crate) fn applied(&self) -> Desired {
+        self.applied.borrow().clone()
     }
 
     /// Plugs a machine in, as soon as its network knows its port.
     ///
     /// # Errors
     /// [`PlugError`].
-    pub(crate) async fn plug(&self, port: &PortRecord) -> Result<Port, PlugError> {
-        let late = || PlugError::Late { vni: self.named(port) };
-        let plug = Plug::of(port).ok_or_else(late)?;
+    pub(crate) async fn plug(&self, plug: Plug) -> Result<Port, PlugError> {
         let mut applied = self.applied.subscribe();
         let known = applied.wait_for(|desired| knows(desired, plug));
         match tokio::time::timeout(NETWORK_DEADLINE, known).await {
             Ok(Ok(_)) => {}
-            Ok(Err(_)) | Err(_) => return Err(late()),
+            Ok(Err(_)) | Err(_) => return Err(PlugError::Late { vni: plug.vni }),
         }
-        let network = self.get(plug.vni).ok_or_else(late)?;
         let refused = |source| PlugError::Refused { vni: plug.vni, source };
-        let spec = PortSpec {
-            address: port.ipv4,
-            mac: skein_net::Mac::new(port.mac.octets()).map_err(|_| late())?,
-            label: port.machine.as_str().parse().map_err(|_| late())?,
-            peers: skein_net::Peers::Reachable,
-        };
-        network.plug(spec).await.map_err(refused)
-    }
-
-    fn named(&self, port: &PortRecord) -> Vni {
-        vni(port.vni).unwrap_or_else(|| Vni::new(1).expect("1 is a VNI"))
+        self.kernel.plug(plug.vni, plug.address).await.map_err(refused)
     }
 
     /// Removes a port; one that is gone with its network is no error.
@@ -181,28 +155,21 @@ impl Networks {
     /// # Errors
     /// What the kernel says.
     pub(crate) async fn unplug(&self, plug: Plug) -> Result<(), NetError> {
-        match self.get(plug.vni) {
-            Some(network) => network.unplug(plug.address).await.map(drop),
-            None => Ok(()),
+        match self.kernel.unplug(plug.vni, plug.address).await {
+            Ok(_) | Err(NetError::NetworkUnknown { .. }) => Ok(()),
+            Err(error) => Err(error),
         }
     }
 
     /// Sockets inside a network; none while it is not there.
-    pub(crate) fn connector(&self, vni: Vni) -> Option<Connector> {
-        self.get(vni).map(|network| network.connector())
+    pub(crate) async fn connector(&self, vni: Vni) -> Option<Connector> {
+        self.kernel.connector(vni).await.ok()
     }
 
     /// Removes all networks with what is in them.
     pub(crate) async fn close(self) {
-        let open = std::mem::take(&mut *self.lock());
-        for (vni, network) in open {
-            let Ok(network) = Arc::try_unwrap(network) else {
-                warn!(network.vni = %vni, "a network is still in use and stays");
-                continue;
-            };
-            if let Err(error) = network.close().await {
-                warn!(network.vni = %vni, error = %report::chain(&error), "a network could not be removed");
-            }
+        if let Err(error) = self.kernel.remove().await {
+            warn!(code = error.code(), error = %report::chain(&error), "the node's networks were not removed wholly");
         }
     }
 }
@@ -213,25 +180,28 @@ fn knows(desired: &Desired, plug: Plug) -> bool {
     network.is_some_and(|network| network.ports.iter().any(|port| port.address == plug.address))
 }
 
-/// Keeps the node's networks in line with the records, until the agent stops.
-pub(crate) async fn run(node: Arc<Node>) {
+/// Keeps the node's networks in line with the records, and tells what happens in them, until the agent stops.
+pub(crate) fn start(node: &Arc<Node>, events: mpsc::Receiver<NetworkEvent>) {
+    node.tasks.spawn(follow(node.clone()));
+    node.tasks.spawn(demand::run(node.clone(), events));
+}
+
+async fn follow(node: Arc<Node>) {
     let stop = node.tasks.stop_token().clone();
     let mut changes = node.mirror.changes();
+    let mut whole = true;
     loop {
         changes.borrow_and_update();
-        let before = node.networks.applied.borrow().clone();
+        let before = node.networks.applied();
         let own = Own { name: &node.config.name, underlay: node.config.underlay };
         let wanted = node.mirror.read(|view| desired(view, own, &before));
-        let mut wait = APPLY_EVERY;
-        if wanted != before {
-            match node.networks.apply(wanted).await {
-                Ok(changed) => tell(&node, &changed),
-                Err(error) => {
-                    warn!(code = error.code(), error = %report::chain(&error), "the networks could not be brought in line");
-                    wait = RETRY;
-                }
-            }
+        if !whole || wanted != before {
+            let change = Change::between(&before, &wanted);
+            let named = change.named(&node);
+            whole = node.networks.apply(wanted).await;
+            tell(&node, named);
         }
+        let wait = if whole { APPLY_EVERY } else { RETRY };
         tokio::select! {
             () = stop.cancelled() => return,                                // cancel-safe: token
             changed = changes.changed() => if changed.is_err() { return },  // cancel-safe: watch; all is re-read
@@ -240,34 +210,43 @@ pub(crate) async fn run(node: Arc<Node>) {
     }
 }
 
-/// Records that networks came and went.
-fn tell(node: &Node, changed: &Changed) {
-    let named = |vni: &Vni| {
-        let record = skein_model::Vni::new(vni.get());
-        node.mirror.read(|view| {
-            let network = network_with(view, record?)?;
-            Some((network.project.clone(), network.spec.name.to_string()))
-        })
-    };
-    let emit = |vni: &Vni, kind: fn(String) -> EventKind| {
-        // One whose record is gone has nobody left to tell.
-        let Some((project, network)) = named(vni) else { return };
-        let subject = EventSubject {
-            project: Some(project),
-            node: Some(node.config.name.clone()),
-            ..EventSubject::default()
-        };
-        node.events.emit(subject, kind(network));
-    };
-    changed.opened.iter().for_each(|vni| emit(vni, |network| EventKind::NetworkOpened { network }));
-    changed.closed.iter().for_each(|vni| emit(vni, |network| EventKind::NetworkClosed { network }));
+/// Networks that come to the node and go from it.
+struct Change {
+    opened: BTreeSet<Vni>,
+    closed: BTreeSet<Vni>,
 }
 
-/// The machines whose ports an earlier agent left, by what the taps say.
-pub(crate) fn adopted(found: &[(Vni, PortInfo)]) -> BTreeMap<MachineId, Plug> {
-    let machine = |port: &PortInfo| port.label.as_str().parse().ok();
-    let plugs = found.iter().filter_map(|(vni, port)| {
-        Some((machine(port)?, Plug { vni: *vni, address: port.address }))
-    });
-    plugs.collect()
+impl Change {
+    fn between(before: &Desired, after: &Desired) -> Self {
+        let all = |desired: &Desired| desired.networks.iter().map(|network| network.vni).collect();
+        let (before, after): (BTreeSet<Vni>, BTreeSet<Vni>) = (all(before), all(after));
+        Self { opened: &after - &before, closed: &before - &after }
+    }
+
+    /// What is to be told, as long as the records still name the networks.
+    fn named(&self, node: &Node) -> Vec<(EventSubject, EventKind)> {
+        let named = |vni: &Vni| {
+            let record = skein_model::Vni::new(vni.get());
+            node.mirror.read(|view| {
+                let network = network_with(view, record?)?;
+                let subject = EventSubject {
+                    project: Some(network.project.clone()),
+                    node: Some(node.config.name.clone()),
+                    ..EventSubject::default()
+                };
+                Some((subject, network.spec.name.to_string()))
+            })
+        };
+        let opened = self.opened.iter().filter_map(named);
+        let opened = opened.map(|(of, network)| (of, EventKind::NetworkOpened { network }));
+        let closed = self.closed.iter().filter_map(named);
+        let closed = closed.map(|(of, network)| (of, EventKind::NetworkClosed { network }));
+        opened.chain(closed).collect()
+    }
+}
+
+fn tell(node: &Node, events: Vec<(EventSubject, EventKind)>) {
+    for (subject, kind) in events {
+        node.events.emit(subject, kind);
+    }
 }
