@@ -208,7 +208,14 @@ fn receive_answer(sock: c_int) -> Option<(Answer, Option<(NonNull<u8>, usize)>)>
 }
 
 fn passed_file(control: &Control, len: usize) -> Option<c_int> {
-    let word = |at: usize| c_int::from_ne_bytes([control.0[at], control.0[at + 1], control.0[at + 2], control.0[at + 3]]);
+    let word = |at: usize| {
+        c_int::from_ne_bytes([
+            control.0[at],
+            control.0[at + 1],
+            control.0[at + 2],
+            control.0[at + 3],
+        ])
+    };
     (len >= 20 && word(8) == libc::SOL_SOCKET && word(12) == libc::SCM_RIGHTS).then(|| word(16))
 }
 
@@ -266,4 +273,3 @@ fn confirm(conn: &Conn, fd: c_int, segment: &Segment) {
     side.set_stage(Stage::Counting);
     segment.header().set_hello(conn.role(), Hello::Confirmed);
 }
-

@@ -2,6 +2,7 @@
 
 use crate::auth::Token;
 use crate::decisions::Decisions;
+use crate::demands::Demands;
 use crate::error::Answer;
 use crate::history::History;
 use crate::metrics::Metrics;
@@ -35,6 +36,7 @@ pub(crate) struct App {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) reports: Reports,
     pub(crate) decisions: Decisions,
+    pub(crate) demands: Demands,
     pub(crate) holds: Holds,
     pub(crate) readiness: Readiness,
     pub(crate) tasks: Tasks,
@@ -61,6 +63,7 @@ impl App {
         Ok(Self {
             cloud: cloud.into(),
             token,
+            demands: Demands::start(&parts.bus, &tasks).await?,
             reports: Reports::start(&parts.bus, &tasks).await?,
             events,
             state: parts.state,
