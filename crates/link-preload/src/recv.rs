@@ -197,9 +197,18 @@ fn part(
     };
     let (_, inward) = conn.pipes(&segment);
     let dir = inward.direction();
+    if rx.orphaned {
+        match kernel::read_position(fd) {
+            Some(position) => rx.recover(dir, position),
+            None => return Part::Error(leave::abort(conn, fd, Reason::Broken)),
+        }
+    }
     if !dir.enter(sys::yield_now) {
-        // The sender was stopped between two stores. Its bytes, if there are any, have rung: a wait ends at once.
-        return Part::Nothing(None);
+        if kernel::tcp_info(fd).is_some_and(|info| info.state == kernel::ESTABLISHED) {
+            // The sender was stopped between two stores. Its bytes, if there are any, have rung: a wait ends at once.
+            return Part::Nothing(None);
+        }
+        dir.enter_after_death();
     }
     let mut call = Call { conn, fd, segment: &segment, rx: &mut rx, pipe: inward };
     let part = if flags & libc::MSG_PEEK != 0 {
@@ -260,7 +269,8 @@ impl<'a> Call<'a> {
                     self.copy_out(&buffers, flags, 0, count);
                     self.rx.take(self.dir(), count);
                     buffers.advance(count);
-                    if self.dir().take_waiting() {
+                    // A sender that sleeps is not chased byte by byte.
+                    if bytes - count <= self.pipe.capacity() / 4 * 3 && self.dir().take_waiting() {
                         sys::futex_wake(self.dir().waiting().as_ptr());
                     }
                 }

@@ -18,7 +18,8 @@ fn needs_tcp(level: c_int, name: c_int, value: c_int) -> bool {
             libc::SO_RCVLOWAT => value > 1,
             libc::SO_ZEROCOPY | libc::SO_PEEK_OFF => true,
             libc::SO_OOBINLINE => value != 0,
-            libc::SO_ATTACH_FILTER | libc::SO_ATTACH_BPF | libc::SO_TIMESTAMPING => true,
+            libc::SO_ATTACH_FILTER | libc::SO_ATTACH_BPF => true,
+            libc::SO_TIMESTAMP | libc::SO_TIMESTAMPNS | libc::SO_TIMESTAMPING => value != 0,
             _ => false,
         },
         libc::IPPROTO_TCP => {
