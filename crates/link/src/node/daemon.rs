@@ -4,7 +4,7 @@ use super::clock::Clock;
 use super::config::{Ethernet, NodeConfig, agent_id};
 use super::connection::{Broken, Connection, Found, Opening, Phase};
 use super::hub::{Hub, PeerIndex, Way};
-use super::path::{Choice, Interfaces};
+use super::path::{Choice, Interfaces, PROOF_WITHIN};
 use super::spin::Spin;
 use super::status::{PeerStatus, Shared};
 use crate::carrier::{Address, CarrierError, Udp};
@@ -28,6 +28,9 @@ const STATUS_EVERY: Duration = Duration::from_millis(200);
 const SLEEP_MAX: Duration = Duration::from_millis(200);
 /// A sleep shorter than this would have been better spent looking.
 const SHORT_SLEEP: Duration = Duration::from_micros(50);
+/// While there is always something to do, programs that sleep are looked at so often: a look costs a system call, and a
+/// round some microseconds.
+const ROUNDS_PER_LOOK: u32 = 32;
 /// Programs woken at a time.
 const WAKES: usize = 64;
 
@@ -127,8 +130,13 @@ impl Daemon {
     /// Runs until told to stop.
     pub(super) fn run(mut self) {
         let mut idle_since: Option<Moment> = None;
+        let mut rounds = 0_u32;
         loop {
             let worked = self.round();
+            rounds = rounds.wrapping_add(1);
+            if rounds.is_multiple_of(ROUNDS_PER_LOOK) {
+                self.note_wakes();
+            }
             if self.commands_end() {
                 return self.stop();
             }
@@ -160,9 +168,9 @@ impl Daemon {
         worked |= self.hub.transmit();
         let now = self.hub.now();
         for (peer, choice) in &mut self.choices {
-            let idle = !self.by_channel.keys().any(|(other, _)| other == peer);
-            choice.on_time(&mut self.hub, idle);
-            worked |= choice.is_busy();
+            let is_idle = || !self.by_channel.keys().any(|(other, _)| other == peer);
+            choice.on_time(&mut self.hub, is_idle);
+            worked |= choice.is_racing();
         }
         if self.status_at <= now {
             self.status_at = now + STATUS_EVERY;
@@ -350,6 +358,11 @@ impl Daemon {
         let late: Vec<u64> =
             self.waiting.iter().filter(|(_, until)| **until <= now).map(|(id, _)| *id).collect();
         for id in late {
+            self.waiting.remove(&id);
+            let met = |connection: &Connection| matches!(connection.phase, Phase::Joined(_));
+            if self.connections.get(&id).is_some_and(met) {
+                continue;
+            }
             let Some(connection) = self.remove(id) else { continue };
             if let Some(channel) = connection.channel() {
                 self.hub.session(connection.peer).reset(channel, ResetReason::Refused, now);
@@ -435,9 +448,6 @@ impl Daemon {
                 all_armed = false;
             } else {
                 self.active.remove(&id);
-                if matches!(connection.phase, Phase::Joined(_)) {
-                    self.waiting.remove(&id);
-                }
             }
         }
         if !all_armed {
@@ -445,7 +455,9 @@ impl Daemon {
         }
         // Poll fails for want of memory only; the next round tries again.
         let also = [self.wakes.as_fd(), self.command_wake.as_fd()];
-        let _ = self.hub.wait(Some(SLEEP_MAX), &also);
+        let proving = self.choices.values().any(Choice::is_proving);
+        let limit = if proving { PROOF_WITHIN } else { SLEEP_MAX };
+        let _ = self.hub.wait(Some(limit), &also);
         if self.hub.now().since(now) < SHORT_SLEEP {
             self.spin.on_short_sleep();
         }

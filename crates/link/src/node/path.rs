@@ -27,7 +27,7 @@ const RACE_WARM: Duration = Duration::from_millis(4);
 /// How much faster UDP must be, in tenths.
 const UDP_ADVANTAGE_TENTHS: u64 = 11;
 /// How long the answer to a frame may take, and how often it is tried.
-const PROOF_WITHIN: Duration = Duration::from_millis(50);
+pub(super) const PROOF_WITHIN: Duration = Duration::from_millis(50);
 const PROOFS_MAX: u32 = 5;
 /// Paths change: so often the choice is made anew, if nobody uses the path.
 const CHOICE_HOLDS: Duration = Duration::from_secs(600);
@@ -81,17 +81,21 @@ impl Choice {
         Self { peer, ip, state: State::Down, ethernet: None, rates: None }
     }
 
-    /// Whether it is being found out.
-    pub(super) fn is_busy(&self) -> bool {
-        matches!(self.state, State::Proving { .. } | State::Racing { .. })
+    /// Whether it wants to be called again at once.
+    pub(super) fn is_racing(&self) -> bool {
+        matches!(self.state, State::Racing { .. })
+    }
+
+    /// Whether an answer is waited for.
+    pub(super) fn is_proving(&self) -> bool {
+        matches!(self.state, State::Proving { .. })
     }
 
     /// A session was set up, by the way in use.
     pub(super) fn on_established(&mut self, hub: &mut Hub, interfaces: Option<&mut Interfaces>) {
         let Some(interfaces) = interfaces else { return self.settle(hub) };
-        if self.ethernet.is_none() {
-            self.ethernet = find_ethernet(hub, self.peer, self.ip, interfaces);
-        }
+        // Looked up again: the host at this address may be another one now.
+        self.ethernet = find_ethernet(hub, self.peer, self.ip, interfaces);
         self.prove(hub, 1);
     }
 
@@ -126,32 +130,19 @@ impl Choice {
         }
     }
 
-    /// Goes on with what is under way; when it wants to be called again.
-    pub(super) fn on_time(&mut self, hub: &mut Hub, is_idle: bool) -> Option<Moment> {
-        let now = hub.now();
+    /// Goes on with what is under way.
+    pub(super) fn on_time(&mut self, hub: &mut Hub, is_idle: impl FnOnce() -> bool) {
         match self.state {
-            State::Down => None,
-            State::Proving { due, tries, .. } if due <= now => {
-                self.prove(hub, tries + 1);
-                self.deadline()
+            State::Proving { due, tries, .. } if due <= hub.now() => self.prove(hub, tries + 1),
+            State::Settled { until } if until <= hub.now() && self.ethernet.is_some() => {
+                if is_idle() {
+                    self.prove(hub, 1);
+                } else {
+                    self.settle(hub);
+                }
             }
-            State::Settled { until } if until <= now && is_idle && self.ethernet.is_some() => {
-                self.prove(hub, 1);
-                self.deadline()
-            }
-            State::Proving { .. } => self.deadline(),
-            State::Settled { .. } => None,
-            State::Racing { race, udp } => {
-                self.go_on(hub, race, udp);
-                Some(now)
-            }
-        }
-    }
-
-    fn deadline(&self) -> Option<Moment> {
-        match self.state {
-            State::Proving { due, .. } => Some(due),
-            State::Down | State::Racing { .. } | State::Settled { .. } => None,
+            State::Racing { race, udp } => self.go_on(hub, race, udp),
+            State::Down | State::Proving { .. } | State::Settled { .. } => {}
         }
     }
 
@@ -236,7 +227,11 @@ fn find_ethernet(
     let carrier = *interfaces
         .entry(neighbour.interface.clone())
         .or_insert_with(|| open().map(|carrier| hub.add_carrier(Box::new(carrier))));
-    hub.add_way(peer, Way { carrier: carrier?, address: Address::Mac(neighbour.mac) });
+    let way = Way { carrier: carrier?, address: Address::Mac(neighbour.mac) };
+    if let Some(known) = hub.ways(peer).iter().position(|have| *have == way) {
+        return Some(known);
+    }
+    hub.add_way(peer, way);
     Some(hub.ways(peer).len() - 1)
 }
 
