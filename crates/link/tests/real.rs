@@ -72,7 +72,10 @@ fn netcat_and_socat() {
         let data = data(ground);
         for (listen, send) in [
             ("nc -l -N 127.0.0.1 PORT > got < /dev/null", "nc -N 127.0.0.1 PORT < data"),
-            ("socat -u TCP-LISTEN:PORT,bind=127.0.0.1 CREATE:got", "socat -u OPEN:data TCP:127.0.0.1:PORT"),
+            (
+                "socat -u TCP-LISTEN:PORT,bind=127.0.0.1 CREATE:got",
+                "socat -u OPEN:data TCP:127.0.0.1:PORT",
+            ),
         ] {
             let port = free_port();
             let with = |words: &str| words.replace("PORT", &port.to_string());
@@ -161,11 +164,12 @@ fn redis() {
     both(|ground, on| {
         let port = free_port();
         let port_text = port.to_string();
-        let words =
-            ["redis-server", "--port", &port_text, "--save", "", "--bind", "127.0.0.1"];
+        let words = ["redis-server", "--port", &port_text, "--save", "", "--bind", "127.0.0.1"];
         let _server = server(ground, on, port, &words);
         let bench = ["redis-benchmark", "-p", &port_text, "-q", "-n", "20000", "-c", "20"];
-        for extra in [&["-t", "set,get,lpush,lrange_100"][..], &["-t", "set", "-P", "16", "-d", "3000"]] {
+        for extra in
+            [&["-t", "set,get,lpush,lrange_100"][..], &["-t", "set", "-P", "16", "-d", "3000"]]
+        {
             let words: Vec<_> = bench.iter().chain(extra).copied().collect();
             let out = run(ground, on, &words);
             assert!(!out.to_lowercase().contains("error"), "{out}");
@@ -240,7 +244,8 @@ fn telnet() {
              for line in s.makefile('rb'):\n s.sendall(b'heard '+line)\n"
         );
         let _server = server(ground, on, port, &["python3", "-c", &code]);
-        let ask = "i=0; while [ $i -lt 40 ]; do i=$((i+1)); echo line $i; sleep 0.01; done; sleep 0.3";
+        let ask =
+            "i=0; while [ $i -lt 40 ]; do i=$((i+1)); echo line $i; sleep 0.01; done; sleep 0.3";
         let line = format!("({ask}) | telnet 127.0.0.1 {port} 2>/dev/null");
         let mut command = ground.command(on, &["sh", "-c", &line]);
         let out = command.stdin(Stdio::null()).output().unwrap();
