@@ -9,7 +9,7 @@
 use crate::conn::{self, Conn};
 use crate::kernel;
 use crate::side::{Side, Stage};
-use crate::{leave, send, spin, sys};
+use crate::{leave, recv, send, spin, sys};
 use core::cell::UnsafeCell;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -67,8 +67,14 @@ pub(crate) fn track(fd: c_int) {
     }
     let mut protocol: c_int = 0;
     let known = sys::get_option(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL, &mut protocol) >= 0;
-    if known && protocol == libc::IPPROTO_TCP {
-        conn::add(fd, spin::START.load(Ordering::Relaxed));
+    if known && protocol == libc::IPPROTO_TCP && conn::add(fd, spin::START.load(Ordering::Relaxed)) {
+        let status = sys::fcntl(fd, libc::F_GETFL, 0);
+        if status >= 0
+            && status as c_int & libc::O_NONBLOCK != 0
+            && let Some(held) = conn::get(fd)
+        {
+            held.nonblocking.store(recv::KNOWN_NONBLOCKING, Ordering::Relaxed);
+        }
     }
 }
 

@@ -29,7 +29,7 @@ pub(crate) struct Conn {
     pub(crate) polled: AtomicU8,
     /// It is in an epoll set with edges.
     pub(crate) edges: AtomicU8,
-    /// It was last seen not to block; a hint.
+    /// It was last seen not to block (1, a hint), or was set not to by a call of this process (`KNOWN_NONBLOCKING`).
     pub(crate) nonblocking: AtomicU8,
     /// It is in the list of unsettled ones.
     pub(crate) listed: AtomicU8,

@@ -81,6 +81,26 @@ pub(crate) fn positions(fd: c_int) -> Option<(u64, u64)> {
     None
 }
 
+/// Position of the next byte to be read, whatever the connection's state. `None`: the kernel does not know any more.
+pub(crate) fn read_position(fd: c_int) -> Option<u64> {
+    /// States after the peer's FIN, which is counted like a byte: TIME_WAIT, CLOSE_WAIT, LAST_ACK, CLOSING.
+    const AFTER_FIN: [u8; 4] = [6, 8, 9, 11];
+    const CLOSED: u8 = 7;
+    for _ in 0..16 {
+        let before = tcp_info(fd)?;
+        let queued = u64::try_from(sys::queued(fd)).ok()?;
+        let after = tcp_info(fd)?;
+        if after.state == CLOSED {
+            return None;
+        }
+        if before.received == after.received && before.state == after.state {
+            let end = u64::from(AFTER_FIN.contains(&after.state));
+            return after.received.checked_sub(queued + end);
+        }
+    }
+    None
+}
+
 /// Whether a call on it may block now.
 pub(crate) fn blocks(fd: c_int, flags: c_int) -> bool {
     if flags & libc::MSG_DONTWAIT != 0 {

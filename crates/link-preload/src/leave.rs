@@ -38,6 +38,10 @@ pub(crate) fn step_back(conn: &Conn, fd: c_int, reason: Reason) {
     let side = conn.side();
     {
         let (Ok(receiver), Ok(sender)) = (side.receiver(), side.sender()) else {
+            // In a signal's handler that interrupted a call on this very connection: no clean way out.
+            if side.stage() == Stage::Counting {
+                abort(conn, fd, Reason::Stuck);
+            }
             return;
         };
         match side.stage() {

@@ -115,6 +115,8 @@ real! {
     fdopen(fd: c_int, mode: *const c_char) -> *mut c_void;
     prctl(option: c_int, a: c_ulong, b: c_ulong, c: c_ulong, d: c_ulong) -> c_int;
     syscall(number: c_long, a: c_ulong, b: c_ulong, c: c_ulong, d: c_ulong, e: c_ulong, f: c_ulong) -> c_long;
+    aio_read(block: *mut libc::aiocb) -> c_int;
+    aio_write(block: *mut libc::aiocb) -> c_int;
     socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int;
     socketpair(domain: c_int, kind: c_int, protocol: c_int, pair: *mut c_int) -> c_int;
     pipe(pair: *mut c_int) -> c_int;

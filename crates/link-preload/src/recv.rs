@@ -70,8 +70,8 @@ pub(crate) fn recv(conn: &Conn, fd: c_int, mut buffers: Buffers<'_>, flags: c_in
                 libc::EAGAIN
             }
             Part::Nothing(ring) => {
-                if !*blocks.get_or_insert_with(|| kernel::blocks(fd, flags)) {
-                    conn.nonblocking.store(1, Ordering::Relaxed);
+                if !*blocks.get_or_insert_with(|| waits(conn, fd, flags)) {
+                    conn.nonblocking.fetch_max(1, Ordering::Relaxed);
                     if quiet == Quiet::Settle || ring.is_none() {
                         libc::EAGAIN
                     } else {
@@ -100,6 +100,16 @@ pub(crate) fn recv(conn: &Conn, fd: c_int, mut buffers: Buffers<'_>, flags: c_in
     }
 }
 
+/// Whether the call may wait. The kernel need not be asked if this process has said so and shares the socket with none.
+fn waits(conn: &Conn, fd: c_int, flags: c_int) -> bool {
+    let known = conn.nonblocking.load(Ordering::Relaxed) == KNOWN_NONBLOCKING
+        && conn.side().processes.load(Ordering::Relaxed) == 1;
+    !known && kernel::blocks(fd, flags)
+}
+
+/// The program has set the socket not to block, with a call that the library saw.
+pub(crate) const KNOWN_NONBLOCKING: u8 = 2;
+
 /// Every so many calls without bytes, of a program that asks again and again, the kernel is asked too.
 const MISSES: u8 = 32;
 
@@ -107,7 +117,7 @@ const MISSES: u8 = 32;
 /// read, so that the end of the connection may be told by one of the next calls.
 fn may_say_empty(conn: &Conn, flags: c_int) -> bool {
     let waits_not = flags & libc::MSG_DONTWAIT != 0
-        || (conn.nonblocking.load(Ordering::Relaxed) != 0
+        || (conn.nonblocking.load(Ordering::Relaxed) == KNOWN_NONBLOCKING
             && conn.side().processes.load(Ordering::Relaxed) == 1);
     waits_not
         && conn.polled.load(Ordering::Relaxed) == 0
@@ -187,9 +197,18 @@ fn part(
     };
     let (_, inward) = conn.pipes(&segment);
     let dir = inward.direction();
+    if rx.orphaned {
+        match kernel::read_position(fd) {
+            Some(position) => rx.recover(dir, position),
+            None => return Part::Error(leave::abort(conn, fd, Reason::Broken)),
+        }
+    }
     if !dir.enter(sys::yield_now) {
-        // The sender was stopped between two stores. Its bytes, if there are any, have rung: a wait ends at once.
-        return Part::Nothing(None);
+        if kernel::tcp_info(fd).is_some_and(|info| info.state == kernel::ESTABLISHED) {
+            // The sender was stopped between two stores. Its bytes, if there are any, have rung: a wait ends at once.
+            return Part::Nothing(None);
+        }
+        dir.enter_after_death();
     }
     let mut call = Call { conn, fd, segment: &segment, rx: &mut rx, pipe: inward };
     let part = if flags & libc::MSG_PEEK != 0 {
@@ -250,7 +269,8 @@ impl<'a> Call<'a> {
                     self.copy_out(&buffers, flags, 0, count);
                     self.rx.take(self.dir(), count);
                     buffers.advance(count);
-                    if self.dir().take_waiting() {
+                    // A sender that sleeps is not chased byte by byte.
+                    if bytes - count <= self.pipe.capacity() / 4 * 3 && self.dir().take_waiting() {
                         sys::futex_wake(self.dir().waiting().as_ptr());
                     }
                 }
@@ -368,8 +388,14 @@ impl<'a> Call<'a> {
     /// The ring is empty and the program shall wait: makes its socket unreadable, and looks at what the kernel has to say.
     /// `None`: bytes came meanwhile.
     fn quiet(&mut self) -> Result<Option<Part>, Broken> {
-        if !self.settle()? {
+        let (empty, dropped) = self.settle()?;
+        if !empty {
             return Ok(None);
+        }
+        if dropped && self.conn.edges.load(Ordering::Relaxed) == 0 {
+            // What else the kernel has to say makes the socket readable again, and is asked for then. With edges it does not.
+            let stirs = self.rx.stirs(self.dir());
+            return Ok((!stirs).then_some(Part::Nothing(Some(*self.rx))));
         }
         let error = self.conn.side().error.swap(0, Ordering::AcqRel);
         let seen = if error == 0 { sys::recv(self.fd, &mut [0; 8], libc::MSG_PEEK) } else { -(error as isize) };
@@ -403,16 +429,17 @@ impl<'a> Call<'a> {
         Part::Error(error)
     }
 
-    /// Makes the socket unreadable if the ring is empty; whether it is.
-    fn settle(&mut self) -> Result<bool, Broken> {
+    /// Makes the socket unreadable if the ring is empty: whether it is, and whether there were bells to drop and they are
+    /// dropped.
+    fn settle(&mut self) -> Result<(bool, bool), Broken> {
         let (quiet, drop) = match self.rx.settle(self.pipe)? {
             Settled::Quiet { drop } => (true, drop),
             Settled::Bytes { drop } => (false, drop),
         };
-        if drop > 0 {
-            self.drop_bells(drop);
-        }
-        Ok(quiet)
+        let dropped = drop > 0
+            && self.drop_bells(drop).is_none()
+            && self.conn.side().error.load(Ordering::Relaxed) == 0;
+        Ok((quiet, dropped))
     }
 
     /// Reads bells and drops them. Answers what else came instead.
@@ -540,7 +567,7 @@ pub(crate) fn refuse(conn: &Conn, fd: c_int, recall: bool) -> Result<bool, Broke
     let mut call = Call { conn, fd, segment: &segment, rx: &mut rx, pipe: inward };
     let clean = loop {
         match call.rx.next(inward) {
-            Ok(Next::Empty) => break call.settle(),
+            Ok(Next::Empty) => break call.settle().map(|(empty, _)| empty),
             // Plain bytes on TCP and none on a ring behind them.
             Ok(Next::Tcp { limit: u64::MAX }) => break Ok(true),
             Ok(Next::Bells { bytes }) => {

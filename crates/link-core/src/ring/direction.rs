@@ -268,6 +268,12 @@ impl Direction {
         true
     }
 
+    /// The receiver begins to read although the sender stands in a change: it is no more.
+    pub fn enter_after_death(&self) {
+        self.receiver.busy.store(1, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+    }
+
     /// The receiver has ended its read.
     pub fn leave(&self) {
         self.receiver.busy.store(0, Ordering::Release);

@@ -185,6 +185,14 @@ impl Rx {
         self.tcp += bytes;
     }
 
+    /// Mends what a process left that died within a read of this side: `tcp` is the kernel's word for the position of the next
+    /// TCP byte to read. What the dead process had taken is gone, as it would be on TCP.
+    pub fn recover(&mut self, dir: &Direction, tcp: u64) {
+        self.tcp = self.tcp.max(tcp);
+        dir.set_tail(self.tail);
+        dir.leave();
+    }
+
     /// The ring is empty ([`Next::Empty`]) and the program is about to wait: makes its socket unreadable again.
     ///
     /// # Errors

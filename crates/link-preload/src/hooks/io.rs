@@ -540,6 +540,57 @@ pub unsafe extern "C-unwind" fn splice(
     unsafe { real::splice(from, from_at, to, to_at, len, flags) }
 }
 
+/// The C library's own threads will read and write.
+///
+/// # Safety
+/// A control block of the program.
+unsafe fn before_aio(block: *const libc::aiocb) {
+    if !block.is_null() {
+        // SAFETY: the caller's.
+        let fd = unsafe { (*block).aio_fildes };
+        if let Some(held) = conn::get(fd) {
+            leave::step_back(&held, fd, Reason::Call);
+            conn::forget(fd);
+        }
+    }
+}
+
+/// # Safety
+/// As `aio_read(3)`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn aio_read(block: *mut libc::aiocb) -> c_int {
+    // SAFETY: the program's block.
+    unsafe { before_aio(block) };
+    // SAFETY: the same call.
+    unsafe { real::aio_read(block) }
+}
+
+/// # Safety
+/// As `aio_write(3)`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn aio_write(block: *mut libc::aiocb) -> c_int {
+    // SAFETY: the program's block.
+    unsafe { before_aio(block) };
+    // SAFETY: the same call.
+    unsafe { real::aio_write(block) }
+}
+
+/// # Safety
+/// As `aio_read(3)`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn aio_read64(block: *mut libc::aiocb) -> c_int {
+    // SAFETY: the same function on 64-bit systems.
+    unsafe { aio_read(block) }
+}
+
+/// # Safety
+/// As `aio_write(3)`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn aio_write64(block: *mut libc::aiocb) -> c_int {
+    // SAFETY: the same function on 64-bit systems.
+    unsafe { aio_write(block) }
+}
+
 // What `_FORTIFY_SOURCE` makes of the above: with the size of the buffer, to stop a call that would overrun it.
 
 fn fortified(len: size_t, room: size_t) {

@@ -45,7 +45,7 @@ fn accepted(fd: c_int, nonblocking: bool) -> c_int {
         conn::forget(fd);
         attach::track(fd);
         if nonblocking && let Some(held) = conn::get(fd) {
-            held.nonblocking.store(1, Ordering::Relaxed);
+            held.nonblocking.store(recv::KNOWN_NONBLOCKING, Ordering::Relaxed);
         }
         sys::set_errno(error);
     }
@@ -204,7 +204,7 @@ pub unsafe extern "C-unwind" fn fcntl(fd: c_int, command: c_int, argument: c_ulo
         libc::F_SETFL => {
             if let Some(held) = conn::get(fd) {
                 let set = argument as c_int & libc::O_NONBLOCK != 0;
-                held.nonblocking.store(u8::from(set), Ordering::Relaxed);
+                held.nonblocking.store(if set { recv::KNOWN_NONBLOCKING } else { 0 }, Ordering::Relaxed);
             }
         }
         _ => {}

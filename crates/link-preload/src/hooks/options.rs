@@ -18,7 +18,8 @@ fn needs_tcp(level: c_int, name: c_int, value: c_int) -> bool {
             libc::SO_RCVLOWAT => value > 1,
             libc::SO_ZEROCOPY | libc::SO_PEEK_OFF => true,
             libc::SO_OOBINLINE => value != 0,
-            libc::SO_ATTACH_FILTER | libc::SO_ATTACH_BPF | libc::SO_TIMESTAMPING => true,
+            libc::SO_ATTACH_FILTER | libc::SO_ATTACH_BPF => true,
+            libc::SO_TIMESTAMP | libc::SO_TIMESTAMPNS | libc::SO_TIMESTAMPING => value != 0,
             _ => false,
         },
         libc::IPPROTO_TCP => {
@@ -130,7 +131,7 @@ pub unsafe extern "C-unwind" fn ioctl(fd: c_int, request: c_ulong, argument: c_u
         libc::FIONBIO => {
             // SAFETY: the program's number.
             let set = unsafe { place.read_unaligned() } != 0;
-            held.nonblocking.store(u8::from(set), Ordering::Relaxed);
+            held.nonblocking.store(if set { recv::KNOWN_NONBLOCKING } else { 0 }, Ordering::Relaxed);
             None
         }
         _ => None,
