@@ -67,7 +67,8 @@ pub(crate) fn track(fd: c_int) {
     }
     let mut protocol: c_int = 0;
     let known = sys::get_option(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL, &mut protocol) >= 0;
-    if known && protocol == libc::IPPROTO_TCP && conn::add(fd, spin::START.load(Ordering::Relaxed)) {
+    if known && protocol == libc::IPPROTO_TCP && conn::add(fd, spin::START.load(Ordering::Relaxed))
+    {
         let status = sys::fcntl(fd, libc::F_GETFL, 0);
         if status >= 0
             && status as c_int & libc::O_NONBLOCK != 0

@@ -277,11 +277,20 @@ fn node() {
 fn python_tests_of_its_own() {
     both(|ground, on| {
         let suites = [
-            "BasicTCPTest", "NonBlockingTCPTests", "FileObjectClassTestCase", "SendmsgTCPTest", "RecvmsgTCPTest",
-            "RecvmsgIntoTCPTest", "NetworkConnectionBehaviourTest", "SendfileUsingSendfileTest", "TCPTimeoutTest",
-            "InterruptedRecvTimeoutTest", "InterruptedSendTimeoutTest",
+            "BasicTCPTest",
+            "NonBlockingTCPTests",
+            "FileObjectClassTestCase",
+            "SendmsgTCPTest",
+            "RecvmsgTCPTest",
+            "RecvmsgIntoTCPTest",
+            "NetworkConnectionBehaviourTest",
+            "SendfileUsingSendfileTest",
+            "TCPTimeoutTest",
+            "InterruptedRecvTimeoutTest",
+            "InterruptedSendTimeoutTest",
         ];
-        let names: Vec<_> = suites.iter().map(|suite| format!("test.test_socket.{suite}")).collect();
+        let names: Vec<_> =
+            suites.iter().map(|suite| format!("test.test_socket.{suite}")).collect();
         let mut words = vec!["python3", "-m", "unittest", "test.test_selectors", "test.test_poll"];
         words.extend(names.iter().map(String::as_str));
         run(ground, on, &words);
@@ -312,7 +321,16 @@ fn postgresql_with_pgbench() {
         let port_text = port.to_string();
         let folder = format!("unix_socket_directories={}", text(ground.folder.path()));
         let words = [
-            &*postgres, "-D", "base", "-p", &port_text, "-c", "listen_addresses=127.0.0.1", "-c", &folder, "-c",
+            &*postgres,
+            "-D",
+            "base",
+            "-p",
+            &port_text,
+            "-c",
+            "listen_addresses=127.0.0.1",
+            "-c",
+            &folder,
+            "-c",
             "fsync=off",
         ];
         let _server = server(ground, on, port, &as_user("postgres", &words));
@@ -326,12 +344,26 @@ fn postgresql_with_pgbench() {
             (ground.output(On::Tcp, &words).1 == Some(0)).then_some(())
         });
         pgbench(&["-i", "-q", "postgres"]);
-        for extra in [&["-S", "-t", "500", "-c", "4", "postgres"][..], &["-t", "100", "-c", "4", "postgres"]] {
+        for extra in
+            [&["-S", "-t", "500", "-c", "4", "postgres"][..], &["-t", "100", "-c", "4", "postgres"]]
+        {
             let out = pgbench(extra);
             assert!(out.contains("number of failed transactions: 0"), "{out}");
         }
         let ask = "select repeat(i::text, 200) from generate_series(1, 5000) i";
-        let psql = ["psql", "-h", "127.0.0.1", "-p", &port_text, "-U", "postgres", "-At", "-c", ask, "postgres"];
+        let psql = [
+            "psql",
+            "-h",
+            "127.0.0.1",
+            "-p",
+            &port_text,
+            "-U",
+            "postgres",
+            "-At",
+            "-c",
+            ask,
+            "postgres",
+        ];
         let expect: String = (1..=5000).map(|i: u32| i.to_string().repeat(200) + "\n").collect();
         assert!(run(ground, on, &psql) == expect, "rows on {on:?}");
     });
@@ -342,13 +374,27 @@ fn mariadb_with_mysqlslap() {
     both(|ground, on| {
         let folder = text(ground.folder.path());
         let at = |name: &str, value: &str| format!("--{name}={folder}/{value}");
-        let (base, socket, pid) = (at("datadir", "base"), at("socket", "sock"), at("pid-file", "pid"));
-        let install = ["mysql_install_db", "--no-defaults", "--user=root", &base, "--auth-root-authentication-method=normal"];
+        let (base, socket, pid) =
+            (at("datadir", "base"), at("socket", "sock"), at("pid-file", "pid"));
+        let install = [
+            "mysql_install_db",
+            "--no-defaults",
+            "--user=root",
+            &base,
+            "--auth-root-authentication-method=normal",
+        ];
         run(ground, On::Tcp, &install);
         let port = free_port();
         let port_text = format!("--port={port}");
         let words = [
-            "mariadbd", "--no-defaults", "--user=root", &base, &socket, &pid, &port_text, "--bind-address=127.0.0.1",
+            "mariadbd",
+            "--no-defaults",
+            "--user=root",
+            &base,
+            &socket,
+            &pid,
+            &port_text,
+            "--bind-address=127.0.0.1",
         ];
         let _server = server(ground, on, port, &words);
         let grant = "create user t@'127.0.0.1'; grant all on *.* to t@'127.0.0.1'";
@@ -360,7 +406,11 @@ fn mariadb_with_mysqlslap() {
         run(ground, on, &slap);
         let mut ask = vec!["mysql", "--no-defaults"];
         ask.extend(host);
-        ask.extend(["-N", "-e", "select repeat(help_topic_id, 300) from mysql.help_topic order by 1"]);
+        ask.extend([
+            "-N",
+            "-e",
+            "select repeat(help_topic_id, 300) from mysql.help_topic order by 1",
+        ]);
         assert_eq!(run(ground, on, &ask), run(ground, On::Tcp, &ask));
     });
 }

@@ -113,14 +113,12 @@ impl Server {
 
     fn serve(&mut self, ready: &[bool]) {
         let (listeners, askers) = ready.split_at(self.listeners.len());
-        let mut index = 0;
         let mut rest = Vec::new();
         let mut asking = Vec::new();
-        for asker in std::mem::take(&mut self.askers) {
-            let into =
-                if askers.get(index).is_some_and(|ready| *ready) { &mut asking } else { &mut rest };
+        for (index, asker) in std::mem::take(&mut self.askers).into_iter().enumerate() {
+            let is_ready = askers.get(index).is_some_and(|ready| *ready);
+            let into = if is_ready { &mut asking } else { &mut rest };
             into.push(asker);
-            index += 1;
         }
         self.askers = rest;
         for (project, _) in listeners.iter().enumerate().filter(|(_, ready)| **ready) {

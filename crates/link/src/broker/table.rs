@@ -87,10 +87,9 @@ impl<T> Table<T> {
             let entry = Entry { ends: [None, None], shared: make()? };
             self.entries.insert(place.clone(), entry);
         }
-        Ok(self.entries.get_mut(&place).map(|entry| {
-            entry.ends[index(role)] = Some(end);
-            entry
-        }))
+        let Some(entry) = self.entries.get_mut(&place) else { return Ok(None) };
+        entry.ends[index(role)] = Some(end);
+        Ok(Some(entry))
     }
 
     /// All entries.
