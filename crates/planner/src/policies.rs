@@ -4,7 +4,7 @@
 use crate::output::Estimate;
 use crate::report::{Table, figure};
 use crate::scenario::Scenario;
-use crate::sim::{Measure, Measured, Progress, Recording, replicate};
+use crate::sim::{Measure, Measured, Progress, Raw, count};
 use rayon::prelude::*;
 use serde::Serialize;
 use skein_model::{HpaRule, KpaRule, PredictiveRule, ScalingPolicy, ScalingRule, ThresholdScope};
@@ -209,19 +209,22 @@ pub fn compare_policies(
         }
     }
     // One replication of all points after the other, so that stopping early leaves whole ones.
-    let mut done: Vec<Vec<Measured>> = vec![vec![]; points.len()];
+    let mut done: Vec<Vec<Raw>> = vec![vec![]; points.len()];
     for number in 0..scenario.run.replications {
         if number >= 2 && progress.is_stopped() {
             break;
         }
         let of = |(_, _, point): &(usize, usize, Scenario)| {
-            let mut services = replicate(point, number, Recording::Off).services;
+            let (mut services, _) = count(point, number);
             progress.add(1);
             services.swap_remove(service)
         };
-        let one: Vec<Measured> = points.par_iter().map(of).collect();
+        let one: Vec<Raw> = points.par_iter().map(of).collect();
         done.iter_mut().zip(one).for_each(|(all, one)| all.push(one));
     }
+    let measured =
+        |all: &Vec<Raw>| Raw::all_measured(&all.iter().collect::<Vec<_>>(), scenario.run.warm_up);
+    let done: Vec<Vec<Measured>> = done.iter().map(measured).collect();
     Ok(report(scenario, service, candidates, loads, &done))
 }
 

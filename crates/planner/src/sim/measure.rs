@@ -1,6 +1,5 @@
 //! From sums to measures with their confidence intervals.
 
-use super::Replication;
 use super::stats::Measured;
 use crate::output::Estimate;
 use crate::scenario::Scenario;
@@ -202,12 +201,12 @@ pub struct SimReport {
 }
 
 impl SimReport {
-    /// Sums replications up.
-    pub fn of(scenario: &Scenario, done: &[Replication]) -> Self {
+    /// Sums the replications of each service up, which handled so many events together.
+    pub(crate) fn of(scenario: &Scenario, done: &[Vec<Measured>], events: u64) -> Self {
         let confidence = scenario.run.confidence;
-        let services = scenario.services.iter().enumerate().map(|(at, service)| {
+        let services = scenario.services.iter().zip(done).map(|(service, replications)| {
             let estimate = |measure: Measure| {
-                let values = done.iter().map(|it| measure.of(&it.services[at]));
+                let values = replications.iter().map(|it| measure.of(it));
                 (measure, Estimate::of(values, confidence))
             };
             ServiceReport {
@@ -215,12 +214,12 @@ impl SimReport {
                 measures: Measure::ALL.into_iter().map(estimate).collect(),
             }
         });
-        let cuts = done.iter().flat_map(|it| it.services.iter().map(|of| of.cut_secs));
+        let cuts = done.iter().flatten().map(|of| of.cut_secs);
         Self {
             scenario: scenario.name.clone(),
-            replications: done.len(),
+            replications: done.first().map_or(0, Vec::len),
             confidence,
-            events: done.iter().map(|it| it.events).sum(),
+            events,
             cut_secs: Estimate::of(cuts, confidence).mean,
             services: services.collect(),
         }

@@ -20,6 +20,7 @@ mod world;
 
 pub(crate) use events::{nanos, secs};
 pub use measure::{Measure, ServiceReport, SimReport};
+pub(crate) use stats::Raw;
 pub use stats::{Measured, Sums};
 pub(crate) use user::User;
 
@@ -48,11 +49,22 @@ pub enum Recording {
     On,
 }
 
-/// Runs one replication.
+/// Runs one replication, its beginning cut off by what it alone shows.
 pub fn replicate(scenario: &Scenario, replication: u32, recording: Recording) -> Replication {
     let mut world = world::World::new(scenario, replication, recording == Recording::On);
     let services = world.run();
-    Replication { services, events: world.handled, history: world.history.take() }
+    let measured = |it: &Raw| it.measured(Raw::cut(&[it], scenario.run.warm_up));
+    Replication {
+        services: services.iter().map(measured).collect(),
+        events: world.handled,
+        history: world.history.take(),
+    }
+}
+
+/// Runs one replication without a history: what was counted of each service, and the events handled.
+pub(crate) fn count(scenario: &Scenario, replication: u32) -> (Vec<Raw>, u64) {
+    let mut world = world::World::new(scenario, replication, false);
+    (world.run(), world.handled)
 }
 
 /// Progress of a simulation, and the wish to end it early. Shared with whoever shows the one and wishes the other.
@@ -87,17 +99,23 @@ impl Progress {
 /// Runs all replications of a scenario, in parallel, and sums them up. When it is stopped early, what is known so far:
 /// those replications that were done, at least the first.
 pub fn simulate(scenario: &Scenario, progress: &Progress) -> SimReport {
-    let all: Vec<Option<Replication>> = (0..scenario.run.replications)
+    let all: Vec<Option<(Vec<Raw>, u64)>> = (0..scenario.run.replications)
         .into_par_iter()
         .map(|number| {
             if number > 0 && progress.is_stopped() {
                 return None;
             }
-            let replication = replicate(scenario, number, Recording::Off);
+            let replication = count(scenario, number);
             progress.add(1);
             Some(replication)
         })
         .collect();
-    let done: Vec<Replication> = all.into_iter().flatten().collect();
-    SimReport::of(scenario, &done)
+    let done: Vec<(Vec<Raw>, u64)> = all.into_iter().flatten().collect();
+    let services: Vec<Vec<Measured>> = (0..scenario.services.len())
+        .map(|at| {
+            let raw: Vec<&Raw> = done.iter().map(|(services, _)| &services[at]).collect();
+            Raw::all_measured(&raw, scenario.run.warm_up)
+        })
+        .collect();
+    SimReport::of(scenario, &services, done.iter().map(|it| it.1).sum())
 }

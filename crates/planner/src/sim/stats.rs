@@ -163,19 +163,55 @@ impl Meter {
         self.part = (self.cells.len() * PARTS / self.cells_max).min(PARTS - 1);
     }
 
-    /// What is left after the beginning is cut off.
-    pub(super) fn result(self, warm_up: WarmUp) -> Measured {
-        let length: f64 = self.cells.iter().map(|cell| cell.secs).sum();
-        let cut = match warm_up {
+    /// All that was counted.
+    pub(super) fn raw(self) -> Raw {
+        Raw {
+            cells: self.cells,
+            times: self.times,
+            cells_max: self.cells_max,
+            left_waiting: self.waiting,
+            left_in_service: self.busy,
+        }
+    }
+}
+
+/// What a replication counted of a service, before the beginning is cut off.
+#[derive(Debug, Clone)]
+pub(crate) struct Raw {
+    cells: Vec<Sums>,
+    times: Vec<Histogram<u32>>,
+    cells_max: usize,
+    left_waiting: u32,
+    left_in_service: u32,
+}
+
+impl Raw {
+    /// Cells to cut off from replications of one service. MSER-5 looks at their mean: of a single one that varies slowly it
+    /// would keep what happens to be calm, and be wrong by it.
+    pub(crate) fn cut(all: &[&Self], warm_up: WarmUp) -> usize {
+        let cells = all.iter().map(|it| it.cells.len()).min().unwrap_or(0);
+        match warm_up {
             WarmUp::None => 0,
-            WarmUp::Fixed { secs } => ((secs / length) * self.cells.len() as f64).ceil() as usize,
-            WarmUp::Mser5 => {
-                let in_system =
-                    |cell: &Sums| (cell.area_waiting + cell.area_busy) / cell.secs.max(1e-12);
-                let series: Vec<f64> = self.cells.iter().map(in_system).collect();
-                mser5(&series)
+            WarmUp::Fixed { secs } => {
+                let length: f64 =
+                    all.first().map_or(0.0, |it| it.cells.iter().map(|cell| cell.secs).sum());
+                ((secs / length) * cells as f64).ceil() as usize
             }
-        };
+            WarmUp::Mser5 => {
+                let in_system = |at: usize| {
+                    let of = |it: &&Self| {
+                        let cell = &it.cells[at];
+                        (cell.area_waiting + cell.area_busy) / cell.secs.max(1e-12)
+                    };
+                    all.iter().map(of).sum::<f64>()
+                };
+                mser5(&(0..cells).map(in_system).collect::<Vec<f64>>())
+            }
+        }
+    }
+
+    /// What is left after so many cells are cut off.
+    pub(crate) fn measured(&self, cut: usize) -> Measured {
         let cut = cut.min(self.cells.len());
         let mut sums = Sums::default();
         for cell in &self.cells[cut..] {
@@ -188,7 +224,14 @@ impl Meter {
             let _ = times.add(part);
         }
         let cut_secs = self.cells[..cut].iter().map(|cell| cell.secs).sum();
-        Measured { sums, times, cut_secs, left_waiting: self.waiting, left_in_service: self.busy }
+        let (left_waiting, left_in_service) = (self.left_waiting, self.left_in_service);
+        Measured { sums, times, cut_secs, left_waiting, left_in_service }
+    }
+
+    /// What is left of each of several replications of one service.
+    pub(crate) fn all_measured(all: &[&Self], warm_up: WarmUp) -> Vec<Measured> {
+        let cut = Self::cut(all, warm_up);
+        all.iter().map(|it| it.measured(cut)).collect()
     }
 }
 

@@ -4,7 +4,7 @@ use super::events::{Due, Events, Nanos, nanos, secs};
 use super::history::History;
 use super::network::Network;
 use super::service::{Request, Running, Service};
-use super::stats::{Measured, cells_for};
+use super::stats::{Raw, cells_for};
 use super::user::User;
 use crate::random::{Distribution, Purpose, Stream};
 use crate::scenario::{
@@ -126,8 +126,8 @@ impl<'a> World<'a> {
         }
     }
 
-    /// Runs to the end; what was measured of each service.
-    pub(super) fn run(&mut self) -> Vec<Measured> {
+    /// Runs to the end; what was counted of each service.
+    pub(super) fn run(&mut self) -> Vec<Raw> {
         self.begin();
         while let Some((at, due)) = self.events.next() {
             self.now = at;
@@ -153,8 +153,7 @@ impl<'a> World<'a> {
                 }
             }
         }
-        let warm_up = self.scenario.run.warm_up;
-        self.services.drain(..).map(|service| service.meter.result(warm_up)).collect()
+        self.services.drain(..).map(|service| service.meter.raw()).collect()
     }
 
     fn begin(&mut self) {

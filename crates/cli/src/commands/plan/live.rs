@@ -16,7 +16,7 @@ use skein_planner::{
     LiveService, NodeChange, PlannedRequest, Scenario, UserScript, batch_scenario, measure_history,
     node_changes, replay,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -113,10 +113,16 @@ impl Live {
             ..CloudConfig::new(folder.path())
         })
         .await?;
+        let mut down = BTreeSet::new();
         let measured = tokio::select! {
-            measured = self.measure(&mut cloud, scenario, &bundle, batches) => measured, // owns all it needs; the cloud is ended below
-            () = stop.wait() => Err(anyhow::anyhow!("interrupted")),                     // cancel-safe: as documented
+            // Owns all it needs; the cloud is ended below.
+            measured = self.measure((&mut cloud, &mut down), scenario, &bundle, batches) => measured,
+            () = stop.wait() => Err(anyhow::anyhow!("interrupted")), // cancel-safe: as documented
         };
+        // What a node that is down left on the host goes with its agent.
+        for node in down {
+            cloud.restart_agent(&node).await?;
+        }
         cloud.stop_all().await;
         folder.remove()?;
         measured
@@ -124,7 +130,7 @@ impl Live {
 
     async fn measure(
         &self,
-        cloud: &mut Cloud,
+        (cloud, down): (&mut Cloud, &mut BTreeSet<String>),
         scenario: &Scenario,
         bundle: &Bundle,
         batches: Option<(u32, u32)>,
@@ -143,7 +149,7 @@ impl Live {
         eprintln!("live: {:.0} s on {} nodes", scenario.run.duration_secs, names.len());
         self.users(&client, scenario, begun, &mut tasks);
         let end = begun + Duration::from_secs_f64(scenario.run.duration_secs);
-        fail_nodes(cloud, &node_changes(scenario, 0), &names, (begun, end)).await?;
+        fail_nodes((cloud, &mut *down), &node_changes(scenario, 0), &names, (begun, end)).await?;
         sleep_until(end).await;
         tasks.shutdown().await;
         let history = history(&lines)?;
@@ -162,6 +168,9 @@ impl Live {
             client.remove_service(service.name.as_str()).await?;
         }
         if let Some((replicas_max, requests)) = batches {
+            for node in std::mem::take(down) {
+                cloud.restart_agent(&node).await?;
+            }
             for replicas in 1..=replicas_max {
                 let secs = self.batch(&client, scenario, &image.name, (replicas, requests)).await?;
                 eprintln!("live: {requests} requests on {replicas} replicas took {secs:.2} s");
@@ -326,9 +335,9 @@ async fn node_names(client: &Client, count: usize) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Fails nodes and brings them back, as and when it is said.
+/// Fails nodes and brings them back, as and when it is said; `down` are those that are not back yet.
 async fn fail_nodes(
-    cloud: &mut Cloud,
+    (cloud, down): (&mut Cloud, &mut BTreeSet<String>),
     changes: &[NodeChange],
     names: &[String],
     (begun, end): (Instant, Instant),
@@ -346,8 +355,10 @@ async fn fail_nodes(
             if change.works { "comes back" } else { "fails" }
         );
         if change.works {
+            down.remove(node);
             cloud.restart_agent(node).await?;
         } else {
+            down.insert(node.clone());
             cloud.crash_agent(node).await;
         }
     }

@@ -289,8 +289,15 @@ impl Compare {
         };
         let (same, services) = (scenario.clone(), real.services);
         let compared = with_progress(move |progress| compare(&same, &services, progress)).await?;
-        if let Err(why) = &compared.computation {
-            eprintln!("nothing computed: {why}");
+        match &compared.computation {
+            Err(why) => eprintln!("nothing computed: {why}"),
+            Ok(solved) => {
+                for service in &solved.services {
+                    for what in &service.left_out {
+                        eprintln!("{}: the chain leaves out {what}", service.service);
+                    }
+                }
+            }
         }
         if self.live.wanted() {
             for what in skein_planner::left_out(&scenario) {
