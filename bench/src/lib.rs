@@ -18,6 +18,7 @@ mod error;
 mod floor;
 mod host;
 mod http1;
+mod net;
 mod options;
 mod plot;
 mod process;

@@ -14,11 +14,13 @@ pub enum Bench {
     Density,
     /// How fast jobs go through.
     Dispatch,
+    /// How fast machines talk, and how fast networks change.
+    Net,
 }
 
 impl Bench {
     /// All of them, in the order in which they run.
-    pub const ALL: [Self; 3] = [Self::Start, Self::Density, Self::Dispatch];
+    pub const ALL: [Self; 4] = [Self::Start, Self::Density, Self::Dispatch, Self::Net];
 
     /// Its name.
     pub const fn name(self) -> &'static str {
@@ -26,6 +28,7 @@ impl Bench {
             Self::Start => "start",
             Self::Density => "density",
             Self::Dispatch => "dispatch",
+            Self::Net => "net",
         }
     }
 
@@ -35,6 +38,7 @@ impl Bench {
             Self::Start => 30,
             Self::Density => 200,
             Self::Dispatch => 500,
+            Self::Net => 10,
         }
     }
 
@@ -45,6 +49,7 @@ impl Bench {
             // A bridge has 1,023 ports.
             Self::Density => (1, 1000),
             Self::Dispatch => (1, 1_000_000),
+            Self::Net => (1, 1_000),
         }
     }
 }

@@ -17,7 +17,7 @@ use std::process::ExitCode;
 /// reached. Figures of a busy machine say little: compare ratios.
 #[derive(clap::Args)]
 pub(crate) struct Bench {
-    /// start: how fast machines start; density: how many a host holds; dispatch: how fast jobs go through; all: these, and a report
+    /// start: how fast machines start; density: how many a host holds; dispatch: how fast jobs go through; net: how fast machines talk; all: these, and a report
     #[arg(value_name = "NAME")]
     name: Name,
     /// Print JSON (as -o json does)
@@ -45,6 +45,7 @@ enum Name {
     Start,
     Density,
     Dispatch,
+    Net,
     All,
 }
 
@@ -54,6 +55,7 @@ impl Name {
             Self::Start => &[Which::Start],
             Self::Density => &[Which::Density],
             Self::Dispatch => &[Which::Dispatch],
+            Self::Net => &[Which::Net],
             Self::All => &Which::ALL,
         }
     }
