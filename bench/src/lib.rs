@@ -21,6 +21,7 @@ mod floor;
 mod host;
 mod http1;
 mod link;
+mod net;
 mod options;
 mod plan;
 mod plot;

@@ -14,13 +14,16 @@ pub enum Bench {
     Density,
     /// How fast jobs go through.
     Dispatch,
+    /// How fast machines talk, and how fast networks change.
+    Net,
     /// How fast the planner simulates and solves.
     Plan,
 }
 
 impl Bench {
     /// All of them, in the order in which they run.
-    pub const ALL: [Self; 4] = [Self::Start, Self::Density, Self::Dispatch, Self::Plan];
+    pub const ALL: [Self; 5] =
+        [Self::Start, Self::Density, Self::Dispatch, Self::Net, Self::Plan];
 
     /// Its name.
     pub const fn name(self) -> &'static str {
@@ -28,6 +31,7 @@ impl Bench {
             Self::Start => "start",
             Self::Density => "density",
             Self::Dispatch => "dispatch",
+            Self::Net => "net",
             Self::Plan => "plan",
         }
     }
@@ -38,6 +42,7 @@ impl Bench {
             Self::Start => 30,
             Self::Density => 200,
             Self::Dispatch => 500,
+            Self::Net => 10,
             Self::Plan => 5,
         }
     }
@@ -49,6 +54,7 @@ impl Bench {
             // A bridge has 1,023 ports.
             Self::Density => (1, 1000),
             Self::Dispatch => (1, 1_000_000),
+            Self::Net => (1, 1_000),
             Self::Plan => (1, 1000),
         }
     }

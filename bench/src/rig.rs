@@ -6,7 +6,7 @@ use crate::floor::Floor;
 use crate::http1::Wire;
 use crate::options::{Bench, BenchImage, Options, Progress};
 use crate::report::{Check, Report};
-use crate::{density, dispatch, host, process, start};
+use crate::{density, dispatch, host, net, process, start};
 use camino::{Utf8Path, Utf8PathBuf};
 use futures_util::FutureExt;
 use skein_api::{Client, ImageModule, ImagePut, Machine};
@@ -77,6 +77,7 @@ async fn measure(
         Bench::Dispatch => dispatch::measure(rig, count, progress).await,
         // It has a way of its own, without a cloud.
         Bench::Plan => Ok(vec![]),
+        Bench::Net => net::measure(count, progress).await,
     }
 }
 

@@ -17,8 +17,8 @@ use skein_shell::{Tasks, report};
 use std::fmt;
 use std::io;
 use std::net::SocketAddrV4;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio_util::io::ReaderStream;
 use tracing::debug;
 
@@ -103,6 +103,8 @@ pub(crate) struct Delivery {
     idle: Mutex<Option<Vec<SendRequest<Outgoing>>>>,
     /// Whether anything was ever sent.
     used: AtomicBool,
+    /// Connections that are open.
+    open: Arc<AtomicU32>,
 }
 
 impl fmt::Debug for Delivery {
@@ -120,7 +122,13 @@ impl Delivery {
             tasks,
             idle: Mutex::new(Some(Vec::new())),
             used: AtomicBool::new(false),
+            open: Arc::default(),
         }
+    }
+
+    /// Connections that are open.
+    pub(crate) fn open(&self) -> u32 {
+        self.open.load(Ordering::Relaxed)
     }
 
     /// Whether anything was ever sent.
@@ -211,10 +219,13 @@ impl Delivery {
         let (sender, connection) =
             client.handshake(TokioIo::new(stream)).await.map_err(exchange)?;
         // Ends when nothing is under way and nobody keeps the sender: see `close`.
+        let open = self.open.clone();
+        open.fetch_add(1, Ordering::Relaxed);
         self.tasks.spawn(async move {
             if let Err(error) = connection.await {
                 debug!(error = %report::chain(&error), "a connection to a machine ended");
             }
+            open.fetch_sub(1, Ordering::Relaxed);
         });
         Ok(sender)
     }

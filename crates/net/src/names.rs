@@ -220,11 +220,6 @@ impl InterfaceName {
         Self(UPLINK.into())
     }
 
-    /// What devices of a network are called in the host's namespace before they are moved.
-    pub(crate) fn in_transit(network: &NetworkName) -> Self {
-        Self(format!("skt{}", long_key(network)).into())
-    }
-
     /// What the names of a network's taps begin with.
     pub(crate) fn tap_prefix(network: &NetworkName) -> String {
         format!("{INTERFACE_PREFIX}{}", tap_key(network))

@@ -262,7 +262,13 @@ impl Netlink {
     /// Static forwarding entries of all bridges in the namespace.
     pub(crate) async fn forwarding(&self) -> io::Result<Vec<Forwarding>> {
         let all = self.neighbour_messages(AddressFamily::Bridge).await?;
-        let fixed = all.iter().filter(|message| message.header.state == NeighbourState::Noarp);
+        // Tunnels list entries of their own beside the bridge's.
+        let of_bridge = |message: &&NeighbourMessage| {
+            let mut attributes = message.attributes.iter();
+            attributes.any(|attribute| matches!(attribute, NeighbourAttribute::Controller(_)))
+        };
+        let fixed = all.iter().filter(of_bridge);
+        let fixed = fixed.filter(|message| message.header.state == NeighbourState::Noarp);
         let entry = |message: &NeighbourMessage| {
             mac_of(message).map(|mac| Forwarding { port: message.header.ifindex, mac })
         };

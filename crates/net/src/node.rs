@@ -3,7 +3,7 @@
 //! ```text
 //!   apply ──▶ NodeNetworks ──▶ Keeper (one task a network) ──▶ namespace, bridge, taps, rules, services
 //!                │                   ▲   │
-//!                │                   │   └ looks again when the kernel tells of a change, and every 30 s
+//!                │                   │   └ looks again when the kernel tells of a change, and every 10 s
 //!                └──▶ Outside (the node's own namespace): tunnels, ways in and out, one table
 //! ```
 //! What is desired is only ever given whole, so there is nothing to remember between two calls.

@@ -3,7 +3,7 @@
 
 use crate::address::Mac;
 use crate::error::NetError;
-use crate::names::{InterfaceName, NetworkName, PortLabel, address_of_tap};
+use crate::names::{BRIDGE, InterfaceName, NetworkName, PortLabel, UPLINK, VXLAN, address_of_tap};
 use crate::namespace;
 use crate::netlink::{Attachment, Link, Netlink};
 use crate::network::NetworkSpec;
@@ -97,7 +97,8 @@ pub(crate) async fn clear(netlink: &Netlink, name: &NetworkName) -> Result<(), N
     netlink.remove_taps().await.map_err(&failed)?;
     let links = netlink.links().await.map_err(&failed)?;
     let ours = |link: &&Link| {
-        link.name == InterfaceName::bridge().as_str() || address_of_tap(name, &link.name).is_some()
+        [BRIDGE, VXLAN, UPLINK].contains(&link.name.as_str())
+            || address_of_tap(name, &link.name).is_some()
     };
     for link in links.iter().filter(ours) {
         netlink.remove_link(link.index).await.map_err(&failed)?;
@@ -134,7 +135,8 @@ fn check_foreign(name: &NetworkName, links: &[Link]) -> Result<(), NetError> {
     let bridge = InterfaceName::bridge();
     let has_bridge = links.iter().any(|link| link.name == bridge.as_str() && link.is_bridge);
     let foreign = links.iter().find(|link| {
-        let known = link.name == "lo" || address_of_tap(name, &link.name).is_some();
+        let known = ["lo", VXLAN, UPLINK].contains(&link.name.as_str())
+            || address_of_tap(name, &link.name).is_some();
         let false_bridge = link.name == bridge.as_str() && !link.is_bridge;
         false_bridge || (!has_bridge && link.is_up && !known)
     });

@@ -5,11 +5,13 @@
 //! tells the leader of it just as the queue tells of a call, again each second, until there is a machine that takes it.
 //! Connections that are open through published ports count as work in service, so that no machine goes from under them.
 
+use super::Plug;
 use super::desired::of_wake_label;
 use crate::node::Node;
 use skein_fabric::Message;
 use skein_model::{
-    EventKind, EventSubject, GroupName, ProjectName, PublishTarget, RuleId, ServiceName, Transport,
+    EventKind, EventSubject, GroupName, MachineId, ProjectName, PublishTarget, RuleId, ServiceName,
+    Transport,
 };
 use skein_net::NetworkEvent;
 use skein_registry::{Demand, ServiceDemand, demand_subject, is_ready, network_with};
@@ -88,8 +90,9 @@ async fn look(node: &Node, waiting: &BTreeMap<Service, Waiting>) -> Demand {
     for (service, held) in waiting {
         services.entry(service.clone()).or_default().0 = held.connections;
     }
-    for (service, plug, port) in published(node) {
-        let open = node.networks.open_connections(plug, port).await;
+    for Behind { service, machine, plug, port } in published(node) {
+        let deliveries = node.live(&machine).map_or(0, |live| live.delivery.open());
+        let open = node.networks.open_connections(plug, port, deliveries).await;
         if open > 0 {
             services.entry(service).or_default().1 += open;
         }
@@ -103,8 +106,17 @@ async fn look(node: &Node, waiting: &BTreeMap<Service, Waiting>) -> Demand {
     Demand { services: demand.collect() }
 }
 
-/// The machines of this node that are behind a published port of their service, with the port of theirs that it leads to.
-fn published(node: &Node) -> Vec<(Service, super::Plug, u16)> {
+/// A machine behind a published port of its service.
+struct Behind {
+    service: Service,
+    machine: MachineId,
+    plug: Plug,
+    /// The machine's port that it leads to.
+    port: u16,
+}
+
+/// The machines of this node that are behind a published port of their service.
+fn published(node: &Node) -> Vec<Behind> {
     node.mirror.read(|view| {
         let mut found = Vec::new();
         for stored in view.publications.values() {
@@ -118,8 +130,12 @@ fn published(node: &Node) -> Vec<(Service, super::Plug, u16)> {
                 of_service && port.node == node.config.name
             });
             found.extend(ports.filter_map(|port| {
-                let service = (record.project.clone(), service.clone());
-                Some((service, super::Plug::of(port)?, record.spec.target_port))
+                Some(Behind {
+                    service: (record.project.clone(), service.clone()),
+                    machine: port.machine.clone(),
+                    plug: Plug::of(port)?,
+                    port: record.spec.target_port,
+                })
             }));
         }
         found

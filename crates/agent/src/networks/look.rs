@@ -8,7 +8,7 @@ use crate::node::Node;
 use bytes::{Bytes, BytesMut};
 use skein_fabric::{Message, Subscribe};
 use skein_model::{GroupName, MachineId, PortRecord, ProjectName, Protocol};
-use skein_net::{Capture, CaptureOptions, Desired, Payload, Probe, Transport};
+use skein_net::{Capture, CaptureOptions, Connection, Desired, Payload, Probe, Transport};
 use skein_registry::{
     AgentError, RuleFigures, TraceAnswer, TraceStep, capture_input_subject, capture_subject,
 };
@@ -105,19 +105,21 @@ pub(crate) async fn counters(
 }
 
 impl Networks {
-    /// Connections that others than this node have open to a port of a machine.
-    pub(super) async fn open_connections(&self, plug: Plug, port: u16) -> u32 {
+    /// Connections that are open to a port of a machine, but for `deliveries`, by which this node sends it jobs.
+    pub(super) async fn open_connections(&self, plug: Plug, port: u16, deliveries: u32) -> u32 {
         let applied = self.applied();
         let network = applied.networks.iter().find(|network| network.vni == plug.vni);
         let Some(gateway) = network.map(|network| network.gateway) else { return 0 };
         let own = [IpAddr::from(gateway), applied.underlay.number.router_address().into()];
         let Ok(all) = self.kernel.connections(plug.vni, plug.address).await else { return 0 };
         let open = all.iter().filter(|connection| {
-            connection.is_established()
-                && connection.server() == (plug.address.into(), port)
-                && !own.contains(&connection.client())
+            connection.is_established() && connection.server() == (plug.address.into(), port)
         });
-        u32::try_from(open.count()).unwrap_or(u32::MAX)
+        // The node itself opens those that it held until the machine was there, and those of its deliveries.
+        let (by_node, others): (Vec<&Connection>, Vec<&Connection>) =
+            open.partition(|connection| own.contains(&connection.client()));
+        let held = by_node.len().saturating_sub(deliveries as usize);
+        u32::try_from(others.len() + held).unwrap_or(u32::MAX)
     }
 }
 

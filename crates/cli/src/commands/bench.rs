@@ -17,8 +17,9 @@ use std::process::ExitCode;
 /// reached. Figures of a busy machine say little: compare ratios.
 #[derive(clap::Args)]
 pub(crate) struct Bench {
-    /// start: how fast machines start; density: how many a host holds; dispatch: how fast jobs go through; plan: how fast the
-    /// planner simulates and solves (no root, no image); all: these, and a report
+    /// start: how fast machines start; density: how many a host holds; dispatch: how fast jobs go through; net: how fast
+    /// machines talk, and networks change; plan: how fast the planner simulates and solves (no root, no image); all: these, and
+    /// a report
     #[arg(value_name = "NAME")]
     name: Name,
     /// Print JSON (as -o json does)
@@ -46,6 +47,7 @@ enum Name {
     Start,
     Density,
     Dispatch,
+    Net,
     Plan,
     All,
 }
@@ -56,6 +58,7 @@ impl Name {
             Self::Start => &[Which::Start],
             Self::Density => &[Which::Density],
             Self::Dispatch => &[Which::Dispatch],
+            Self::Net => &[Which::Net],
             Self::Plan => &[Which::Plan],
             Self::All => &Which::ALL,
         }

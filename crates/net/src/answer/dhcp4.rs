@@ -27,7 +27,7 @@ pub fn answer4(bytes: &[u8], directory: &Directory) -> Option<Answer4> {
     if bytes.len() > MESSAGE_BYTES_MAX {
         return None;
     }
-    let question = Message::from_bytes(bytes).ok()?;
+    let question = Message::from_bytes(&understood(bytes)?).ok()?;
     let sane = question.opcode() == Opcode::BootRequest
         && question.htype() == HType::Eth
         && question.hlen() == 6
@@ -59,6 +59,40 @@ pub fn answer4(bytes: &[u8], directory: &Directory) -> Option<Answer4> {
         false => port.address,
     };
     Some(Answer4 { to, bytes: answer.to_vec().ok()? })
+}
+
+/// Bytes before the options: the fixed header and the cookie.
+const HEADER_BYTES: usize = 240;
+
+/// The message with only the options that matter here, each of the length it must have: the
+/// library's parser panics over some others (dhcproto 0.15, options with lists), and what a machine
+/// sends must never end the service of its neighbours.
+fn understood(bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut kept = bytes.get(..HEADER_BYTES)?.to_vec();
+    let mut rest = &bytes[HEADER_BYTES..];
+    while let Some((code, tail)) = rest.split_first() {
+        rest = match code {
+            0 => tail,
+            255 => break,
+            _ => {
+                let (length, tail) = tail.split_first()?;
+                let (value, tail) = tail.split_at_checked(usize::from(*length))?;
+                let fits = match code {
+                    50 | 54 => value.len() == 4,
+                    53 => value.len() == 1,
+                    61 => (2..=64).contains(&value.len()),
+                    _ => false,
+                };
+                if fits {
+                    kept.extend([*code, *length]);
+                    kept.extend(value);
+                }
+                tail
+            }
+        };
+    }
+    kept.push(255);
+    Some(kept)
 }
 
 /// Whether a request asks for what the port has: in its option when selecting or rebooting, in its

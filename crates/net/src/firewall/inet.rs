@@ -55,6 +55,8 @@ pub(super) fn table(network: &DesiredNetwork, around: &Surroundings) -> Table {
     table.chains.extend(chains.map(|(name, chain)| (name.to_owned(), chain)));
     if matches!(network.kind, NetworkKind::Nat(_)) {
         publications(&mut table, network, around);
+    }
+    if !matches!(network.kind, NetworkKind::Bridged { .. }) {
         let postrouting = postrouting(network, around);
         table.chains.insert("postrouting".to_owned(), postrouting);
     }
@@ -415,6 +417,16 @@ fn postrouting(network: &DesiredNetwork, around: &Surroundings) -> Chain {
             .push(Steps::new().family(FAMILY_4).output(UPLINK).then(Expression::Masquerade).rule());
     }
     if let Some((router, _)) = around.router {
+        // The gateway's address is on every node: what this one asks of another's machine would be
+        // answered there.
+        let own = Steps::new()
+            .family(FAMILY_4)
+            .output(BRIDGE)
+            .field(Field::IP4_SOURCE, &network.gateway.octets())
+            .member(Field::IP4_DESTINATION, "remote4")
+            .then(Expression::Immediate { value: router.octets().to_vec(), to: 0 })
+            .then(Expression::Nat { kind: NatKind::Source, address: 0, port: None });
+        rules.push(own.rule());
         // The machine's own node would answer the client past this one.
         let published = STATUS_PUBLISHED.to_ne_bytes().to_vec();
         let steps = Steps::new()

@@ -277,7 +277,6 @@ fn encode_verdict(writer: &mut Writer, verdict: &Verdict) {
         Verdict::Accept => (1, None),
         Verdict::Jump(chain) => (-3, Some(chain)),
         Verdict::Goto(chain) => (-4, Some(chain)),
-        Verdict::Return => (-5, None),
     };
     let nest = writer.open(2);
     writer.bytes(1, &code.to_be_bytes());
@@ -389,7 +388,6 @@ fn loading(writer: &mut Writer, step: &Expression) {
                     Key::OutputName => 7,
                     Key::Family => 15,
                     Key::TransportProtocol => 16,
-                    Key::PacketType => 19,
                 },
             );
         }

@@ -8,8 +8,6 @@
 pub(crate) enum Verdict {
     Accept,
     Drop,
-    /// Back to the chain that jumped here.
-    Return,
     Jump(String),
     /// Like a jump that does not come back.
     Goto(String),
@@ -62,8 +60,6 @@ pub(crate) enum Key {
     Family,
     /// The transport protocol. One byte.
     TransportProtocol,
-    /// 0: to this host.
-    PacketType,
 }
 
 /// Source or destination.

@@ -11,6 +11,7 @@ use netlink_sys::{Socket, SocketAddr};
 use rustix::net::sockopt;
 use std::io;
 use std::os::fd::AsFd;
+use tracing::debug;
 
 /// Room for answers: an error for each of some thousand messages of a batch, and pieces of lists.
 const RECEIVE_BYTES: usize = 4 << 20;
@@ -70,7 +71,10 @@ impl Netfilter {
         self.receive(|message| {
             if message.kind == KIND_ERROR {
                 match error_of(&message) {
-                    Some(error) => failure = failure.take().or(Some(error)),
+                    Some(error) => {
+                        debug!(message.sequence, %error, "netfilter refuses a message");
+                        failure = failure.take().or(Some(error));
+                    }
                     None => return Step::End,
                 }
             } else {

@@ -114,11 +114,6 @@ impl Writer {
         self.bytes.len() - self.start
     }
 
-    /// Bytes of all messages.
-    pub(super) fn len(&self) -> usize {
-        self.bytes.len()
-    }
-
     /// All messages.
     pub(super) fn finish(self) -> Vec<u8> {
         self.bytes

@@ -19,6 +19,8 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, AsRawFd};
 
+/// `NUD_NOARP | NUD_REACHABLE`: a bridge takes the first for a static entry, a tunnel needs the second.
+const STATE_STATIC: u16 = 0x42;
 /// The main table of routes.
 const TABLE_MAIN: u8 = 254;
 
@@ -170,7 +172,7 @@ impl Netlink {
             .handle
             .neighbours()
             .add_bridge(index, &mac)
-            .state(NeighbourState::Noarp)
+            .state(NeighbourState::Other(STATE_STATIC))
             .flags(NeighbourFlags::Own | NeighbourFlags::Controller)
             .destination(IpAddr::V4(*node.ip()))
             .replace();
@@ -178,13 +180,18 @@ impl Netlink {
         request.execute().await.map_err(cause)
     }
 
+    /// Removes a MAC address from a tunnel and from the bridge; one that is in neither is as good as
+    /// removed.
     pub(crate) async fn remove_tunnel_entry(&self, index: u32, mac: [u8; 6]) -> io::Result<()> {
-        let mut message = NeighbourMessage::default();
-        message.header.family = AddressFamily::Bridge;
-        message.header.ifindex = index;
-        message.header.flags = NeighbourFlags::Own | NeighbourFlags::Controller;
-        message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
-        absent_is_fine(self.handle.neighbours().del(message).execute().await)
+        for part in [NeighbourFlags::Own, NeighbourFlags::Controller] {
+            let mut message = NeighbourMessage::default();
+            message.header.family = AddressFamily::Bridge;
+            message.header.ifindex = index;
+            message.header.flags = part;
+            message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
+            absent_is_fine(self.handle.neighbours().del(message).execute().await)?;
+        }
+        Ok(())
     }
 
     /// Permanent neighbours of an interface, of both families.

@@ -35,7 +35,7 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 /// However quiet it is, everything is looked at after this long.
-const LOOK_EVERY: Duration = Duration::from_secs(30);
+const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// After a change in the kernel: others come with it.
 const SETTLE: Duration = Duration::from_millis(100);
 /// Between two looks that changes ask for, so that who changes things all the time costs little.
@@ -262,6 +262,17 @@ impl Keeper {
     }
 
     async fn settle(&self, target: &Target) -> Result<(), NetError> {
+        match self.write_settings(target).await {
+            // Without the bridge some are not there.
+            Err(NetError::Host(_)) if self.bridge_is_gone().await => {
+                self.network.restore().await?;
+                self.write_settings(target).await
+            }
+            other => other,
+        }
+    }
+
+    async fn write_settings(&self, target: &Target) -> Result<(), NetError> {
         let (name, has_ipv6) = (self.name.clone(), target.network.ipv6.is_some());
         let job = self.network.thread().run(move |_| {
             Box::pin(async move {
@@ -273,13 +284,7 @@ impl Keeper {
                 })
             })
         });
-        match job.await {
-            // Without the bridge some are not there; the plan makes it.
-            Err(NetError::Host(_)) if self.bridge_is_gone().await => {
-                self.network.restore().await.map(drop)
-            }
-            other => other,
-        }
+        job.await
     }
 
     async fn bridge_is_gone(&self) -> bool {

@@ -5,6 +5,7 @@ mod common;
 mod healing;
 mod hostile;
 mod services;
+mod ways;
 
 use anyhow::{Result, ensure};
 use common::bed::{Bed, Plan};

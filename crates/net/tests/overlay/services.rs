@@ -1,6 +1,7 @@
 //! Addresses, names and ways out, as real clients ask for them.
 
 use crate::common::bed::{Bed, Plan, inside, run};
+use crate::common::eventually;
 use crate::tcp;
 use anyhow::{Result, ensure};
 use skein_net::{DnsRecord, Publication, Transport};
@@ -52,6 +53,11 @@ async fn clients_of_distributions_get_leases() -> Result<()> {
             "ip netns exec {m} dhclient -1 -4 -sf /bin/true -lf {d}/4.leases -pf {d}/4.pid eth0"
         ))?;
         let lease = std::fs::read_to_string(directory.path().join("4.leases"))?;
+        let known_free = || async {
+            let addresses = run(&format!("ip -n {m} -6 addr show eth0")).ok()?;
+            (!addresses.contains("tentative")).then_some(())
+        };
+        eventually("the link-local address is known to be free", known_free).await?;
         let six = run(&format!(
             "ip netns exec {m} timeout 20 dhclient -1 -6 -sf /bin/true -lf {d}/6.leases -pf {d}/6.pid eth0"
         ));
@@ -211,7 +217,7 @@ async fn a_nat_network_reaches_out_and_is_reached() -> Result<()> {
     ensure!(waiting.join().expect("no panic"), "the client that waited is served");
     drop(served.join());
     // A machine must not speak VXLAN to the nodes, nor reach them.
-    inside(&bed.nodes[0].namespace.0, || TcpListener::bind("192.0.2.1:7100"))?;
+    let _listener = inside(&bed.nodes[0].namespace.0, || TcpListener::bind("192.0.2.1:7100"))?;
     ensure!(!a.connects(("192.0.2.1".parse::<Ipv4Addr>()?, 7100)), "a machine reached the node");
     bed.finish().await
 }

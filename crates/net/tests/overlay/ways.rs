@@ -1,0 +1,218 @@
+//! Limits, sizes, captures, floods; and that a trace says what real packets do.
+
+use crate::common::bed::{Bed, Machine, Plan, inside};
+use crate::{allow, tcp};
+use anyhow::{Context, Result, ensure};
+use skein_net::{
+    CaptureOptions, Direction, Payload, PortLimits, PortRange, Probe, Rate, Rule, RulePeer,
+    RuleProtocol, Transport, trace,
+};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+/// Bytes per second of one stream from one machine to another, for `window`.
+fn rate(from: &Machine, to: &Machine, port: u16, window: Duration) -> f64 {
+    let listener = inside(to.name(), move || TcpListener::bind(("0.0.0.0", port)).expect("free"));
+    let at = SocketAddr::from((to.address, port));
+    let mut sender = inside(from.name(), move || TcpStream::connect(at).expect("allowed"));
+    let (mut receiver, _) = listener.accept().expect("a connection");
+    sender.set_write_timeout(Some(window)).expect("a timeout");
+    let reader = std::thread::spawn(move || {
+        let (mut buffer, start, mut bytes) = (vec![0; 1 << 16], Instant::now(), 0_usize);
+        while start.elapsed() < window {
+            match receiver.read(&mut buffer) {
+                Ok(count @ 1..) => bytes += count,
+                _ => break,
+            }
+        }
+        bytes as f64 / start.elapsed().as_secs_f64()
+    });
+    let (chunk, start) = (vec![7; 1 << 16], Instant::now());
+    while start.elapsed() < window && sender.write(&chunk).is_ok() {}
+    drop(sender);
+    reader.join().expect("the reader does not panic")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn limits_hold_and_large_packets_pass() -> Result<()> {
+    let bed = Bed::new(2).await?;
+    let mut plan = Plan::new(50, "blue")
+        .group("all", vec![allow(1, Direction::Ingress, RuleProtocol::Any, RulePeer::Any)])
+        .with(11, 1, &["all"])
+        .with(12, 1, &["all"])
+        .with(21, 2, &["all"]);
+    let limit = Rate { bits_per_second: Some(20_000_000), packets_per_second: None };
+    plan.limits = vec![(12, PortLimits { sends: limit, receives: Rate::default() })];
+    bed.apply(&[&plan]).await?;
+    let a = bed.machine(0, &plan, 11).await?;
+    let b = bed.machine(0, &plan, 12).await?;
+    let c = bed.machine(1, &plan, 21).await?;
+    let free = rate(&a, &c, 9000, Duration::from_secs(1));
+    let limited = rate(&b, &c, 9001, Duration::from_secs(2));
+    // 20 Mbit/s are 2.5 MB/s, and a burst.
+    ensure!(limited < 4e6 && limited > 2e5, "{limited} bytes a second");
+    ensure!(free > limited * 2.0, "{free} and {limited} bytes a second");
+    // 1,450 bytes whole, and not a byte more without being told.
+    for machine in [&a, &c] {
+        let other = if machine.address == a.address { c.address } else { a.address };
+        let sent = inside(machine.name(), move || {
+            let socket = std::net::UdpSocket::bind("0.0.0.0:0").expect("a socket");
+            socket
+                .send_to(&[7; 1450 - 28], (other, 9))
+                .map(|_| socket.send_to(&[7; 1451 - 28], (other, 9)))
+        });
+        ensure!(sent.is_ok());
+    }
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_capture_holds_what_passes() -> Result<()> {
+    let bed = Bed::new(1).await?;
+    let plan = Plan::new(51, "blue").group("web", vec![tcp(1, 80)]).with(11, 1, &["web"]).with(
+        12,
+        1,
+        &["web"],
+    );
+    bed.apply(&[&plan]).await?;
+    let a = bed.machine(0, &plan, 11).await?;
+    let b = bed.machine(0, &plan, 12).await?;
+    b.echo(80);
+    let networks = bed.nodes[0].networks();
+    let options = CaptureOptions::default();
+    let mut capture = networks.capture(plan.network.vni, b.address, options).await?;
+    ensure!(a.connects((b.address, 80)));
+    let found = tokio::time::timeout(Duration::from_secs(10), async {
+        loop {
+            let frame = capture.frame().await?;
+            // TCP to port 80, from one machine to the other.
+            if frame.get(36..38) == Some(&[0, 80]) && frame.get(26..30) == Some(&a.address.octets())
+            {
+                return anyhow::Ok(());
+            }
+        }
+    });
+    found.await.context("no frame")??;
+    let counters = networks.counters(plan.network.vni).await?;
+    ensure!(counters.iter().any(|c| c.name == "rule web in 1" && c.packets == 1), "{counters:?}");
+    bed.finish().await
+}
+
+/// Rules and packets from a small generator, so that a failure can be repeated.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, below: u64) -> u64 {
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % below
+    }
+
+    fn rule(&mut self, id: u32) -> Rule {
+        let first = 80 + u16::try_from(self.roll(4)).expect("small");
+        let ports = PortRange::new(first, first + u16::try_from(self.roll(2)).expect("small"));
+        let protocol = match self.roll(5) {
+            0 => RuleProtocol::Any,
+            1 => RuleProtocol::Udp(ports.expect("in order")),
+            _ => RuleProtocol::Tcp(ports.expect("in order")),
+        };
+        let peer = match self.roll(4) {
+            0 => RulePeer::Any,
+            1 => RulePeer::Range("10.20.0.8/29".parse().expect("a range")),
+            2 => RulePeer::Group("one".parse().expect("a group")),
+            _ => RulePeer::Group("two".parse().expect("a group")),
+        };
+        let direction = if self.roll(3) == 0 { Direction::Egress } else { Direction::Ingress };
+        allow(id, direction, protocol, peer)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_trace_says_what_packets_do() -> Result<()> {
+    let bed = Bed::new(2).await?;
+    let base = |one: Vec<Rule>, two: Vec<Rule>| {
+        Plan::new(52, "blue")
+            .group("one", one)
+            .group("two", two)
+            .with(11, 1, &["one"])
+            .with(12, 1, &["two"])
+            .with(21, 2, &["one", "two"])
+    };
+    let plan = base(Vec::new(), Vec::new());
+    bed.apply(&[&plan]).await?;
+    let mut machines = Vec::new();
+    for (index, at) in [(11, 0), (12, 0), (21, 1)] {
+        let machine = bed.machine(at, &plan, index).await?;
+        (80..84).for_each(|port| machine.echo(port));
+        machines.push(machine);
+    }
+    for seed in 1..=6_u64 {
+        let mut dice = Dice(seed);
+        let [one, two] = [0, 1].map(|_| (0..3).map(|id| dice.rule(id)).collect::<Vec<_>>());
+        let plan = base(one, two);
+        bed.apply(&[&plan]).await?;
+        let nodes = [bed.desired(0, &[&plan]), bed.desired(1, &[&plan])];
+        for from in &machines {
+            for to in machines.iter().filter(|to| to.address != from.address) {
+                for port in 80..84 {
+                    let probe = Probe {
+                        source: from.address.into(),
+                        destination: to.address.into(),
+                        payload: Payload::Port(Transport::Tcp, port),
+                    };
+                    let said = trace(&nodes, plan.network.vni, &probe);
+                    let real = from.connects((to.address, port));
+                    ensure!(said.arrives() == real, "seed {seed}, port {port}: {real}, {said:?}");
+                }
+            }
+        }
+    }
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_costs_its_neighbours_little() -> Result<()> {
+    let bed = Bed::new(1).await?;
+    let plan = Plan::new(53, "blue")
+        .group("all", vec![allow(1, Direction::Ingress, RuleProtocol::Any, RulePeer::Any)])
+        .with(11, 1, &["all"])
+        .with(12, 1, &["all"])
+        .with(13, 1, &["all"]);
+    bed.apply(&[&plan]).await?;
+    let a = bed.machine(0, &plan, 11).await?;
+    let b = bed.machine(0, &plan, 12).await?;
+    let hostile = bed.machine(0, &plan, 13).await?;
+    // The same work without the network costs the same of the host's processors: what is compared is
+    // what the flood does beyond it.
+    let script = |interface: &str| {
+        format!(
+            "import socket,os\ns=socket.socket(17,3)\ns.bind(('{interface}',0))\nn=0\nwhile 1:\n n+=1\n m=bytes([2,9,(n>>16)&255,(n>>8)&255,n&255,7])\n \
+             s.send(b'\\xff'*6+m+b'\\x08\\x06\\0\\1\\x08\\0\\6\\4\\0\\1'+m+bytes([10,20,0,n&255])+b'\\0'*6+bytes([10,20,0,12])+b'\\0'*18)\n"
+        )
+    };
+    let mut rates = [Vec::new(), Vec::new()];
+    for turn in 0..3_u16 {
+        for (at, interface) in ["lo", "eth0"].iter().enumerate() {
+            let mut flood = std::process::Command::new("ip")
+                .args(["netns", "exec", hostile.name(), "python3", "-c", &script(interface)])
+                .spawn()?;
+            let port = 9100 + turn * 2 + u16::try_from(at)?;
+            let measured = rate(&a, &b, port, Duration::from_millis(700));
+            flood.kill()?;
+            flood.wait()?;
+            rates[at].push(measured);
+        }
+    }
+    let [idle, flooded] = rates.map(|mut rates| {
+        rates.sort_by(f64::total_cmp);
+        rates[rates.len() / 2]
+    });
+    let counters = bed.nodes[0].networks().counters(plan.network.vni).await?;
+    let dropped = counters.iter().find(|counter| counter.name == "drop spoofed-mac");
+    ensure!(dropped.is_some_and(|counter| counter.packets > 1000), "{counters:?}");
+    println!("beside a flood: {:.0} % of the throughput", flooded / idle * 100.0);
+    // Nine tenths are the goal and what is measured on a quiet host (docs); a busy one shows less.
+    ensure!(flooded > idle * 0.5, "{flooded} of {idle} bytes a second");
+    bed.finish().await
+}
