@@ -118,7 +118,8 @@ impl Server {
         let mut asking = Vec::new();
         for (index, asker) in std::mem::take(&mut self.askers).into_iter().enumerate() {
             let is_ready = askers.get(index).is_some_and(|ready| *ready);
-            if is_ready { &mut asking } else { &mut rest }.push(asker);
+            let into = if is_ready { &mut asking } else { &mut rest };
+            into.push(asker);
         }
         self.askers = rest;
         for (project, _) in listeners.iter().enumerate().filter(|(_, ready)| **ready) {
