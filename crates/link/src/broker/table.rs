@@ -87,10 +87,11 @@ impl<T> Table<T> {
             let entry = Entry { ends: [None, None], shared: make()? };
             self.entries.insert(place.clone(), entry);
         }
-        Ok(self.entries.get_mut(&place).map(|entry| {
+        let mut entry = self.entries.get_mut(&place);
+        if let Some(entry) = &mut entry {
             entry.ends[index(role)] = Some(end);
-            entry
-        }))
+        }
+        Ok(entry)
     }
 
     /// All entries.
