@@ -141,8 +141,22 @@ pub(super) fn measure(
     let rate = |bytes: u64| move |found: &Found| bytes as f64 / found.seconds / 1e9;
     let trip = |found: &Found| found.seconds * 1e6;
     Ok(vec![
-        check("link.local_64k", "GB/s", &large, rate(LARGE_BYTES), Goal::RatioAtLeast(2.0), ABOUT_LARGE),
-        check("link.local_1k", "GB/s", &small, rate(SMALL_BYTES), Goal::RatioAtLeast(4.0), ABOUT_SMALL),
+        check(
+            "link.local_64k",
+            "GB/s",
+            &large,
+            rate(LARGE_BYTES),
+            Goal::RatioAtLeast(2.0),
+            ABOUT_LARGE,
+        ),
+        check(
+            "link.local_1k",
+            "GB/s",
+            &small,
+            rate(SMALL_BYTES),
+            Goal::RatioAtLeast(4.0),
+            ABOUT_SMALL,
+        ),
         check("link.local_rtt_spin", "us", &spin, trip, Goal::RatioAtMost(0.1), ABOUT_SPIN),
         check("link.local_rtt_sleep", "us", &sleep, trip, Goal::RatioAtMost(1.0), ABOUT_SLEEP),
         check(
@@ -156,8 +170,12 @@ pub(super) fn measure(
     ])
 }
 
-const ABOUT_LARGE: &str = "A stream in writes of 64 KiB, read in pieces of as much, after 8 MiB that do not count.";
-const ABOUT_SMALL: &str = "A stream in writes of 1 KiB, TCP_NODELAY, read in pieces of up to 64 KiB.";
-const ABOUT_SPIN: &str = "64 bytes to and fro; both programs read without waiting, again and again, on TCP too.";
+const ABOUT_LARGE: &str =
+    "A stream in writes of 64 KiB, read in pieces of as much, after 8 MiB that do not count.";
+const ABOUT_SMALL: &str =
+    "A stream in writes of 1 KiB, TCP_NODELAY, read in pieces of up to 64 KiB.";
+const ABOUT_SPIN: &str =
+    "64 bytes to and fro; both programs read without waiting, again and again, on TCP too.";
 const ABOUT_SLEEP: &str = "64 bytes to and fro; both programs sleep in the kernel in each read: the library's spinning is off.";
-const ABOUT_CPU: &str = "Processor time of both programs for a gigabyte of the stream in writes of 64 KiB.";
+const ABOUT_CPU: &str =
+    "Processor time of both programs for a gigabyte of the stream in writes of 64 KiB.";

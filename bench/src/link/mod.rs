@@ -10,9 +10,9 @@ mod wire;
 pub use peer::{Traffic, peer};
 
 use crate::error::BenchError;
+use crate::host;
 use crate::options::Progress;
 use crate::report::{Host, Report};
-use crate::host;
 use std::path::PathBuf;
 
 /// What the bench of the link is told.

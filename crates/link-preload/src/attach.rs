@@ -67,7 +67,8 @@ pub(crate) fn track(fd: c_int) {
     }
     let mut protocol: c_int = 0;
     let known = sys::get_option(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL, &mut protocol) >= 0;
-    if known && protocol == libc::IPPROTO_TCP && conn::add(fd, spin::START.load(Ordering::Relaxed)) {
+    if known && protocol == libc::IPPROTO_TCP && conn::add(fd, spin::START.load(Ordering::Relaxed))
+    {
         let status = sys::fcntl(fd, libc::F_GETFL, 0);
         if status >= 0
             && status as c_int & libc::O_NONBLOCK != 0
@@ -214,7 +215,14 @@ fn receive_answer(sock: c_int) -> Option<(Answer, Option<(NonNull<u8>, usize)>)>
 }
 
 fn passed_file(control: &Control, len: usize) -> Option<c_int> {
-    let word = |at: usize| c_int::from_ne_bytes([control.0[at], control.0[at + 1], control.0[at + 2], control.0[at + 3]]);
+    let word = |at: usize| {
+        c_int::from_ne_bytes([
+            control.0[at],
+            control.0[at + 1],
+            control.0[at + 2],
+            control.0[at + 3],
+        ])
+    };
     (len >= 20 && word(8) == libc::SOL_SOCKET && word(12) == libc::SCM_RIGHTS).then(|| word(16))
 }
 
@@ -272,4 +280,3 @@ fn confirm(conn: &Conn, fd: c_int, segment: &Segment) {
     side.set_stage(Stage::Counting);
     segment.header().set_hello(conn.role(), Hello::Confirmed);
 }
-

@@ -31,7 +31,9 @@ pub(crate) fn tcp_info(fd: c_int) -> Option<TcpInfo> {
     if sys::get_option(fd, libc::IPPROTO_TCP, libc::TCP_INFO, &mut raw) < 0 {
         return None;
     }
-    let word32 = |at: usize| u64::from(u32::from_ne_bytes([raw.0[at], raw.0[at + 1], raw.0[at + 2], raw.0[at + 3]]));
+    let word32 = |at: usize| {
+        u64::from(u32::from_ne_bytes([raw.0[at], raw.0[at + 1], raw.0[at + 2], raw.0[at + 3]]))
+    };
     let word64 = |at: usize| {
         let mut bytes = [0; 8];
         bytes.copy_from_slice(&raw.0[at..at + 8]);

@@ -256,7 +256,12 @@ impl<'a> Call<'a> {
         self.pipe.direction()
     }
 
-    fn read(&mut self, mut buffers: Buffers<'_>, flags: c_int, quiet: Quiet) -> Result<Part, Broken> {
+    fn read(
+        &mut self,
+        mut buffers: Buffers<'_>,
+        flags: c_int,
+        quiet: Quiet,
+    ) -> Result<Part, Broken> {
         let begun = buffers.done();
         loop {
             let got = buffers.done() - begun;
@@ -398,7 +403,11 @@ impl<'a> Call<'a> {
             return Ok((!stirs).then_some(Part::Nothing(Some(*self.rx))));
         }
         let error = self.conn.side().error.swap(0, Ordering::AcqRel);
-        let seen = if error == 0 { sys::recv(self.fd, &mut [0; 8], libc::MSG_PEEK) } else { -(error as isize) };
+        let seen = if error == 0 {
+            sys::recv(self.fd, &mut [0; 8], libc::MSG_PEEK)
+        } else {
+            -(error as isize)
+        };
         if self.rx.stirs(self.dir()) {
             if error != 0 {
                 self.conn.side().error.store(error, Ordering::Release);
@@ -582,4 +591,3 @@ pub(crate) fn refuse(conn: &Conn, fd: c_int, recall: bool) -> Result<bool, Broke
     dir.leave();
     clean
 }
-

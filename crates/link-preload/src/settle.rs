@@ -18,7 +18,8 @@ static COUNT: AtomicUsize = AtomicUsize::new(0);
 /// blocks and is polled, perhaps by another thread right now: it would be told to read, and the read would block.
 pub(crate) fn is_lazy(conn: &Conn) -> bool {
     conn.edges.load(Ordering::Relaxed) == 0
-        && (conn.polled.load(Ordering::Relaxed) == 0 || conn.nonblocking.load(Ordering::Relaxed) != 0)
+        && (conn.polled.load(Ordering::Relaxed) == 0
+            || conn.nonblocking.load(Ordering::Relaxed) != 0)
 }
 
 /// Notes an unsettled connection. `false`: no place; settle it now.
@@ -69,8 +70,9 @@ fn any_stirs() -> bool {
     LIST.iter().any(|place| {
         let word = place.load(Ordering::Relaxed);
         word != 0
-            && conn::by_slot(word - 1)
-                .is_some_and(|conn| conn.side().stage() == Stage::Counting && recv::in_ring(&conn) != 0)
+            && conn::by_slot(word - 1).is_some_and(|conn| {
+                conn.side().stage() == Stage::Counting && recv::in_ring(&conn) != 0
+            })
     })
 }
 

@@ -98,8 +98,14 @@ impl<T> Lock<T> {
         // SAFETY: the attributes are initialised first and destroyed last, and the page is ours alone as yet.
         unsafe {
             libc::pthread_mutexattr_init(attributes.as_mut_ptr());
-            libc::pthread_mutexattr_settype(attributes.as_mut_ptr(), libc::PTHREAD_MUTEX_ERRORCHECK);
-            libc::pthread_mutexattr_setpshared(attributes.as_mut_ptr(), libc::PTHREAD_PROCESS_SHARED);
+            libc::pthread_mutexattr_settype(
+                attributes.as_mut_ptr(),
+                libc::PTHREAD_MUTEX_ERRORCHECK,
+            );
+            libc::pthread_mutexattr_setpshared(
+                attributes.as_mut_ptr(),
+                libc::PTHREAD_PROCESS_SHARED,
+            );
             libc::pthread_mutexattr_setrobust(attributes.as_mut_ptr(), libc::PTHREAD_MUTEX_ROBUST);
             libc::pthread_mutex_init(self.mutex.get(), attributes.as_ptr());
             libc::pthread_mutexattr_destroy(attributes.as_mut_ptr());

@@ -63,9 +63,7 @@ pub(crate) fn get_option<T: Copy>(sock: c_int, level: c_int, name: c_int, value:
     let value = ptr::from_mut(value).addr();
     let len = ptr::from_mut(&mut len).addr();
     // SAFETY: the kernel writes at most `size_of::<T>()` bytes, and callers use types of integers only.
-    unsafe {
-        call(libc::SYS_getsockopt, [fd(sock), level as usize, name as usize, value, len, 0])
-    }
+    unsafe { call(libc::SYS_getsockopt, [fd(sock), level as usize, name as usize, value, len, 0]) }
 }
 
 pub(crate) fn set_option(sock: c_int, level: c_int, name: c_int, value: c_int) -> isize {
@@ -84,7 +82,8 @@ pub(crate) fn queued(sock: c_int) -> isize {
     let mut bytes: c_int = 0;
     let place = ptr::from_mut(&mut bytes).addr();
     // SAFETY: the kernel writes an int.
-    let result = unsafe { call(libc::SYS_ioctl, [fd(sock), libc::FIONREAD as usize, place, 0, 0, 0]) };
+    let result =
+        unsafe { call(libc::SYS_ioctl, [fd(sock), libc::FIONREAD as usize, place, 0, 0, 0]) };
     if result < 0 { result } else { bytes as isize }
 }
 

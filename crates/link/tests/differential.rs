@@ -91,9 +91,8 @@ fn resting(ground: &Ground, word: &str) -> (common::Running, impl Write + use<>)
 fn both_directions_take_the_ring() {
     let ground = Ground::new();
     let (running, stdin) = resting(&ground, "nothing");
-    let found = ground.until("a connection on the ring", |c| {
-        c.ring_bytes.iter().all(|bytes| *bytes > 1000)
-    });
+    let found = ground
+        .until("a connection on the ring", |c| c.ring_bytes.iter().all(|bytes| *bytes > 1000));
     assert_eq!(found.reason, "none");
     assert!(found.pids.iter().all(|pid| *pid > 0));
     drop((stdin, running));
@@ -178,7 +177,8 @@ fn projects_never_share_memory() {
 #[test]
 fn nonsense_is_not_answered() {
     use rustix::net::{
-        AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketType, connect, recv, send, socket,
+        AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketType, connect, recv, send,
+        socket,
     };
     let ground = Ground::new();
     let address = SocketAddrUnix::new(ground.path("link.sock")).unwrap();
@@ -201,10 +201,15 @@ fn the_library_exports_what_it_hooks() {
     let library = std::fs::read_dir(ground.path("lib")).unwrap().next().unwrap().unwrap().path();
     let out = ground.output(On::Tcp, &["nm", "-D", "--defined-only", library.to_str().unwrap()]);
     let names: Vec<_> = out.0.lines().filter_map(|line| line.split_whitespace().last()).collect();
-    for name in ["read", "write", "recvmsg", "__read_chk", "sendfile64", "fcntl64", "vfork", "execl"] {
+    for name in
+        ["read", "write", "recvmsg", "__read_chk", "sendfile64", "fcntl64", "vfork", "execl"]
+    {
         assert!(names.contains(&name), "{name} is not hooked");
     }
     for name in names {
-        assert!(!name.contains("rust") && !name.starts_with("_ZN"), "{name} is not the C library's");
+        assert!(
+            !name.contains("rust") && !name.starts_with("_ZN"),
+            "{name} is not the C library's"
+        );
     }
 }

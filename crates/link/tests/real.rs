@@ -72,7 +72,10 @@ fn netcat_and_socat() {
         let data = data(ground);
         for (listen, send) in [
             ("nc -l -N 127.0.0.1 PORT > got < /dev/null", "nc -N 127.0.0.1 PORT < data"),
-            ("socat -u TCP-LISTEN:PORT,bind=127.0.0.1 CREATE:got", "socat -u OPEN:data TCP:127.0.0.1:PORT"),
+            (
+                "socat -u TCP-LISTEN:PORT,bind=127.0.0.1 CREATE:got",
+                "socat -u OPEN:data TCP:127.0.0.1:PORT",
+            ),
         ] {
             let port = free_port();
             let with = |words: &str| words.replace("PORT", &port.to_string());
@@ -161,11 +164,12 @@ fn redis() {
     both(|ground, on| {
         let port = free_port();
         let port_text = port.to_string();
-        let words =
-            ["redis-server", "--port", &port_text, "--save", "", "--bind", "127.0.0.1"];
+        let words = ["redis-server", "--port", &port_text, "--save", "", "--bind", "127.0.0.1"];
         let _server = server(ground, on, port, &words);
         let bench = ["redis-benchmark", "-p", &port_text, "-q", "-n", "20000", "-c", "20"];
-        for extra in [&["-t", "set,get,lpush,lrange_100"][..], &["-t", "set", "-P", "16", "-d", "3000"]] {
+        for extra in
+            [&["-t", "set,get,lpush,lrange_100"][..], &["-t", "set", "-P", "16", "-d", "3000"]]
+        {
             let words: Vec<_> = bench.iter().chain(extra).copied().collect();
             let out = run(ground, on, &words);
             assert!(!out.to_lowercase().contains("error"), "{out}");
@@ -240,7 +244,8 @@ fn telnet() {
              for line in s.makefile('rb'):\n s.sendall(b'heard '+line)\n"
         );
         let _server = server(ground, on, port, &["python3", "-c", &code]);
-        let ask = "i=0; while [ $i -lt 40 ]; do i=$((i+1)); echo line $i; sleep 0.01; done; sleep 0.3";
+        let ask =
+            "i=0; while [ $i -lt 40 ]; do i=$((i+1)); echo line $i; sleep 0.01; done; sleep 0.3";
         let line = format!("({ask}) | telnet 127.0.0.1 {port} 2>/dev/null");
         let mut command = ground.command(on, &["sh", "-c", &line]);
         let out = command.stdin(Stdio::null()).output().unwrap();
@@ -272,11 +277,20 @@ fn node() {
 fn python_tests_of_its_own() {
     both(|ground, on| {
         let suites = [
-            "BasicTCPTest", "NonBlockingTCPTests", "FileObjectClassTestCase", "SendmsgTCPTest", "RecvmsgTCPTest",
-            "RecvmsgIntoTCPTest", "NetworkConnectionBehaviourTest", "SendfileUsingSendfileTest", "TCPTimeoutTest",
-            "InterruptedRecvTimeoutTest", "InterruptedSendTimeoutTest",
+            "BasicTCPTest",
+            "NonBlockingTCPTests",
+            "FileObjectClassTestCase",
+            "SendmsgTCPTest",
+            "RecvmsgTCPTest",
+            "RecvmsgIntoTCPTest",
+            "NetworkConnectionBehaviourTest",
+            "SendfileUsingSendfileTest",
+            "TCPTimeoutTest",
+            "InterruptedRecvTimeoutTest",
+            "InterruptedSendTimeoutTest",
         ];
-        let names: Vec<_> = suites.iter().map(|suite| format!("test.test_socket.{suite}")).collect();
+        let names: Vec<_> =
+            suites.iter().map(|suite| format!("test.test_socket.{suite}")).collect();
         let mut words = vec!["python3", "-m", "unittest", "test.test_selectors", "test.test_poll"];
         words.extend(names.iter().map(String::as_str));
         run(ground, on, &words);
@@ -307,7 +321,16 @@ fn postgresql_with_pgbench() {
         let port_text = port.to_string();
         let folder = format!("unix_socket_directories={}", text(ground.folder.path()));
         let words = [
-            &*postgres, "-D", "base", "-p", &port_text, "-c", "listen_addresses=127.0.0.1", "-c", &folder, "-c",
+            &*postgres,
+            "-D",
+            "base",
+            "-p",
+            &port_text,
+            "-c",
+            "listen_addresses=127.0.0.1",
+            "-c",
+            &folder,
+            "-c",
             "fsync=off",
         ];
         let _server = server(ground, on, port, &as_user("postgres", &words));
@@ -321,12 +344,26 @@ fn postgresql_with_pgbench() {
             (ground.output(On::Tcp, &words).1 == Some(0)).then_some(())
         });
         pgbench(&["-i", "-q", "postgres"]);
-        for extra in [&["-S", "-t", "500", "-c", "4", "postgres"][..], &["-t", "100", "-c", "4", "postgres"]] {
+        for extra in
+            [&["-S", "-t", "500", "-c", "4", "postgres"][..], &["-t", "100", "-c", "4", "postgres"]]
+        {
             let out = pgbench(extra);
             assert!(out.contains("number of failed transactions: 0"), "{out}");
         }
         let ask = "select repeat(i::text, 200) from generate_series(1, 5000) i";
-        let psql = ["psql", "-h", "127.0.0.1", "-p", &port_text, "-U", "postgres", "-At", "-c", ask, "postgres"];
+        let psql = [
+            "psql",
+            "-h",
+            "127.0.0.1",
+            "-p",
+            &port_text,
+            "-U",
+            "postgres",
+            "-At",
+            "-c",
+            ask,
+            "postgres",
+        ];
         let expect: String = (1..=5000).map(|i: u32| i.to_string().repeat(200) + "\n").collect();
         assert!(run(ground, on, &psql) == expect, "rows on {on:?}");
     });
@@ -337,13 +374,27 @@ fn mariadb_with_mysqlslap() {
     both(|ground, on| {
         let folder = text(ground.folder.path());
         let at = |name: &str, value: &str| format!("--{name}={folder}/{value}");
-        let (base, socket, pid) = (at("datadir", "base"), at("socket", "sock"), at("pid-file", "pid"));
-        let install = ["mysql_install_db", "--no-defaults", "--user=root", &base, "--auth-root-authentication-method=normal"];
+        let (base, socket, pid) =
+            (at("datadir", "base"), at("socket", "sock"), at("pid-file", "pid"));
+        let install = [
+            "mysql_install_db",
+            "--no-defaults",
+            "--user=root",
+            &base,
+            "--auth-root-authentication-method=normal",
+        ];
         run(ground, On::Tcp, &install);
         let port = free_port();
         let port_text = format!("--port={port}");
         let words = [
-            "mariadbd", "--no-defaults", "--user=root", &base, &socket, &pid, &port_text, "--bind-address=127.0.0.1",
+            "mariadbd",
+            "--no-defaults",
+            "--user=root",
+            &base,
+            &socket,
+            &pid,
+            &port_text,
+            "--bind-address=127.0.0.1",
         ];
         let _server = server(ground, on, port, &words);
         let grant = "create user t@'127.0.0.1'; grant all on *.* to t@'127.0.0.1'";
@@ -355,7 +406,11 @@ fn mariadb_with_mysqlslap() {
         run(ground, on, &slap);
         let mut ask = vec!["mysql", "--no-defaults"];
         ask.extend(host);
-        ask.extend(["-N", "-e", "select repeat(help_topic_id, 300) from mysql.help_topic order by 1"]);
+        ask.extend([
+            "-N",
+            "-e",
+            "select repeat(help_topic_id, 300) from mysql.help_topic order by 1",
+        ]);
         assert_eq!(run(ground, on, &ask), run(ground, On::Tcp, &ask));
     });
 }

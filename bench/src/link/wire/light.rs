@@ -145,7 +145,11 @@ impl End {
 
     /// Reads what comes until told to stop; the bytes that came between the moment `from` after the first byte and the
     /// end, and how long that was.
-    pub(crate) fn receive_until(&mut self, warm: Duration, stop: &Stop) -> io::Result<(u64, Duration)> {
+    pub(crate) fn receive_until(
+        &mut self,
+        warm: Duration,
+        stop: &Stop,
+    ) -> io::Result<(u64, Duration)> {
         let mut meter = Meter::new(warm);
         let mut block = vec![0; 64 * 1024];
         while !stop.load(Ordering::Relaxed) {

@@ -43,9 +43,7 @@ pub(crate) fn measure(rounds: u32, progress: Progress<'_>) -> Result<Vec<Check>,
     let mut found = Found::default();
     for round in 1..=rounds {
         let bed = Testbed::new().map_err(BenchError::io("making two hosts"))?;
-        found
-            .unlimited(&bed)
-            .map_err(BenchError::io("measuring an unlimited wire"))?;
+        found.unlimited(&bed).map_err(BenchError::io("measuring an unlimited wire"))?;
         bed.limit(WIRE_MEGABITS, WIRE_BURST).map_err(BenchError::io("limiting the wire"))?;
         found.wire(&bed).map_err(BenchError::io("measuring a wire of 1 Gbit/s"))?;
         bed.limit(WIRE_MEGABITS, FRAME_BURST).map_err(BenchError::io("limiting the wire"))?;
@@ -55,7 +53,11 @@ pub(crate) fn measure(rounds: u32, progress: Progress<'_>) -> Result<Vec<Check>,
         found.lossy(&bed).map_err(BenchError::io("measuring a lossy wire"))?;
         progress(&format!(
             "link.wire {round}/{rounds}: light {:.0}, TCP {:.0}, TCP in VXLAN {:.0} Mbit/s; unlimited: light {:.0}, TCP {:.0} Mbit/s",
-            last(&found.light), last(&found.tcp), last(&found.vxlan), last(&found.free_udp), last(&found.free_tcp),
+            last(&found.light),
+            last(&found.tcp),
+            last(&found.vxlan),
+            last(&found.free_udp),
+            last(&found.free_tcp),
         ));
     }
     Ok(found.checks())
@@ -158,14 +160,35 @@ impl Found {
                 .with_goal(at_least(1.024)),
             check("link.wire_vxlan", rate, &self.light, "TCP in VXLAN", &self.vxlan, VXLAN)
                 .with_goal(at_least(1.05)),
-            check("link.wire_pages", rate, &self.light_spaced, "page by page", &self.pages, ONE_PAGE)
-                .with_goal(at_least(1.079)),
-            check("link.wire_pages_windowed", rate, &self.light_spaced, "32 pages", &self.window_of_pages, PAGES_ABOUT),
+            check(
+                "link.wire_pages",
+                rate,
+                &self.light_spaced,
+                "page by page",
+                &self.pages,
+                ONE_PAGE,
+            )
+            .with_goal(at_least(1.079)),
+            check(
+                "link.wire_pages_windowed",
+                rate,
+                &self.light_spaced,
+                "32 pages",
+                &self.window_of_pages,
+                PAGES_ABOUT,
+            ),
             check("link.wire_burst", "us", &self.burst, "TCP", &self.burst_tcp, BURST_ABOUT)
                 .with_goal(Goal::RatioAtMost(1.0)),
             check("link.wire_loss", rate, &self.lossy, "light, no loss", &self.light, LOSS_ABOUT)
                 .with_goal(at_least(0.9)),
-            check("link.wire_loss_tcp", rate, &self.lossy, "TCP, same loss", &self.lossy_tcp, LOSS_TCP),
+            check(
+                "link.wire_loss_tcp",
+                rate,
+                &self.lossy,
+                "TCP, same loss",
+                &self.lossy_tcp,
+                LOSS_TCP,
+            ),
             check("link.wire_share", rate, &self.shared, "TCP beside it", &self.shared_tcp, SHARE),
             check("link.wire_rtt", "us", &self.ping, "TCP", &self.ping_tcp, RTT)
                 .with_goal(Goal::RatioAtMost(0.7)),
@@ -173,7 +196,14 @@ impl Found {
             check("link.unlimited", rate, &self.free_udp, "TCP", &self.free_tcp, UNLIMITED)
                 .with_goal(at_least(1.0)),
             check("link.unlimited_cpu", "s/GB", &self.free_udp_cpu, "TCP", &self.free_tcp_cpu, CPU),
-            check("link.unlimited_ethernet", rate, &self.free_ethernet, "TCP", &self.free_tcp, FREE_ETHERNET),
+            check(
+                "link.unlimited_ethernet",
+                rate,
+                &self.free_ethernet,
+                "TCP",
+                &self.free_tcp,
+                FREE_ETHERNET,
+            ),
         ]
     }
 }
@@ -195,7 +225,8 @@ const BURST_ABOUT: &str = "64,000 bytes over a fresh channel through a bucket of
 const LOSS_ABOUT: &str = "The stream with one frame in 1,000 lost at random in both directions, beside the same without \
     loss.";
 const LOSS_TCP: &str = "The same beside TCP with the same loss.";
-const SHARE: &str = "A light stream and a TCP connection through the same bucket at the same time: who gets what.";
+const SHARE: &str =
+    "A light stream and a TCP connection through the same bucket at the same time: who gets what.";
 const RTT: &str = "64 bytes there and back straight on Ethernet, both ends looking without sleep; an end is one thread that \
     runs protocol and program. Beside it: non-blocking TCP, both ends looking without sleep.";
 const CPU: &str = "Processor time of the whole machine for a gigabyte; on a machine that does other things as well, theirs \

@@ -31,7 +31,8 @@ impl End {
     /// To be called on the host's own thread.
     pub(crate) fn connect(host: Host) -> io::Result<Self> {
         let neighbour = find_neighbour(host.other().address().into())?;
-        let carrier = Ethernet::open(&neighbour.interface, neighbour.mtu).map_err(io::Error::other)?;
+        let carrier =
+            Ethernet::open(&neighbour.interface, neighbour.mtu).map_err(io::Error::other)?;
         let payload = neighbour.mtu.get() - HEADER;
         Ok(Self { carrier, to: Address::Mac(neighbour.mac), payload })
     }
@@ -84,7 +85,11 @@ impl End {
     }
 
     /// Takes pages and acknowledges each, until told to stop; as [`super::light::End::receive_until`].
-    pub(crate) fn receive_until(&mut self, warm: Duration, stop: &Stop) -> io::Result<(u64, Duration)> {
+    pub(crate) fn receive_until(
+        &mut self,
+        warm: Duration,
+        stop: &Stop,
+    ) -> io::Result<(u64, Duration)> {
         let mut meter = Meter::new(warm);
         let parts_of_page = PAGE.div_ceil(self.payload) as u32;
         let mut pages: BTreeMap<u64, u32> = BTreeMap::new();

@@ -110,9 +110,8 @@ pub(crate) fn light_stream(bed: &Testbed, by: By, span: Duration) -> io::Result<
     let receiver = bed.spawn(Host::B, move || {
         End::connect(Host::B, by, Waits::Sleeping)?.receive_until(WARM, &at_b)
     })?;
-    let sender = bed.spawn(Host::A, move || {
-        End::connect(Host::A, by, Waits::Sleeping)?.send_until(&at_a)
-    })?;
+    let sender =
+        bed.spawn(Host::A, move || End::connect(Host::A, by, Waits::Sleeping)?.send_until(&at_a))?;
     stream(receiver, sender, &stop, span)
 }
 
@@ -124,9 +123,8 @@ pub(crate) fn tcp_stream(bed: &Testbed, to: Ipv4Addr, span: Duration) -> io::Res
     let receiver = bed.spawn(Host::B, move || {
         tcp::End::accept(&listener, Waits::Sleeping)?.receive_until(WARM, &at_b)
     })?;
-    let sender = bed.spawn(Host::A, move || {
-        tcp::End::connect(to, Waits::Sleeping)?.send_until(&at_a)
-    })?;
+    let sender =
+        bed.spawn(Host::A, move || tcp::End::connect(to, Waits::Sleeping)?.send_until(&at_a))?;
     stream(receiver, sender, &stop, span)
 }
 
@@ -142,7 +140,12 @@ pub(crate) fn page_stream(bed: &Testbed, window: usize, span: Duration) -> io::R
 }
 
 /// Round trips of 64 bytes over the light protocol, both ends spinning.
-pub(crate) fn light_ping(bed: &Testbed, by: By, waits: Waits, rounds: usize) -> io::Result<Vec<Duration>> {
+pub(crate) fn light_ping(
+    bed: &Testbed,
+    by: By,
+    waits: Waits,
+    rounds: usize,
+) -> io::Result<Vec<Duration>> {
     let stop = Stop::default();
     let at_b = stop.clone();
     let echo = bed.spawn(Host::B, move || End::connect(Host::B, by, waits)?.echo_until(&at_b))?;
@@ -165,7 +168,11 @@ pub(crate) fn tcp_ping(bed: &Testbed, waits: Waits, rounds: usize) -> io::Result
 }
 
 /// Bursts of `bytes` over fresh channels; how long each took.
-pub(crate) fn light_bursts(bed: &Testbed, bytes: usize, rounds: usize) -> io::Result<Vec<Duration>> {
+pub(crate) fn light_bursts(
+    bed: &Testbed,
+    bytes: usize,
+    rounds: usize,
+) -> io::Result<Vec<Duration>> {
     let stop = Stop::default();
     let at_b = stop.clone();
     let (by, waits) = (By::Ethernet, Waits::Sleeping);

@@ -61,7 +61,11 @@ impl End {
         Ok(())
     }
 
-    pub(crate) fn receive_until(&mut self, warm: Duration, stop: &Stop) -> io::Result<(u64, Duration)> {
+    pub(crate) fn receive_until(
+        &mut self,
+        warm: Duration,
+        stop: &Stop,
+    ) -> io::Result<(u64, Duration)> {
         let mut block = vec![0; 256 * 1024];
         let mut meter = Meter::new(warm);
         while !stop.load(Ordering::Relaxed) {

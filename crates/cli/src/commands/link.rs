@@ -1,8 +1,8 @@
 //! `skein link`.
 
+use crate::Context;
 use crate::commands::up::Stop;
 use crate::output::{self, column, wide};
-use crate::Context;
 use anyhow::{Context as _, Result, bail};
 use skein_bench::{LINK_COUNT_DEFAULT, LinkOptions, Traffic};
 use skein_link::broker::{self, Broker as Server, BrokerConfig, Connection, Project};
@@ -233,11 +233,8 @@ impl Bench {
         };
         let report = skein_bench::run_link(&options, &|line| eprintln!("{line}"))?;
         let json = self.json || context.output == output::Format::Json;
-        let text = if json {
-            serde_json::to_string_pretty(&report)?
-        } else {
-            skein_bench::table(&report)
-        };
+        let text =
+            if json { serde_json::to_string_pretty(&report)? } else { skein_bench::table(&report) };
         writeln!(std::io::stdout(), "{text}")?;
         Ok(if report.holds() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }

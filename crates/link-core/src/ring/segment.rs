@@ -7,7 +7,10 @@
 //!  + cap    ring of the high end
 //! ```
 
-#![expect(unsafe_code, reason = "the one place that turns shared memory into references and copies bytes")]
+#![expect(
+    unsafe_code,
+    reason = "the one place that turns shared memory into references and copies bytes"
+)]
 
 use super::Direction;
 use super::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -193,8 +196,7 @@ impl Header {
     /// Says why this end goes back to TCP for good. The first reason stays.
     pub fn leave(&self, role: Role, reason: Reason) {
         let word = &self.left[role.index()];
-        let _ =
-            word.compare_exchange(0, reason as u32, Ordering::Relaxed, Ordering::Relaxed);
+        let _ = word.compare_exchange(0, reason as u32, Ordering::Relaxed, Ordering::Relaxed);
     }
 }
 
@@ -321,8 +323,7 @@ impl Segment {
     pub fn pipe(&self, from: Role) -> Pipe<'_> {
         let index = from.index();
         // SAFETY: within the segment's first pages (the assertion on `DATA_AT` above).
-        let direction =
-            unsafe { self.base.add(DIRECTIONS_AT + index * size_of::<Direction>()) };
+        let direction = unsafe { self.base.add(DIRECTIONS_AT + index * size_of::<Direction>()) };
         // SAFETY: aligned to 128, since 4096 and the type's size are multiples of it; mapped; all fields are atomics.
         let direction = unsafe { direction.cast::<Direction>().as_ref() };
         // SAFETY: the segment's length was checked against its capacity.
@@ -344,11 +345,7 @@ impl<'a> Pipe<'a> {
     ///
     /// # Safety
     /// `data` points at `capacity` bytes, a power of two, that stay valid while the pipe is used.
-    pub unsafe fn from_parts(
-        direction: &'a Direction,
-        data: NonNull<u8>,
-        capacity: usize,
-    ) -> Self {
+    pub unsafe fn from_parts(direction: &'a Direction, data: NonNull<u8>, capacity: usize) -> Self {
         debug_assert!(capacity.is_power_of_two());
         Self { direction, data, capacity }
     }

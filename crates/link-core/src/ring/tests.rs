@@ -105,7 +105,8 @@ impl World {
         while left > 0 {
             match self.rx.next(pipe).unwrap() {
                 Next::Tcp { limit } => {
-                    let count = left.min(self.tcp.len()).min(usize::try_from(limit).unwrap_or(left));
+                    let count =
+                        left.min(self.tcp.len()).min(usize::try_from(limit).unwrap_or(left));
                     if count == 0 {
                         break;
                     }

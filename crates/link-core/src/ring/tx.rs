@@ -56,10 +56,7 @@ impl Tx {
     pub fn room(&self, pipe: Pipe<'_>) -> Result<usize, Broken> {
         let used = self.head.wrapping_sub(pipe.direction().tail());
         let capacity = pipe.capacity();
-        usize::try_from(used)
-            .ok()
-            .and_then(|used| capacity.checked_sub(used))
-            .ok_or(Broken::Index)
+        usize::try_from(used).ok().and_then(|used| capacity.checked_sub(used)).ok_or(Broken::Index)
     }
 
     /// Whether the receiver is in the phase that the sender is in.

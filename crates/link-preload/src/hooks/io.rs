@@ -11,8 +11,12 @@ use libc::{
 use skein_link_core::ring::Reason;
 
 /// Flags of `send` with which the ring has nothing to do differently.
-const SEND_PLAIN: c_int =
-    libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL | libc::MSG_MORE | libc::MSG_EOR | libc::MSG_DONTROUTE | libc::MSG_CONFIRM;
+const SEND_PLAIN: c_int = libc::MSG_DONTWAIT
+    | libc::MSG_NOSIGNAL
+    | libc::MSG_MORE
+    | libc::MSG_EOR
+    | libc::MSG_DONTROUTE
+    | libc::MSG_CONFIRM;
 /// Flags of `recv` that it knows.
 const RECV_PLAIN: c_int = libc::MSG_DONTWAIT
     | libc::MSG_PEEK
@@ -281,11 +285,7 @@ pub unsafe extern "C-unwind" fn sendto(
 /// # Safety
 /// As `recvmsg(2)`.
 #[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn recvmsg(
-    fd: c_int,
-    message: *mut msghdr,
-    flags: c_int,
-) -> ssize_t {
+pub unsafe extern "C-unwind" fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t {
     if conn::is_ours(fd) && !message.is_null() {
         // SAFETY: the program's header.
         let header = unsafe { &mut *message };

@@ -204,7 +204,8 @@ pub unsafe extern "C-unwind" fn fcntl(fd: c_int, command: c_int, argument: c_ulo
         libc::F_SETFL => {
             if let Some(held) = conn::get(fd) {
                 let set = argument as c_int & libc::O_NONBLOCK != 0;
-                held.nonblocking.store(if set { recv::KNOWN_NONBLOCKING } else { 0 }, Ordering::Relaxed);
+                held.nonblocking
+                    .store(if set { recv::KNOWN_NONBLOCKING } else { 0 }, Ordering::Relaxed);
             }
         }
         _ => {}

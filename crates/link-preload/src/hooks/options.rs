@@ -131,7 +131,8 @@ pub unsafe extern "C-unwind" fn ioctl(fd: c_int, request: c_ulong, argument: c_u
         libc::FIONBIO => {
             // SAFETY: the program's number.
             let set = unsafe { place.read_unaligned() } != 0;
-            held.nonblocking.store(if set { recv::KNOWN_NONBLOCKING } else { 0 }, Ordering::Relaxed);
+            held.nonblocking
+                .store(if set { recv::KNOWN_NONBLOCKING } else { 0 }, Ordering::Relaxed);
             None
         }
         _ => None,

@@ -264,10 +264,22 @@ pub unsafe extern "C-unwind" fn syscall(
         libc::SYS_io_uring_setup => leave::freeze(Reason::IoUring),
         libc::SYS_execve | libc::SYS_execveat => before_exec(),
         // Raw calls on a socket of ours: what they do to it, the library must not have done before.
-        libc::SYS_read | libc::SYS_write | libc::SYS_readv | libc::SYS_writev
-        | libc::SYS_recvfrom | libc::SYS_sendto | libc::SYS_recvmsg | libc::SYS_sendmsg
-        | libc::SYS_close | libc::SYS_dup | libc::SYS_dup3 | libc::SYS_sendfile
-        | libc::SYS_preadv2 | libc::SYS_pwritev2 | libc::SYS_recvmmsg | libc::SYS_sendmmsg => {
+        libc::SYS_read
+        | libc::SYS_write
+        | libc::SYS_readv
+        | libc::SYS_writev
+        | libc::SYS_recvfrom
+        | libc::SYS_sendto
+        | libc::SYS_recvmsg
+        | libc::SYS_sendmsg
+        | libc::SYS_close
+        | libc::SYS_dup
+        | libc::SYS_dup3
+        | libc::SYS_sendfile
+        | libc::SYS_preadv2
+        | libc::SYS_pwritev2
+        | libc::SYS_recvmmsg
+        | libc::SYS_sendmmsg => {
             raw(a as c_int);
         }
         libc::SYS_splice => {

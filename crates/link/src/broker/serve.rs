@@ -7,8 +7,8 @@ use crate::remote::ConnectionKey;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
-    recvmsg, sendmsg, sockopt,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, recvmsg, sendmsg,
+    sockopt,
 };
 use skein_link_core::negotiate::{Answer, Ask, LIST, MESSAGE_LEN};
 use skein_link_core::ring::host::{Memory, network_namespace};
@@ -144,8 +144,7 @@ impl Server {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut pieces = [IoSliceMut::new(&mut bytes)];
-        let received =
-            recvmsg(&asker.socket, &mut pieces, &mut control, RecvFlags::CMSG_CLOEXEC);
+        let received = recvmsg(&asker.socket, &mut pieces, &mut control, RecvFlags::CMSG_CLOEXEC);
         let received = match received {
             Ok(received) if received.bytes == MESSAGE_LEN => received,
             Err(rustix::io::Errno::AGAIN) => return self.askers.push(asker),
@@ -164,9 +163,8 @@ impl Server {
             debug!("an ask that is none");
             return;
         };
-        let pid = sockopt::socket_peercred(&asker.socket).map_or(0, |peer| {
-            u32::try_from(peer.pid.as_raw_nonzero().get()).unwrap_or(0)
-        });
+        let pid = sockopt::socket_peercred(&asker.socket)
+            .map_or(0, |peer| u32::try_from(peer.pid.as_raw_nonzero().get()).unwrap_or(0));
         let answer = self.find(asker.project, socket.as_fd(), pid);
         // Closed before the answer: the program's own close must be the last.
         drop(socket);
@@ -286,9 +284,7 @@ fn revoke(shared: &Shared) {
 
 fn is_alive(pid: u32) -> bool {
     let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
-    pid.is_some_and(|pid| {
-        rustix::process::test_kill_process(pid) != Err(rustix::io::Errno::SRCH)
-    })
+    pid.is_some_and(|pid| rustix::process::test_kill_process(pid) != Err(rustix::io::Errno::SRCH))
 }
 
 /// Whose connection a socket is an end of. `None`: it is no connected TCP socket, or one that cannot be told apart.

@@ -3,9 +3,11 @@
 use super::frame::{BYTES_HEAD, Decoder, Frame, bytes_head};
 use super::hub::{Hub, PeerIndex};
 use crate::remote::{ConnectionKey, Local, Outgoing, Switch, Written};
+use rustix::event::epoll;
 use skein_link_core::light::ChannelId;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
 
 /// What is taken from a ring at a time: a train of segments.
 const PIECE: usize = 64 * 1024;
@@ -59,6 +61,7 @@ pub(super) struct Connection {
     ended_here: bool,
     ended_there: bool,
     piece: Vec<u8>,
+    is_registered: bool,
 }
 
 impl Connection {
@@ -79,6 +82,7 @@ impl Connection {
             ended_here: false,
             ended_there: false,
             piece: Vec::new(),
+            is_registered: false,
         }
     }
 
@@ -95,6 +99,17 @@ impl Connection {
             Phase::Waiting => None,
             Phase::Calling(channel) | Phase::Joined(channel) => Some(channel),
         }
+    }
+
+    /// Asks to be woken through `wakes`, under the number `id`, when the program has something; `false` if it has already.
+    pub(super) fn listen(&mut self, wakes: &OwnedFd, id: u64) -> Result<bool, Broken> {
+        if !self.is_registered {
+            let data = epoll::EventData::new_u64(id);
+            epoll::add(wakes, self.local.wake(), data, epoll::EventFlags::IN)
+                .map_err(|errno| Broken::Program(errno.into()))?;
+            self.is_registered = true;
+        }
+        Ok(self.local.arm())
     }
 
     /// Both ends are there.

@@ -405,10 +405,6 @@ impl Daemon {
         };
         let id = self.next_connection;
         let connection = Connection::new(key, peer, phase, local);
-        let data = epoll::EventData::new_u64(id);
-        if epoll::add(&self.wakes, connection.wake(), data, epoll::EventFlags::IN).is_err() {
-            return;
-        }
         self.next_connection += 1;
         if let Some(channel) = connection.channel() {
             self.by_channel.insert((peer, channel), id);
@@ -433,23 +429,30 @@ impl Daemon {
         }
         self.waiting.remove(&id);
         self.active.remove(&id);
-        // The descriptor leaves the set with its last copy at the latest.
+        // It is in the set only if it has ever slept.
         let _ = epoll::delete(&self.wakes, connection.wake());
         Some(connection)
     }
 
     fn sleep(&mut self, now: Moment) {
         // Who has something after all stays awake.
-        let idle: Vec<u64> = self.active.iter().copied().collect();
         let mut all_armed = true;
-        for id in idle {
+        for id in std::mem::take(&mut self.active) {
             let Some(connection) = self.connections.get_mut(&id) else { continue };
-            if matches!(connection.phase, Phase::Joined(_)) && !connection.local().arm() {
-                all_armed = false;
-            } else {
-                self.active.remove(&id);
+            if !matches!(connection.phase, Phase::Joined(_)) {
+                // Its program is not listened to before the other one is there.
+                continue;
+            }
+            match connection.listen(&self.wakes, id) {
+                Ok(true) => {}
+                Ok(false) => {
+                    all_armed = false;
+                    self.active.insert(id);
+                }
+                Err(why) => self.broken.push((id, why)),
             }
         }
+        self.end_broken();
         if !all_armed {
             return;
         }

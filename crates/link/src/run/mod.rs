@@ -25,7 +25,9 @@ pub enum RunError {
         source: io::Error,
     },
     /// Others could write into the library's folder.
-    #[error("{path} belongs to another user, or others may write to it: the library cannot be kept there")]
+    #[error(
+        "{path} belongs to another user, or others may write to it: the library cannot be kept there"
+    )]
     Unsafe {
         /// The folder.
         path: PathBuf,
@@ -108,10 +110,7 @@ pub fn environment(
         loaded.push(":");
         loaded.push(ours);
     }
-    vec![
-        ("LD_PRELOAD".into(), loaded),
-        ("SKEIN_LINK_BROKER".into(), broker.as_os_str().to_owned()),
-    ]
+    vec![("LD_PRELOAD".into(), loaded), ("SKEIN_LINK_BROKER".into(), broker.as_os_str().to_owned())]
 }
 
 #[cfg(test)]
