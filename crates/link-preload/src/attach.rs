@@ -156,8 +156,11 @@ fn is_suitable(fd: c_int) -> bool {
         && is(libc::SO_ZEROCOPY, |value| value == 0)
 }
 
+/// The broker's answer, and the memory that came along, mapped.
+type Answered = (Answer, Option<(NonNull<u8>, usize)>);
+
 /// Sends the socket to the broker and takes its answer. `None`: no broker, or it does not answer.
-fn ask(fd: c_int) -> Option<(Answer, Option<(NonNull<u8>, usize)>)> {
+fn ask(fd: c_int) -> Option<Answered> {
     let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC;
     let sock = c_int::try_from(sys::socket(libc::AF_UNIX, kind)).ok().filter(|sock| *sock >= 0)?;
     sys::set_timeouts(sock, BROKER_MS);
@@ -192,7 +195,7 @@ fn send_ask(sock: c_int, fd: c_int) -> bool {
     sys::sendmsg(sock, &message, libc::MSG_NOSIGNAL) == MESSAGE_LEN as isize
 }
 
-fn receive_answer(sock: c_int) -> Option<(Answer, Option<(NonNull<u8>, usize)>)> {
+fn receive_answer(sock: c_int) -> Option<Answered> {
     let mut bytes = [0u8; MESSAGE_LEN];
     let piece = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
     let pieces = [piece];

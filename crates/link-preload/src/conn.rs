@@ -44,6 +44,10 @@ pub(crate) struct Conn {
 }
 
 impl Conn {
+    #[expect(
+        clippy::declare_interior_mutable_const,
+        reason = "what each slot of the table begins with"
+    )]
     const EMPTY: Self = Self {
         references: AtomicU32::new(0),
         entries: AtomicU32::new(0),

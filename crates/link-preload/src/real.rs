@@ -1,6 +1,10 @@
 //! The C library's own functions behind our hooks.
 
-#![expect(non_snake_case, reason = "the C library's names")]
+#![expect(
+    non_snake_case,
+    clippy::too_many_arguments,
+    reason = "the C library's names and arguments"
+)]
 
 use core::ffi::CStr;
 use core::sync::atomic::{AtomicPtr, Ordering};

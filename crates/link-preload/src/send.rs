@@ -228,7 +228,7 @@ fn ring_bell(fd: c_int, bytes: usize) -> Ring {
 /// goes to TCP, which tells.
 fn look(side: &Side, fd: c_int) {
     let writes = side.writes.fetch_add(1, Ordering::Relaxed);
-    if writes % LOOK_EVERY_WRITES != 0 {
+    if !writes.is_multiple_of(LOOK_EVERY_WRITES) {
         return;
     }
     let now = sys::nanos();

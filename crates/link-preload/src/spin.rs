@@ -28,7 +28,7 @@ pub(crate) fn until(budget: &AtomicU32, mut holds: impl FnMut() -> bool) -> bool
         return false;
     }
     let begun = sys::nanos();
-    let allowed = if allowed <= LEAST && begun % PROBE == 0 { MOST / 2 } else { allowed };
+    let allowed = if allowed <= LEAST && begun.is_multiple_of(PROBE) { MOST / 2 } else { allowed };
     let mut last = begun;
     loop {
         for _ in 0..LOOKS {

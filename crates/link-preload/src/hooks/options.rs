@@ -92,11 +92,12 @@ pub unsafe extern "C-unwind" fn getsockopt(
             libc::TCP_CORK => Some(&held.side().cork),
             _ => None,
         };
-        // SAFETY: the kernel has written this many bytes there.
+        // SAFETY: the kernel has written the value's length there.
+        let len = unsafe { *len };
         if let Some(shadow) = shadow
-            && unsafe { *len } >= 4
+            && len >= 4
         {
-            // SAFETY: as above.
+            // SAFETY: the program's value, of so many bytes.
             unsafe { value.cast::<c_int>().write_unaligned(shadow.load(Ordering::Relaxed)) };
         }
     }

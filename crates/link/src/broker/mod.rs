@@ -24,7 +24,9 @@ pub use list::{Connection, Path, connections};
 pub use table::{End, Place};
 
 use crate::remote::{ConnectionKey, Remote};
+use rustix::event::EventfdFlags;
 use serve::Server;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -79,6 +81,8 @@ pub(crate) enum Order {
 /// A running broker. It stops when the value is dropped; its sockets' files go with it.
 pub struct Broker {
     stop: Arc<AtomicBool>,
+    /// Wakes the thread.
+    wake: Arc<OwnedFd>,
     orders: mpsc::SyncSender<Order>,
     thread: Option<JoinHandle<()>>,
 }
@@ -91,17 +95,21 @@ impl Broker {
     pub fn start(config: BrokerConfig) -> Result<Self, BrokerError> {
         let stop = Arc::new(AtomicBool::new(false));
         let (orders, inbox) = mpsc::sync_channel(ORDERS);
-        let server = Server::bind(config, Arc::clone(&stop), inbox)?;
+        let wake = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|source| BrokerError::Thread { source: source.into() })?;
+        let wake = Arc::new(wake);
+        let server = Server::bind(config, Arc::clone(&stop), inbox, Arc::clone(&wake))?;
         let thread = std::thread::Builder::new().name("link-broker".to_owned());
         let thread = thread.spawn(move || server.run());
         let thread = thread.map_err(|source| BrokerError::Thread { source })?;
-        Ok(Self { stop, orders, thread: Some(thread) })
+        Ok(Self { stop, wake, orders, thread: Some(thread) })
     }
 
     /// The connections that it knows.
     pub fn connections(&self) -> Vec<Connection> {
         let (answer, inbox) = mpsc::sync_channel(1);
         let _ = self.orders.send(Order::List(answer));
+        self.wake();
         inbox.recv().unwrap_or_default()
     }
 
@@ -110,13 +118,22 @@ impl Broker {
     pub fn revoke(&self, forbidden: impl Fn(&ConnectionKey) -> bool + Send + 'static) -> usize {
         let (answer, inbox) = mpsc::sync_channel(1);
         let _ = self.orders.send(Order::Revoke(Box::new(forbidden), answer));
+        self.wake();
         inbox.recv().unwrap_or_default()
+    }
+}
+
+impl Broker {
+    fn wake(&self) {
+        // Full means that it is awake.
+        let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
     }
 }
 
 impl Drop for Broker {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
+        self.wake();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }

@@ -22,17 +22,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tracing::{debug, warn};
 
 /// Askers that have connected and not yet asked. 256: an ask follows its connection within microseconds.
 const ASKERS_MAX: usize = 256;
 /// Asks that may wait for the thread in the kernel.
 const BACKLOG: i32 = 1024;
-/// Between two looks at what nobody tells: stop, orders, ends that are no more.
+/// Between two looks at what nobody tells: askers that do not ask, ends that are no more.
 const TICK: Duration = Duration::from_millis(100);
-/// Every so many ticks, connections that have ended are dropped.
-const TICKS_PER_SWEEP: u32 = 10;
+/// How often connections that have ended are dropped, and askers that have not asked since the last time.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
 struct Listener {
     socket: OwnedFd,
@@ -43,7 +43,8 @@ struct Listener {
 struct Asker {
     socket: OwnedFd,
     project: usize,
-    ticks: u32,
+    /// It was there at the last sweep.
+    old: bool,
 }
 
 pub(crate) struct Server {
@@ -53,6 +54,7 @@ pub(crate) struct Server {
     table: Table<Shared>,
     stop: Arc<AtomicBool>,
     orders: Receiver<Order>,
+    wake: Arc<OwnedFd>,
 }
 
 impl Server {
@@ -60,6 +62,7 @@ impl Server {
         config: BrokerConfig,
         stop: Arc<AtomicBool>,
         orders: Receiver<Order>,
+        wake: Arc<OwnedFd>,
     ) -> Result<Self, BrokerError> {
         let mut listeners = Vec::new();
         for project in &config.projects {
@@ -71,39 +74,33 @@ impl Server {
             });
         }
         let table = Table::new(config.connections_max);
-        Ok(Self { config, listeners, askers: Vec::new(), table, stop, orders })
+        Ok(Self { config, listeners, askers: Vec::new(), table, stop, orders, wake })
     }
 
     pub(crate) fn run(mut self) {
-        let mut ticks = 0u32;
+        let mut swept = Instant::now();
         while !self.stop.load(Ordering::Acquire) {
             let ready = self.wait();
             while let Ok(order) = self.orders.try_recv() {
                 self.obey(order);
             }
-            match ready {
-                Some(ready) => self.serve(&ready),
-                None => {
-                    ticks = ticks.wrapping_add(1);
-                    for asker in &mut self.askers {
-                        asker.ticks += 1;
-                    }
-                    self.askers.retain(|asker| asker.ticks < TICKS_PER_SWEEP);
-                }
+            if let Some(ready) = ready {
+                self.serve(&ready);
             }
-            if ticks >= TICKS_PER_SWEEP {
-                ticks = 0;
+            if swept.elapsed() >= SWEEP_EVERY {
+                swept = Instant::now();
                 self.sweep();
             }
         }
     }
 
-    /// Which sockets are readable, listeners first; `None` after a tick without any.
+    /// Which sockets are readable, listeners first, after the one that wakes; `None` after a tick without any.
     fn wait(&self) -> Option<Vec<bool>> {
         let listeners = self.listeners.iter().map(|listener| &listener.socket);
         let askers = self.askers.iter().map(|asker| &asker.socket);
-        let mut set: Vec<_> =
-            listeners.chain(askers).map(|socket| PollFd::new(socket, PollFlags::IN)).collect();
+        let wake = std::iter::once(&*self.wake);
+        let all = wake.chain(listeners).chain(askers);
+        let mut set: Vec<_> = all.map(|socket| PollFd::new(socket, PollFlags::IN)).collect();
         let tick = Timespec::try_from(TICK).ok()?;
         match poll(&mut set, Some(&tick)) {
             Ok(0) | Err(_) => None,
@@ -112,6 +109,10 @@ impl Server {
     }
 
     fn serve(&mut self, ready: &[bool]) {
+        let Some((woken, ready)) = ready.split_first() else { return };
+        if *woken {
+            let _ = rustix::io::read(&*self.wake, &mut [0; 8]);
+        }
         let (listeners, askers) = ready.split_at(self.listeners.len());
         let mut rest = Vec::new();
         let mut asking = Vec::new();
@@ -127,7 +128,7 @@ impl Server {
                 let listener = &self.listeners[project].socket;
                 let Ok(socket) = rustix::net::accept_with(listener, flags) else { break };
                 // Mostly the ask is there already.
-                asking.push(Asker { socket, project, ticks: 0 });
+                asking.push(Asker { socket, project, old: false });
                 if asking.len() >= ASKERS_MAX {
                     break;
                 }
@@ -244,6 +245,10 @@ impl Server {
 
     /// Drops connections whose programs are gone.
     fn sweep(&mut self) {
+        self.askers.retain(|asker| !asker.old);
+        for asker in &mut self.askers {
+            asker.old = true;
+        }
         self.table.retain(|_, entry| {
             let header = entry.shared.memory.segment().header();
             let gone = |role: Role, end: &Option<End>| match end {

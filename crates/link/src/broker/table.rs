@@ -87,9 +87,11 @@ impl<T> Table<T> {
             let entry = Entry { ends: [None, None], shared: make()? };
             self.entries.insert(place.clone(), entry);
         }
-        let Some(entry) = self.entries.get_mut(&place) else { return Ok(None) };
-        entry.ends[index(role)] = Some(end);
-        Ok(Some(entry))
+        let mut entry = self.entries.get_mut(&place);
+        if let Some(entry) = &mut entry {
+            entry.ends[index(role)] = Some(end);
+        }
+        Ok(entry)
     }
 
     /// All entries.

@@ -104,10 +104,16 @@ pub(crate) fn free_port() -> u16 {
 
 /// Waits until somebody listens on a port of loopback, without connecting.
 pub(crate) fn listening(port: u16) {
-    let wanted = format!("0100007F:{port:04X} 00000000:0000 0A");
-    let any = format!("00000000:{port:04X} 00000000:0000 0A");
+    let port = format!(":{port:04X}");
     wait("a listener", || {
-        let text = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
-        (text.contains(&wanted) || text.contains(&any)).then_some(())
+        let tables = ["tcp", "tcp6"].map(|name| {
+            std::fs::read_to_string(format!("/proc/self/net/{name}")).unwrap_or_default()
+        });
+        // Number, local address, remote address, state; 0A: listens.
+        let listens = |line: &str| {
+            let mut words = line.split_whitespace().skip(1);
+            words.next().is_some_and(|local| local.ends_with(&port)) && words.nth(1) == Some("0A")
+        };
+        tables.iter().flat_map(|table| table.lines()).any(listens).then_some(())
     });
 }

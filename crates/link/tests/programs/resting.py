@@ -55,5 +55,6 @@ elif word == "passed":
 print("ready", flush=True)
 for _ in sys.stdin:
     traffic(200)
+sock.shutdown(socket.SHUT_RDWR)  # for all descriptors of it
 sock.close()
 os.waitpid(child, 0)
