@@ -68,7 +68,8 @@ async fn talk(
 
 const STREAM_ABOUT: &str = "One TCP stream between two machines (network namespaces, so that no emulator is measured), \
     time per KiB. Beside it: the same machines on a bridge, or on bridges joined by VXLAN, with no rules at all.";
-const RTT_ABOUT: &str = "64 bytes there and back over one TCP connection; the median of 2,000. Beside it: as above.";
+const RTT_ABOUT: &str =
+    "64 bytes there and back over one TCP connection; the median of 2,000. Beside it: as above.";
 
 /// From the desired state with one more port to the gateway's first answer to its machine.
 async fn plug(lab: &Lab, count: u32, progress: Progress<'_>) -> Result<Check, BenchError> {

@@ -22,8 +22,7 @@ pub enum Bench {
 
 impl Bench {
     /// All of them, in the order in which they run.
-    pub const ALL: [Self; 5] =
-        [Self::Start, Self::Density, Self::Dispatch, Self::Net, Self::Plan];
+    pub const ALL: [Self; 5] = [Self::Start, Self::Density, Self::Dispatch, Self::Net, Self::Plan];
 
     /// Its name.
     pub const fn name(self) -> &'static str {

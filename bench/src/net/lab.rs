@@ -4,9 +4,10 @@
 use super::{names, whole};
 use crate::error::BenchError;
 use skein_net::{
-    Desired, DesiredNetwork, DhcpSettings, Direction, DnsSettings, GroupName, InterfaceName, LocalPort, Log, Mac,
-    NetworkKind, NetworkName, NodeNetworks, NodeNetworksConfig, NodeNumber, OtherNames, Peers, PortLimits, PortRange,
-    RemotePort, Rule, RuleGroup, RuleId, RulePeer, RuleProtocol, Underlay, VXLAN_PORT_DEFAULT, Vni,
+    Desired, DesiredNetwork, DhcpSettings, Direction, DnsSettings, GroupName, InterfaceName,
+    LocalPort, Log, Mac, NetworkKind, NetworkName, NodeNetworks, NodeNetworksConfig, NodeNumber,
+    OtherNames, Peers, PortLimits, PortRange, RemotePort, Rule, RuleGroup, RuleId, RulePeer,
+    RuleProtocol, Underlay, VXLAN_PORT_DEFAULT, Vni,
 };
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -107,7 +108,10 @@ pub(super) fn group(name: &str, rules: u16) -> RuleGroup {
         Rule { id, direction, protocol, peer: RulePeer::Any, log: Log::No }
     };
     let name: Result<GroupName, _> = name.parse();
-    RuleGroup { name: name.unwrap_or_else(|_| unreachable!()), rules: (0..rules).map(rule).collect() }
+    RuleGroup {
+        name: name.unwrap_or_else(|_| unreachable!()),
+        rules: (0..rules).map(rule).collect(),
+    }
 }
 
 fn address(index: u16) -> Ipv4Addr {
@@ -140,14 +144,18 @@ impl Lab {
         let mut spaces = Namespaces(Vec::new());
         let (mut networks, mut bases, mut underlays) = (Vec::new(), Vec::new(), Vec::new());
         let hosts = [spaces.add(format!("{prefix}-n1"))?, spaces.add(format!("{prefix}-n2"))?];
-        run(&format!("ip -n {} link add eth0 type veth peer name eth0 netns {}", hosts[0], hosts[1]))?;
+        run(&format!(
+            "ip -n {} link add eth0 type veth peer name eth0 netns {}",
+            hosts[0], hosts[1]
+        ))?;
         for (at, host) in (1_u16..).zip(&hosts) {
             run(&format!("ip -n {host} addr add 192.0.2.{at}/24 dev eth0"))?;
             run(&format!("ip -n {host} link set eth0 up"))?;
             let number = NodeNumber::new(at).ok_or(BenchError::Bug)?;
             let address = Ipv4Addr::new(192, 0, 2, u8::try_from(at).unwrap_or(0));
             underlays.push(Underlay { number, address, vxlan_port: VXLAN_PORT_DEFAULT });
-            let group: Result<NetworkName, _> = format!("bench-{}-n{at}", std::process::id()).parse();
+            let group: Result<NetworkName, _> =
+                format!("bench-{}-n{at}", std::process::id()).parse();
             let config = NodeNetworksConfig {
                 group: group.map_err(|_| BenchError::Bug)?,
                 underlay: Some(format!("/run/netns/{host}").into()),
@@ -194,16 +202,23 @@ impl Lab {
             let (inner, tap) = (name.namespace(), InterfaceName::of_port(&name, address(index)));
             let machine = self._namespaces.add(format!("{}-m{index}", self.prefix))?;
             let (mac, tap) = (mac(index), tap.as_str());
-            run(&format!("ip -n {machine} link add eth0 mtu 1450 address {mac} type veth peer name {tap} netns {inner}"))?;
+            run(&format!(
+                "ip -n {machine} link add eth0 mtu 1450 address {mac} type veth peer name {tap} netns {inner}"
+            ))?;
             run(&format!("ip -n {machine} addr add {}/16 dev eth0", address(index)))?;
             run(&format!("ip -n {machine} link set eth0 up"))?;
             let alias = format!("{mac} reachable machine-{index}");
-            let set = Command::new("ip").args(["-n", &inner, "link", "set", tap, "alias", &alias]).status();
+            let set = Command::new("ip")
+                .args(["-n", &inner, "link", "set", tap, "alias", &alias])
+                .status();
             set.map_err(BenchError::io("naming a port"))?;
             let start = Instant::now();
             while !run(&format!("ip -n {inner} -o link show {tap}"))?.contains("master skbr0") {
                 if start.elapsed() > PATIENCE {
-                    return Err(BenchError::Deadline { what: "taking a port".into(), waited: PATIENCE });
+                    return Err(BenchError::Deadline {
+                        what: "taking a port".into(),
+                        waited: PATIENCE,
+                    });
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
@@ -215,7 +230,9 @@ impl Lab {
     fn bare(&mut self, hosts: &[String; 2]) -> Result<(), BenchError> {
         for (at, host) in hosts.iter().enumerate() {
             let other = 2 - at;
-            run(&format!("ip -n {host} link add br0 type bridge forward_delay 0 mcast_snooping 0"))?;
+            run(&format!(
+                "ip -n {host} link add br0 type bridge forward_delay 0 mcast_snooping 0"
+            ))?;
             run(&format!(
                 "ip -n {host} link add vx0 mtu 1450 type vxlan id 99 local 192.0.2.{} remote 192.0.2.{other} dstport 8472",
                 at + 1
@@ -231,7 +248,9 @@ impl Lab {
         for index in 1..=3_u16 {
             let host = &hosts[usize::from(index == 3)];
             let machine = self._namespaces.add(format!("{}-b{index}", self.prefix))?;
-            run(&format!("ip -n {machine} link add eth0 mtu 1450 type veth peer name m{index} netns {host}"))?;
+            run(&format!(
+                "ip -n {machine} link add eth0 mtu 1450 type veth peer name m{index} netns {host}"
+            ))?;
             run(&format!("ip -n {host} link set m{index} mtu 1450 master br0 up"))?;
             run(&format!("ip -n {machine} addr add {}/16 dev eth0", address(index)))?;
             run(&format!("ip -n {machine} link set eth0 up"))?;
@@ -315,7 +334,8 @@ fn first_answer(tap: OwnedFd) -> io::Result<()> {
     let mut buffer = vec![0; 2048];
     loop {
         let count = tap.read(&mut buffer)?;
-        if buffer.get(TAP_HEADER + 12..TAP_HEADER + 14) == Some(&[8, 6]) && count > TAP_HEADER + 40 {
+        if buffer.get(TAP_HEADER + 12..TAP_HEADER + 14) == Some(&[8, 6]) && count > TAP_HEADER + 40
+        {
             return Ok(());
         }
     }

@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr};
 /// Longest message that is read: what fits into the frames of the largest network.
 const MESSAGE_BYTES_MAX: usize = 9_216;
 /// Hops of relays; there are none between a machine and its node.
-const HOPS_MAX: u8 = 0;
+const HOPS: u8 = 0;
 
 /// What to send back, to port 68.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub fn answer4(bytes: &[u8], directory: &Directory) -> Option<Answer4> {
     let sane = question.opcode() == Opcode::BootRequest
         && question.htype() == HType::Eth
         && question.hlen() == 6
-        && question.hops() <= HOPS_MAX
+        && question.hops() == HOPS
         && question.giaddr().is_unspecified();
     if !sane {
         return None;
