@@ -91,7 +91,7 @@ impl<'a> Present<'a> {
         let (local, remote): (Vec<&PortRecord>, Vec<&PortRecord>) =
             ports.iter().partition(|port| port.node == *node);
         let leaves_here = record.spec.exit.as_ref().is_some_and(|exit| exit.node == *node);
-        if local.is_empty() && publications.is_empty() && !(leaves_here && !remote.is_empty()) {
+        if local.is_empty() && publications.is_empty() && (remote.is_empty() || !leaves_here) {
             return None;
         }
         let spec = &record.spec;
