@@ -10,8 +10,6 @@ use std::net::{IpAddr, Ipv4Addr};
 
 /// Longest message that is read: what fits into the frames of the largest network.
 const MESSAGE_BYTES_MAX: usize = 9_216;
-/// Hops of relays; there are none between a machine and its node.
-const HOPS: u8 = 0;
 
 /// What to send back, to port 68.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,10 +26,11 @@ pub fn answer4(bytes: &[u8], directory: &Directory) -> Option<Answer4> {
         return None;
     }
     let question = Message::from_bytes(&understood(bytes)?).ok()?;
+    // There is no relay between a machine and its node.
     let sane = question.opcode() == Opcode::BootRequest
         && question.htype() == HType::Eth
         && question.hlen() == 6
-        && question.hops() == HOPS
+        && question.hops() == 0
         && question.giaddr().is_unspecified();
     if !sane {
         return None;
