@@ -128,7 +128,8 @@ async fn direct(rig: &Rig, machine: &Machine) -> Result<Wire, BenchError> {
     let unknown = || BenchError::unexpected(format!("machine {} has no address", machine.id));
     let ip = machine.ip.as_ref().and_then(|ip| ip.parse().ok()).ok_or_else(unknown)?;
     let to = SocketAddrV4::new(ip, rig.port);
-    let network = format!("{}-{}", rig.cloud.id(), machine.node);
+    let vni = rig.client.network(&machine.network).await?.vni;
+    let network = format!("{}-{}-v{vni}", rig.cloud.id(), machine.node);
     let network: NetworkName =
         network.parse().map_err(|_| BenchError::unexpected(format!("{network} is no network")))?;
     let Some(connector) = Connector::beside(&network)? else {

@@ -20,6 +20,7 @@ mod error;
 mod floor;
 mod host;
 mod http1;
+mod link;
 mod options;
 mod plan;
 mod plot;
@@ -31,6 +32,7 @@ mod start;
 mod stats;
 
 pub use error::BenchError;
+pub use link::{LINK_COUNT_DEFAULT, LinkOptions, Traffic, peer, run_link};
 pub use options::{Bench, BenchImage, ImageModule, Options, Progress};
 pub use plan::{PlanOptions, run_plan};
 pub use render::{markdown, table};

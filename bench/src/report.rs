@@ -221,6 +221,8 @@ mod tests {
         check(Goal::RatioAtMost(1.5), 0.0, Some(0.0), false, "ratio <= 1.5");
         check(Goal::RatioAtLeast(50.0), 100.0, Some(2.0), true, "ratio >= 50");
         check(Goal::RatioAtLeast(50.0), 99.0, Some(2.0), false, "ratio >= 50");
+        check(Goal::RatioAtLeast(2.0), 80.0, Some(40.0), true, "ratio >= 2");
+        check(Goal::RatioAtLeast(2.0), 79.0, Some(40.0), false, "ratio >= 2");
         check(Goal::AboveBaselineAtMost(1.0), 2.0, Some(1.0), true, "ours - baseline <= 1");
         check(Goal::AboveBaselineAtMost(1.0), 2.1, Some(1.0), false, "ours - baseline <= 1");
         check(Goal::AtMost(5.0), 5.0, None, true, "ours <= 5");

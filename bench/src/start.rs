@@ -78,6 +78,7 @@ pub(crate) fn spec(name: &str, scaling: ScalingPolicy) -> Result<ServiceSpec, Be
         // Machines that wait for work reserve little, so that a small host holds as many as are measured.
         cpu_milli: 10,
         parameters: BTreeMap::new(),
+        network: skein_model::Attachment::default(),
         scaling,
         queue: skein_model::QueuePolicy::default(),
     })

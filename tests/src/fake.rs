@@ -11,6 +11,7 @@ use skein_agent::{Agent, AgentConfig, Parts};
 use skein_api::{Client, ImagePut, Machine, Target};
 use skein_fabric::{BlobStore, Bus, EmbeddedOptions, EmbeddedState, LocalBus, Queue, State};
 use skein_model::{CpuMilli, PhaseName, ServiceSpec};
+use skein_net::{NodeNumber, Underlay};
 use skein_server::{Server, ServerConfig, ServerParts, Token};
 use skein_vmm::testing::{FakeDriver, FakeHost};
 use skein_vmm::{ImageStore, TinyGuest};
@@ -73,7 +74,11 @@ impl FakeWorld {
             performance: 1.0,
             vmm: "played".to_owned(),
             network: format!("{id}-{NODE}").parse()?,
-            cidr: "10.64.0.0/22".parse()?,
+            underlay: Underlay {
+                number: NodeNumber::new(1).context("a node's number")?,
+                address: Ipv4Addr::LOCALHOST,
+                vxlan_port: 40_000 + rand::random_range(0..8000_u16),
+            },
             uid_base: None,
             launches_max: 4,
             boot_timeout: Duration::from_secs(20),

@@ -53,12 +53,19 @@ impl Leaks {
         names.filter(|name| name.starts_with(&prefix)).collect()
     }
 
-    /// Names of the taps in one node's namespace. Empty when there is no namespace.
+    /// Names of the taps in the namespaces of one node's networks.
     ///
     /// # Panics
     /// When a thread cannot be started.
     pub fn taps(&self, node: &str) -> Vec<String> {
-        let path = format!("/run/netns/skein-{}-{node}", self.cloud);
+        let prefix = format!("skein-{}-{node}-", self.cloud);
+        let mut own = self.namespaces();
+        own.retain(|name| name.starts_with(&prefix));
+        own.iter().flat_map(|name| Self::taps_in(name)).collect()
+    }
+
+    fn taps_in(namespace: &str) -> Vec<String> {
+        let path = format!("/run/netns/{namespace}");
         // A thread of its own: a namespace belongs to a thread.
         let look = move || {
             let namespace = fs::File::open(path).ok()?;
@@ -69,7 +76,12 @@ impl Leaks {
         let names = text.unwrap_or_default();
         let names =
             names.lines().filter_map(|line| line.split_once(':')).map(|(name, _)| name.trim());
-        names.filter(|name| name.starts_with("sk") && *name != "skbr0").map(str::to_owned).collect()
+        // The bridge, the tunnel and the way to the host have names with a number at their end that no tap has.
+        let own = ["skbr0", "skvx0", "skup0"];
+        names
+            .filter(|name| name.starts_with("sk") && !own.contains(name))
+            .map(str::to_owned)
+            .collect()
     }
 
     /// Everything that is left, in words; empty when nothing is.

@@ -9,7 +9,9 @@ use bytes::Bytes;
 use camino::{Utf8Path, Utf8PathBuf};
 use skein_api::{Client, EventLine, Image, ImagePut, Machine, Service};
 use skein_cloud::{Cloud, CloudConfig};
-use skein_model::{EventKind, PhaseName, QueuePolicy, ScalingPolicy, ScalingRule, ServiceSpec};
+use skein_model::{
+    Attachment, EventKind, PhaseName, QueuePolicy, ScalingPolicy, ScalingRule, ServiceSpec,
+};
 use skein_vmm::AccelChoice;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -59,6 +61,7 @@ pub fn service(name: &str, change: impl FnOnce(&mut ServiceSpec)) -> ServiceSpec
         capacity: None,
         cpu_milli: 100,
         parameters: BTreeMap::new(),
+        network: Attachment::default(),
         scaling: ScalingPolicy {
             replicas_max: 3,
             zero_grace: Duration::from_secs(120),

@@ -25,6 +25,8 @@ const ORDER: &[&str] = &[
     "skein-registry",
     "skein-vmm",
     "skein-net",
+    "skein-link-core",
+    "skein-link-preload",
     "skein-link",
     "skein-api",
     "skein-server",

@@ -2,14 +2,16 @@
 
 use crate::config::{AgentConfig, ConfigError};
 use crate::machine::Keeper;
+use crate::networks::{self, Networks, Opened, Own};
 use crate::node::{Node, NodeParts};
+use crate::slots::Slots;
 use crate::{report as figures, requests};
 use skein_fabric::{Bus, HeldLease, LeaseId, Op, Queue, State, StateError, Txn};
 use skein_model::{
     EventKind, EventSubject, MachineGoal, MachineId, MachineRecord, MachineStatus, NodeRecord,
     PhaseName,
 };
-use skein_net::{NetError, NetworkSpec, NodeNetwork};
+use skein_net::{Desired, NetError};
 use skein_registry::{Alive, EventSink, Mirror, RecordKey, RegistryError};
 use skein_shell::{Tasks, now, report};
 use skein_vmm::{AdoptError, Adopted, Driver, ImageStore};
@@ -60,19 +62,12 @@ pub enum AgentError {
         /// Why.
         source: std::io::Error,
     },
-    /// Its network cannot be opened.
-    #[error("opening the node's network")]
+    /// Its networks cannot be opened.
+    #[error("opening the node's networks")]
     Network {
         /// Why.
         #[from]
         source: NetError,
-    },
-    /// Its addresses cannot be.
-    #[error("the node's addresses")]
-    Addresses {
-        /// Why.
-        #[from]
-        source: skein_net::PoolError,
     },
     /// It cannot read or write its records.
     #[error("joining the cloud")]
@@ -106,12 +101,15 @@ impl Agent {
         config.check()?;
         let folder = |source| AgentError::Folder { path: config.dir.clone(), source };
         std::fs::create_dir_all(&config.dir).map_err(folder)?;
-        let spec = NetworkSpec::new(config.network.clone(), config.cidr);
-        let network = NodeNetwork::open(spec).await?;
-        let ports = network.ports().await?;
+        let slots = Slots::open(&config.dir, config.machines_max).map_err(folder)?;
         let tasks = Tasks::new();
         let lease_tasks = Tasks::new();
         let mirror = Mirror::start(parts.state.clone(), &tasks).await?;
+        let own = Own { name: &config.name, underlay: config.underlay };
+        let none = Desired::new(config.underlay);
+        let wanted = mirror.read(|view| networks::desired(view, own, &none));
+        let Opened { networks, adopted, events: happens } =
+            Networks::open(config.network.clone(), wanted).await?;
         let events = EventSink::start(parts.bus.clone(), &tasks);
         let lease = join(&config, &parts).await?;
         let (tell, lease_in) = watch::channel(Some(lease.id()));
@@ -123,17 +121,19 @@ impl Agent {
             queue: parts.queue,
             images: parts.images,
             driver: parts.driver,
-            network,
+            networks,
+            slots,
             mirror,
             events,
             tasks: tasks.clone(),
             lease: lease_in,
-            ports,
-        })?;
+            adopted,
+        });
         node.events.emit(subject(&node), EventKind::NodeJoined);
         requests::start(node.clone()).await;
         let stop = lease_tasks.stop_token().clone();
         lease_tasks.spawn(keep_lease(node.clone(), copy, lease, tell, stop));
+        networks::start(&node, happens);
         tasks.spawn(converge(node.clone()));
         tasks.spawn(figures::run(node.clone()));
         Ok(Self { node, lease_tasks })
@@ -148,7 +148,7 @@ impl Agent {
         self.lease_tasks.shutdown(SHUTDOWN_BUDGET).await;
     }
 
-    /// Ends all machines of the node, hard if need be, and removes its network and folders. For a cloud that shall leave
+    /// Ends all machines of the node, hard if need be, and removes its networks and folders. For a cloud that shall leave
     /// nothing behind; [`Agent::shutdown`] leaves machines alone.
     pub async fn remove(self) {
         let node = self.node.clone();
@@ -169,12 +169,8 @@ impl Agent {
         let name = node.config.network.clone();
         drop(machines);
         match Arc::try_unwrap(node) {
-            Ok(node) => {
-                if let Err(error) = node.network.close().await {
-                    warn!(error = %report::chain(&error), "a network could not be removed");
-                }
-            }
-            Err(_) => warn!(network.name = %name, "the network is still in use and stays"),
+            Ok(node) => node.networks.close().await,
+            Err(_) => warn!(network.name = %name, "the networks are still in use and stay"),
         }
     }
 
@@ -201,7 +197,9 @@ async fn join(config: &AgentConfig, parts: &Parts) -> Result<HeldLease, AgentErr
         performance: config.performance,
         accel: parts.driver.accel().to_string(),
         vmm: config.vmm.clone(),
-        network: config.cidr.to_string(),
+        number: config.underlay.number.get(),
+        underlay: config.underlay.address,
+        vxlan_port: config.underlay.vxlan_port,
         joined_at: now(),
     };
     let alive = Alive { lease: lease.id(), since: now() };
@@ -350,8 +348,6 @@ async fn end_strays(node: &Node, kept: &BTreeMap<MachineId, watch::Sender<Arc<Ma
             }
         }
         let _ = std::fs::remove_dir_all(folder.path());
-        if let Some(address) = node.adopted_address(&id) {
-            node.release(address);
-        }
+        node.unplug(&id, node.adopted_plug(&id)).await;
     }
 }

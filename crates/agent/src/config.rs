@@ -2,7 +2,7 @@
 
 use camino::Utf8PathBuf;
 use skein_model::{CpuMilli, NodeName};
-use skein_net::{Cidr, NetworkName};
+use skein_net::{NetworkName, Underlay};
 use std::time::Duration;
 
 /// What an agent is told about its node.
@@ -22,17 +22,17 @@ pub struct AgentConfig {
     pub performance: f64,
     /// Name and version of its VMM, for people.
     pub vmm: String,
-    /// The network of its machines.
+    /// What the names of its networks on the host begin with: unlike those of any other node on it.
     pub network: NetworkName,
-    /// Their addresses.
-    pub cidr: Cidr,
-    /// Machines run as this user id plus the number of their address; none: as the agent's own user.
+    /// Its number, and where other nodes send what is for its machines.
+    pub underlay: Underlay,
+    /// Machines run as this user id or one of the `machines_max` that follow; none: as the agent's own user.
     pub uid_base: Option<u32>,
     /// Machines started at the same time. More only take longer each: as many as cores, and one to wait for disks.
     pub launches_max: usize,
     /// A machine that is not ready after this long is ended.
     pub boot_timeout: Duration,
-    /// How long a machine may take to end in order.
+    /// How long a machine that is stopped may take to answer the jobs it serves, and then to end in order.
     pub stop_grace: Duration,
     /// How long the agent may be silent before its jobs fall back and its machines count as lost.
     pub lease: Duration,
@@ -55,16 +55,8 @@ impl AgentConfig {
     /// The first value that cannot be.
     pub fn check(&self) -> Result<(), ConfigError> {
         let wrong = |field, problem: String| Err(ConfigError { field, problem });
-        let hosts = self.cidr.host_count().saturating_sub(1);
         if self.machines_max == 0 || self.machines_max > 1000 {
             return wrong("machines_max", format!("is {}: must be 1 to 1,000", self.machines_max));
-        }
-        if hosts < self.machines_max {
-            let cidr = self.cidr;
-            return wrong(
-                "cidr",
-                format!("{cidr} has room for {hosts} machines, not {}", self.machines_max),
-            );
         }
         if self.launches_max == 0 {
             return wrong("launches_max", "must be at least 1".into());

@@ -1,6 +1,7 @@
-//! One node: its machines, their ports, and the slots in which jobs are served.
+//! One node: its machines, their networks and ports, and the slots in which jobs are served.
 //!
 //! ```text
+//!   records (mirror) ──▶ networks ──▶ namespaces, bridges, rules, names
 //!   records (mirror) ──▶ reconcile ──▶ one task for each machine ──▶ driver (QEMU), port (tap)
 //!                                          │ ready, draining, gone
 //!                                          ▼
@@ -18,9 +19,11 @@ mod config;
 mod delivery;
 mod dispatch;
 mod machine;
+mod networks;
 mod node;
 mod report;
 mod requests;
+mod slots;
 
 pub use agent::{Agent, AgentError, Parts};
 pub use config::{AgentConfig, ConfigError};

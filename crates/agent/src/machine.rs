@@ -5,19 +5,19 @@
 //! record is deleted.
 
 use crate::delivery::Delivery;
+use crate::networks::Plug;
 use crate::node::Node;
 use camino::Utf8Path;
 use skein_model::{
-    EventKind, ExitCause, MachineEvent, MachineGoal, MachineId, MachinePhase, MachineRecord,
-    MachineStatus, MemoryMib, PAYLOAD_MAX, PhaseName,
+    Addressing, EventKind, ExitCause, MachineEvent, MachineGoal, MachineId, MachinePhase,
+    MachineRecord, MachineStatus, MemoryMib, NetworkRecord, PAYLOAD_MAX, PhaseName, PortRecord,
 };
-use skein_net::{Mac, Peers, PortSpec};
 use skein_shell::{fault, now, report};
 use skein_vmm::{
     AdoptError, Adopted, Grace, GuestAddress, GuestConfig, LaunchSpec, MacAddress, Machine, Nic,
     RunAs,
 };
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::SocketAddrV4;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -123,7 +123,7 @@ pub(crate) struct Keeper {
 /// How a machine came to be held.
 struct Held {
     live: Arc<Live>,
-    address: Ipv4Addr,
+    plug: Plug,
 }
 
 impl Keeper {
@@ -199,13 +199,18 @@ impl Keeper {
         }
         match self.find(&dir).await {
             Ok(Adopted::Running(machine)) => {
-                // The port tells the address; the status may not have been written yet.
-                let Some(address) = self.node.adopted_address(self.id()) else {
+                // The tap tells the address; the status may not have been written yet.
+                let plug = self.node.adopted_plug(self.id());
+                let held = match plug {
+                    Some(plug) => self.hold(machine.clone(), plug).await,
+                    None => None,
+                };
+                let Some(held) = held else {
                     warn!(machine.id = %self.id(), "a machine without a port is ended");
                     let _ = machine.kill().await;
                     return None;
                 };
-                self.status.address = Some(address);
+                self.status.address = Some(held.plug.address);
                 if self.status.phase.name() == PhaseName::Scheduled {
                     let at = now();
                     self.status.launched_at = Some(at);
@@ -214,7 +219,7 @@ impl Keeper {
                 }
                 info!(machine.id = %self.id(), "machine adopted");
                 self.node.emit(&self.record(), EventKind::MachineAdopted);
-                Some(self.hold(machine, address))
+                Some(held)
             }
             Ok(Adopted::Ended { cause, .. }) => {
                 self.gone(cause, None).await;
@@ -247,9 +252,11 @@ impl Keeper {
         }
     }
 
-    fn hold(&self, machine: Machine, address: Ipv4Addr) -> Held {
-        let to = SocketAddrV4::new(address, self.status.port);
-        let delivery = Delivery::new(self.node.network.connector(), to, self.node.tasks.clone());
+    /// None when the machine's network is not there.
+    async fn hold(&self, machine: Machine, plug: Plug) -> Option<Held> {
+        let to = SocketAddrV4::new(plug.address, self.status.port);
+        let connector = self.node.networks.connector(plug.vni).await?;
+        let delivery = Delivery::new(connector, to, self.node.tasks.clone());
         let live = Arc::new(Live {
             record: self.wanted.clone(),
             machine,
@@ -259,7 +266,7 @@ impl Keeper {
             eased: Notify::new(),
             hung: Notify::new(),
         });
-        Held { live, address }
+        Some(Held { live, plug })
     }
 
     /// Starts the machine; the cause of its end when it cannot be.
@@ -273,11 +280,12 @@ impl Keeper {
             return Err(ExitCause::Stopped);
         }
         let failed = |message: String| ExitCause::VmmFailed { message };
-        let address = node.allocate().map_err(|e| failed(format!("{}: {e}", e.code())))?;
+        let (port, network) = self.port().ok_or_else(|| failed("it has no port".to_owned()))?;
+        let plug = Plug::of(&port).ok_or_else(|| failed("its port has no network".to_owned()))?;
         let launched_at = now();
-        self.status.address = Some(address);
+        self.status.address = Some(plug.address);
         fault::point("machine.assigned", node.config.network.as_str()).await;
-        match self.launch_at(&record, address).await {
+        match self.launch_at(&record, (&port, plug), &network).await {
             Ok(machine) => {
                 fault::point("machine.launched", node.config.network.as_str()).await;
                 self.status.launched_at = Some(launched_at);
@@ -285,7 +293,8 @@ impl Keeper {
                 // Written only when it is ready: until then the run directory says all that an agent needs.
                 self.advance(MachineEvent::Launched { ready_by });
                 node.emit(&record, EventKind::MachineLaunched);
-                let held = self.hold(machine, address);
+                let gone = || failed("its network went away".to_owned());
+                let held = self.hold(machine, plug).await.ok_or_else(gone)?;
                 // A machine that takes long to be ready, or never is, shall not keep others from starting.
                 let mut boot = pin!(self.boot(held));
                 tokio::select! {
@@ -296,41 +305,49 @@ impl Keeper {
                 boot.await
             }
             Err(message) => {
-                let _ = node.network.unplug(address).await;
-                node.release(address);
+                node.unplug(self.id(), Some(plug)).await;
                 Err(failed(message))
             }
         }
     }
 
+    /// The machine's port, and the network that it is in.
+    fn port(&self) -> Option<(Arc<PortRecord>, Arc<NetworkRecord>)> {
+        self.node.mirror.read(|view| {
+            let port = view.ports.get(self.id())?.value.clone();
+            let network = view.networks.get(&(port.project.clone(), port.network.clone()))?;
+            Some((port, network.value.clone()))
+        })
+    }
+
     async fn launch_at(
         &self,
         record: &MachineRecord,
-        address: Ipv4Addr,
+        (port, plug): (&PortRecord, Plug),
+        network: &NetworkRecord,
     ) -> Result<Machine, String> {
         let node = &self.node;
         let files = node
             .images
             .files(&record.image)
             .map_err(|e| format!("{}: {}", e.code(), report::chain(&e)))?;
-        let spec = node.network.spec();
-        let mac = Mac::for_port(spec.name(), address);
-        let port = PortSpec {
-            address,
-            mac,
-            label: record.id.as_str().parse().map_err(|e| format!("{e}"))?,
-            peers: Peers::Reachable,
-        };
-        let port = node
-            .network
-            .plug(port)
-            .await
-            .map_err(|e| format!("{}: {}", e.code(), report::chain(&e)))?;
+        let plugged = node.networks.plug(plug).await;
+        let plugged = plugged.map_err(|e| format!("{}: {}", e.code(), report::chain(&e)))?;
         fault::point("machine.plugged", node.config.network.as_str()).await;
-        let run_as = node.config.uid_base.map(|base| {
-            let id = base + spec.cidr().index_of(address).unwrap_or(0);
-            RunAs { uid: id, gid: id }
-        });
+        let run_as = match node.config.uid_base {
+            Some(base) => {
+                let id = base + node.slots.take(&record.id).map_err(|e| report::chain(&e))?;
+                Some(RunAs { uid: id, gid: id })
+            }
+            None => None,
+        };
+        let spec = &network.spec;
+        let address = GuestAddress {
+            ip: port.ipv4,
+            prefix: spec.cidr.prefix_len(),
+            gateway: Some(spec.cidr.gateway()),
+            dns: Some(spec.resolvers.first().copied().unwrap_or(spec.cidr.gateway())),
+        };
         let launch = LaunchSpec {
             id: record.id.clone(),
             generation: record.generation,
@@ -339,16 +356,12 @@ impl Keeper {
             modules: files.modules,
             memory: record.memory,
             nic: Some(Nic {
-                mac: MacAddress::new(mac.octets()).map_err(|e| e.to_string())?,
-                tap: port.tap,
+                mac: MacAddress::new(port.mac.octets()).map_err(|e| e.to_string())?,
+                mtu: Some(spec.mtu),
+                tap: plugged.tap,
             }),
             guest: GuestConfig {
-                address: Some(GuestAddress {
-                    ip: address,
-                    prefix: spec.cidr().prefix_len(),
-                    gateway: Some(spec.gateway()),
-                    dns: None,
-                }),
+                address: (record.addressing == Addressing::Static).then_some(address),
                 port: record.image.port,
                 capacity: record.capacity,
                 parameters: record.parameters.clone(),
@@ -439,7 +452,10 @@ impl Keeper {
                 MachineGoal::Drain => {}
                 MachineGoal::Stop => {
                     node.dispatchers.remove(live);
-                    let grace = self.grace();
+                    // What it serves may end, in the time that an orderly end may take; a job that it was given while
+                    // the stop was on its way loses no attempt.
+                    let served = tokio::time::timeout(node.config.stop_grace, live.idle()).await;
+                    let grace = if served.is_ok() { self.grace() } else { Grace::NONE };
                     return self.end(held, grace).await.unwrap_or(ExitCause::Stopped);
                 }
             }
@@ -482,10 +498,7 @@ impl Keeper {
     async fn clean(&self, held: &Held) {
         let node = &self.node;
         node.dispatchers.remove(&held.live);
-        if let Err(error) = node.network.unplug(held.address).await {
-            warn!(machine.id = %self.id(), error = %report::chain(&error), "a port could not be removed");
-        }
-        node.release(held.address);
+        node.unplug(self.id(), Some(held.plug)).await;
         node.remove_live(self.id());
     }
 
@@ -496,10 +509,8 @@ impl Keeper {
             self.clean(held).await;
             // Whoever served a job on it sees the broken exchange, and says what came of it; this is only for the rest.
             let _ = tokio::time::timeout(SERVED_OUT, held.live.idle()).await;
-        } else if let Some(address) = self.node.adopted_address(self.id()) {
-            // Only a port that was this machine's: its address may be another's by now.
-            let _ = self.node.network.unplug(address).await;
-            self.node.release(address);
+        } else {
+            self.node.unplug(self.id(), self.node.adopted_plug(self.id())).await;
         }
         let words = cause.to_string();
         loop {

@@ -3,19 +3,19 @@
 use crate::config::AgentConfig;
 use crate::dispatch::Dispatchers;
 use crate::machine::Live;
+use crate::networks::{Networks, Plug};
+use crate::slots::Slots;
 use bytes::Bytes;
 use camino::Utf8PathBuf;
 use skein_fabric::{Bus, Compare, LeaseId, Queue, State, Txn};
 use skein_model::{EventKind, EventSubject, MachineId, MachineRecord, MachineStatus};
-use skein_net::{AddressPool, NodeNetwork, PoolError, PortInfo};
 use skein_registry::{EventSink, Mirror, RecordKey, RegistryError};
-use skein_shell::Tasks;
+use skein_shell::{Tasks, report};
 use skein_vmm::{Driver, ImageStore};
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, watch};
+use tracing::warn;
 
 /// What all tasks of one agent share. Locks are held for a look or a change of a map, never while something waits.
 #[derive(Debug)]
@@ -26,7 +26,9 @@ pub(crate) struct Node {
     pub(crate) queue: Queue,
     pub(crate) images: ImageStore,
     pub(crate) driver: Arc<dyn Driver>,
-    pub(crate) network: NodeNetwork,
+    pub(crate) networks: Networks,
+    /// User ids of machines.
+    pub(crate) slots: Slots,
     pub(crate) mirror: Mirror,
     pub(crate) events: EventSink,
     pub(crate) tasks: Tasks,
@@ -37,11 +39,9 @@ pub(crate) struct Node {
     /// The agent's lease; none while it has none, and then no job is claimed.
     pub(crate) lease: watch::Receiver<Option<LeaseId>>,
     pub(crate) dispatchers: Dispatchers,
-    addresses: Mutex<AddressPool>,
-    /// Addresses of machines that an earlier agent started.
-    adopted: BTreeMap<MachineId, Ipv4Addr>,
+    /// Ports of machines that an earlier agent started.
+    adopted: BTreeMap<MachineId, Plug>,
     live: Mutex<BTreeMap<MachineId, Arc<Live>>>,
-    born: Instant,
 }
 
 /// What a [`Node`] is made of.
@@ -52,13 +52,14 @@ pub(crate) struct NodeParts {
     pub(crate) queue: Queue,
     pub(crate) images: ImageStore,
     pub(crate) driver: Arc<dyn Driver>,
-    pub(crate) network: NodeNetwork,
+    pub(crate) networks: Networks,
+    pub(crate) slots: Slots,
     pub(crate) mirror: Mirror,
     pub(crate) events: EventSink,
     pub(crate) tasks: Tasks,
     pub(crate) lease: watch::Receiver<Option<LeaseId>>,
-    /// Ports that were there when the network was opened: machines that an earlier agent started.
-    pub(crate) ports: Vec<PortInfo>,
+    /// Ports of machines that an earlier agent started.
+    pub(crate) adopted: BTreeMap<MachineId, Plug>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -66,37 +67,26 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Node {
-    pub(crate) fn new(parts: NodeParts) -> Result<Arc<Self>, PoolError> {
-        let spec = parts.network.spec();
-        let quarantine = skein_net::QUARANTINE_DEFAULT;
-        let mut pool = AddressPool::new(spec.cidr(), spec.gateway(), quarantine)?;
-        let mut adopted = BTreeMap::new();
-        for port in &parts.ports {
-            pool.claim(port.address)?;
-            if let Ok(machine) = port.label.as_str().parse() {
-                adopted.insert(machine, port.address);
-            }
-        }
-        Ok(Arc::new(Self {
+    pub(crate) fn new(parts: NodeParts) -> Arc<Self> {
+        Arc::new(Self {
             launches: Semaphore::new(parts.config.launches_max),
             rehearsals: Semaphore::new(1),
-            addresses: Mutex::new(pool),
-            adopted,
+            adopted: parts.adopted,
             live: Mutex::default(),
             dispatchers: Dispatchers::default(),
-            born: Instant::now(),
             config: parts.config,
             state: parts.state,
             bus: parts.bus,
             queue: parts.queue,
             images: parts.images,
             driver: parts.driver,
-            network: parts.network,
+            networks: parts.networks,
+            slots: parts.slots,
             mirror: parts.mirror,
             events: parts.events,
             tasks: parts.tasks,
             lease: parts.lease,
-        }))
+        })
     }
 
     /// Whether machines are being started.
@@ -109,23 +99,19 @@ impl Node {
         self.config.dir.join(id.as_str())
     }
 
-    fn uptime(&self) -> Duration {
-        self.born.elapsed()
-    }
-
-    /// An address that no machine of the node has.
-    pub(crate) fn allocate(&self) -> Result<Ipv4Addr, PoolError> {
-        lock(&self.addresses).allocate(self.uptime())
-    }
-
-    /// The address of a machine that an earlier agent started; it is taken already.
-    pub(crate) fn adopted_address(&self, id: &MachineId) -> Option<Ipv4Addr> {
+    /// The port of a machine that an earlier agent started.
+    pub(crate) fn adopted_plug(&self, id: &MachineId) -> Option<Plug> {
         self.adopted.get(id).copied()
     }
 
-    /// Gives an address back; it rests before it is used again.
-    pub(crate) fn release(&self, address: Ipv4Addr) {
-        lock(&self.addresses).release(address, self.uptime());
+    /// Takes away what a machine that ended had of the node: its port and its user id.
+    pub(crate) async fn unplug(&self, id: &MachineId, plug: Option<Plug>) {
+        if let Some(plug) = plug
+            && let Err(error) = self.networks.unplug(plug).await
+        {
+            warn!(machine.id = %id, error = %report::chain(&error), "a port could not be removed");
+        }
+        self.slots.give(id);
     }
 
     /// Makes a machine known to reports and requests.

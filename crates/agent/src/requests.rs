@@ -1,5 +1,6 @@
-//! What a server asks of this agent: logs and consoles.
+//! What a server asks of this agent: logs, consoles, captures, traces and counters.
 
+use crate::networks;
 use crate::node::Node;
 use bytes::Bytes;
 use skein_fabric::{Message, Subscribe};
@@ -17,7 +18,7 @@ use tracing::{debug, warn};
 
 /// Longest log in one answer, bytes: below the bus's bound of 1 MiB even if each byte becomes a replacement character.
 const LOG_MAX: usize = 320 * 1024;
-/// Console sessions at a time: each holds a task and two subscriptions.
+/// Sessions of consoles and captures at a time: each holds a task and two subscriptions.
 const SESSIONS_MAX: u32 = 64;
 /// A session whose server has been silent for so long is over. The server speaks every five seconds.
 const SESSION_SILENCE: Duration = Duration::from_secs(20);
@@ -58,6 +59,18 @@ async fn answer(node: &Arc<Node>, sessions: &Arc<AtomicU32>, request: AgentReque
         AgentRequest::Log { machine } => log(node, &machine).map(|text| AgentReply::Log { text }),
         AgentRequest::OpenConsole { machine, session } => {
             open_console(node, sessions, &machine, &session).await.map(|()| AgentReply::Opened)
+        }
+        AgentRequest::Trace { machine, destination, protocol, port } => {
+            networks::trace(node, &machine, destination, (protocol, port))
+                .map(|trace| AgentReply::Trace { trace })
+        }
+        AgentRequest::Counters { project, group } => {
+            let rules = networks::counters(node, &project, &group).await;
+            rules.map(|rules| AgentReply::Counters { rules })
+        }
+        AgentRequest::OpenCapture { machine, session, snap, time_ms } => {
+            let how = (snap, Duration::from_millis(time_ms));
+            open_capture(node, sessions, &machine, &session, how).await.map(|()| AgentReply::Opened)
         }
     };
     result.unwrap_or_else(|error| AgentReply::Failed { error })
@@ -102,10 +115,7 @@ async fn open_console(
     machine: &MachineId,
     session: &str,
 ) -> Result<(), AgentError> {
-    let hexadecimal = session.len() == 32 && session.bytes().all(|b| b.is_ascii_hexdigit());
-    if !hexadecimal {
-        return Err(AgentError::Malformed);
-    }
+    check_session(session)?;
     let live = node.live(machine).ok_or(AgentError::NotRunning)?;
     let held = Session::begin(sessions).ok_or(AgentError::TooManySessions)?;
     let pattern =
@@ -120,6 +130,24 @@ async fn open_console(
         pump(&node, &session, console, output, input).await;
     });
     Ok(())
+}
+
+/// A session's name becomes part of a subject.
+fn check_session(session: &str) -> Result<(), AgentError> {
+    let hexadecimal = session.len() == 32 && session.bytes().all(|b| b.is_ascii_hexdigit());
+    if hexadecimal { Ok(()) } else { Err(AgentError::Malformed) }
+}
+
+async fn open_capture(
+    node: &Arc<Node>,
+    sessions: &Arc<AtomicU32>,
+    machine: &MachineId,
+    session: &str,
+    how: (u32, Duration),
+) -> Result<(), AgentError> {
+    check_session(session)?;
+    let held = Session::begin(sessions).ok_or(AgentError::TooManySessions)?;
+    networks::capture(node, machine, session, how, held).await
 }
 
 /// A place among the sessions; given back when dropped.

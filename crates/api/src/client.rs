@@ -133,13 +133,20 @@ pub struct CallReply {
     pub body: Bytes,
 }
 
+/// The query of an address.
 #[derive(Default)]
-struct Query {
+pub(crate) struct Query {
     text: String,
 }
 
 impl Query {
-    fn add(&mut self, key: &str, value: Option<&str>) {
+    /// As it stands behind a path.
+    pub(crate) fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// One parameter more, if it has a value.
+    pub(crate) fn add(&mut self, key: &str, value: Option<&str>) {
         let Some(value) = value else { return };
         self.text.push(if self.text.is_empty() { '?' } else { '&' });
         self.text.push_str(key);
@@ -161,6 +168,8 @@ impl Query {
 #[derive(Debug, Clone)]
 pub struct Client {
     target: Target,
+    /// The project that requests are about; that of the token, or `default`, unless set.
+    pub(crate) project: Option<String>,
     http: HttpClient<HttpConnector, Full<Bytes>>,
 }
 
@@ -171,7 +180,7 @@ impl Client {
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(Duration::from_secs(5)));
         let http = HttpClient::builder(TokioExecutor::new()).build(connector);
-        Self { target, http }
+        Self { target, project: None, http }
     }
 
     /// Where it talks to.
@@ -179,7 +188,7 @@ impl Client {
         &self.target
     }
 
-    fn transport(
+    pub(crate) fn transport(
         &self,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> ClientError {
@@ -203,7 +212,7 @@ impl Client {
     ) -> Result<Response<Incoming>, ClientError> {
         let mut request = Request::builder()
             .method(method)
-            .uri(format!("{}{path}", self.target.url))
+            .uri(format!("{}{}", self.target.url, self.path(path)))
             .header(header::AUTHORIZATION, format!("Bearer {}", self.target.token));
         for (name, value) in headers {
             request = request.header(*name, value);
@@ -214,12 +223,25 @@ impl Client {
         self.http.request(request).await.map_err(|source| self.transport(source))
     }
 
+    /// A path with the client's project.
+    fn path(&self, path: &str) -> String {
+        let Some(project) = &self.project else { return path.to_owned() };
+        let mut query = Query::default();
+        query.add("project", Some(project));
+        // After a query it is one parameter more.
+        let mark = if path.contains('?') { "&" } else { "?" };
+        format!("{path}{mark}{}", query.text.trim_start_matches('?'))
+    }
+
     async fn collect(&self, body: Incoming, max: usize) -> Result<Bytes, ClientError> {
         let collected = Limited::new(body, max).collect().await;
         Ok(collected.map_err(|source| self.transport(source))?.to_bytes())
     }
 
-    async fn checked(&self, reply: Response<Incoming>) -> Result<Response<Incoming>, ClientError> {
+    pub(crate) async fn checked(
+        &self,
+        reply: Response<Incoming>,
+    ) -> Result<Response<Incoming>, ClientError> {
         if reply.status().is_success() {
             return Ok(reply);
         }
@@ -248,12 +270,12 @@ impl Client {
         serde_json::from_slice(body).map_err(|error| self.answer(error))
     }
 
-    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+    pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         let body = self.bytes(Method::GET, path, &[], Bytes::new()).await?;
         self.parse(&body)
     }
 
-    async fn write<T: DeserializeOwned>(
+    pub(crate) async fn write<T: DeserializeOwned>(
         &self,
         method: Method,
         path: &str,
@@ -263,6 +285,11 @@ impl Client {
         let headers = [("content-type", "application/json".to_owned())];
         let body = self.bytes(method, path, &headers, document.into()).await?;
         self.parse(&body)
+    }
+
+    pub(crate) async fn delete(&self, path: &str) -> Result<(), ClientError> {
+        self.bytes(Method::DELETE, path, &[], Bytes::new()).await?;
+        Ok(())
     }
 
     /// Any request, as `skein api` makes it: the body of a success.
@@ -323,8 +350,7 @@ impl Client {
     /// # Errors
     /// Any [`ClientError`].
     pub async fn remove_image(&self, name: &str) -> Result<(), ClientError> {
-        self.bytes(Method::DELETE, &format!("/v1/images/{name}"), &[], Bytes::new()).await?;
-        Ok(())
+        self.delete(&format!("/v1/images/{name}")).await
     }
 
     /// All services.
@@ -372,8 +398,7 @@ impl Client {
     /// # Errors
     /// Any [`ClientError`].
     pub async fn remove_service(&self, name: &str) -> Result<(), ClientError> {
-        self.bytes(Method::DELETE, &format!("/v1/services/{name}"), &[], Bytes::new()).await?;
-        Ok(())
+        self.delete(&format!("/v1/services/{name}")).await
     }
 
     /// Submits one job.
@@ -535,7 +560,8 @@ impl Client {
     /// Any [`ClientError`].
     pub async fn console(&self, id: &str) -> Result<Console, ClientError> {
         let authority = self.target.url.trim_start_matches("http://").to_owned();
-        let url = format!("ws://{authority}/v1/machines/{id}/console");
+        let path = self.path(&format!("/v1/machines/{id}/console"));
+        let url = format!("ws://{authority}{path}");
         let mut request = url.into_client_request().map_err(|e| self.transport(e))?;
         let bearer = format!("Bearer {}", self.target.token);
         let bearer =

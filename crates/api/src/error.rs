@@ -40,6 +40,44 @@ codes! {
     Invalid = "INVALID", UNPROCESSABLE_ENTITY, 1;
     /// No token, or a wrong one.
     Unauthorized = "UNAUTHORIZED", UNAUTHORIZED, 1;
+    /// The token opens a project, and the operation concerns the whole cloud.
+    Forbidden = "FORBIDDEN", FORBIDDEN, 1;
+    /// No such project, or the token does not open it.
+    ProjectUnknown = "PROJECT_UNKNOWN", NOT_FOUND, 1;
+    /// A project of this name exists with another description.
+    ProjectExists = "PROJECT_EXISTS", CONFLICT, 1;
+    /// The project owns something yet; the message names it.
+    ProjectInUse = "PROJECT_IN_USE", CONFLICT, 1;
+    /// No such token of the project.
+    TokenUnknown = "TOKEN_UNKNOWN", NOT_FOUND, 1;
+    /// No such network in the project.
+    NetworkUnknown = "NETWORK_UNKNOWN", NOT_FOUND, 1;
+    /// A network of this name exists in the project, and is another.
+    NetworkExists = "NETWORK_EXISTS", CONFLICT, 1;
+    /// The network is used by a machine or service; the message names it.
+    NetworkInUse = "NETWORK_IN_USE", CONFLICT, 1;
+    /// The network's addresses are those of another network of the project; the message names it.
+    NetworkOverlaps = "NETWORK_OVERLAPS", CONFLICT, 1;
+    /// Every number of the overlay is given to a network.
+    VniExhausted = "VNI_EXHAUSTED", SERVICE_UNAVAILABLE, 2;
+    /// Every address of the network is held or rests.
+    AddressExhausted = "ADDRESS_EXHAUSTED", SERVICE_UNAVAILABLE, 2;
+    /// No such port: no machine of this id is plugged in.
+    PortUnknown = "PORT_UNKNOWN", NOT_FOUND, 1;
+    /// No such group of firewall rules in the project.
+    GroupUnknown = "GROUP_UNKNOWN", NOT_FOUND, 1;
+    /// A group of this name exists with other rules.
+    GroupExists = "GROUP_EXISTS", CONFLICT, 1;
+    /// The group is used by a service, a port or another group; the message names it.
+    GroupInUse = "GROUP_IN_USE", CONFLICT, 1;
+    /// No such rule in the group.
+    RuleUnknown = "RULE_UNKNOWN", NOT_FOUND, 1;
+    /// Nothing of the project is published at this port.
+    PublicationUnknown = "PUBLICATION_UNKNOWN", NOT_FOUND, 1;
+    /// The port of the nodes leads elsewhere already.
+    PublicationConflict = "PUBLICATION_CONFLICT", CONFLICT, 1;
+    /// The machine's network cannot be reached from outside.
+    NotPublishable = "NOT_PUBLISHABLE", UNPROCESSABLE_ENTITY, 1;
     /// No such service.
     ServiceUnknown = "SERVICE_UNKNOWN", NOT_FOUND, 1;
     /// No such job, or it is no longer kept.

@@ -6,10 +6,17 @@
 
 mod client;
 mod error;
+mod network;
+mod network_client;
 mod types;
 
 pub use client::{CallReply, Client, ClientError, Console, EventStream, JobOptions, Target};
 pub use error::{ApiError, Code, ErrorBody, ErrorDetail};
+pub use network::{
+    Group, GroupCounters, GroupPut, Network, Port, PortField, PortPatch, Project, ProjectNew,
+    ProjectToken, Publication, Rule, RuleCount, TokenNew, Trace, TraceHop, TraceRequest,
+};
+pub use network_client::Capture;
 pub use types::{
     BatchItem, BatchReply, BatchResult, BlobReply, Decision, EventLine, EventPage, Hold, Image,
     ImageModule, ImagePut, Job, JobPage, Machine, Node, ScaleRequest, Service, ServiceCounters,

@@ -51,8 +51,10 @@ pub struct Node {
     pub accel: String,
     /// Version of its VMM.
     pub vmm: String,
-    /// The network of its machines, CIDR.
-    pub network: String,
+    /// Number, unlike those of the other nodes.
+    pub number: u16,
+    /// Where other nodes send what is for its machines.
+    pub underlay: String,
     /// When it joined, RFC 3339.
     pub joined_at: String,
 }
@@ -79,7 +81,8 @@ impl Node {
             memory_used_mib: status.map_or(0, |s| s.memory_used_mib),
             accel: record.accel.clone(),
             vmm: record.vmm.clone(),
-            network: record.network.clone(),
+            number: record.number,
+            underlay: format!("{}:{}", record.underlay, record.vxlan_port),
             joined_at: time_text(record.joined_at),
         }
     }
@@ -276,7 +279,9 @@ pub struct Machine {
     pub memory_mib: u32,
     /// Requests it serves at a time.
     pub capacity: u32,
-    /// Its address in the node's network.
+    /// The network it is plugged in.
+    pub network: String,
+    /// Its address in its network.
     pub ip: Option<String>,
     /// TCP port of its HTTP server.
     pub port: u16,
@@ -318,6 +323,7 @@ impl Machine {
             goal: record.goal,
             memory_mib: record.memory.get(),
             capacity: record.capacity,
+            network: record.network.to_string(),
             ip: status.and_then(|s| s.address).map(|ip| ip.to_string()),
             port: record.image.port,
             cpu_seconds: None,

@@ -29,6 +29,15 @@ struct Cli {
 struct Context {
     #[command(flatten)]
     access: access::AccessArgs,
+    /// Project that the command is about; that of the token, or `default`, unless given
+    #[arg(
+        long,
+        global = true,
+        env = "SKEIN_PROJECT",
+        value_name = "NAME",
+        help_heading = "Server"
+    )]
+    project: Option<String>,
     /// How to print the answer
     #[arg(short, long, global = true, value_enum, default_value = "table", value_name = "FORM")]
     output: output::Format,
@@ -48,7 +57,8 @@ struct Context {
 
 impl Context {
     fn client(&self) -> anyhow::Result<skein_api::Client> {
-        Ok(skein_api::Client::new(self.access.target(&self.state)?))
+        let client = skein_api::Client::new(self.access.target(&self.state)?);
+        Ok(client.in_project(self.project.clone()))
     }
 }
 
@@ -58,6 +68,18 @@ enum Command {
     Up(commands::up::Up),
     /// Show what Skein does: a cloud, a service, a batch of queries
     Demo(commands::demo::Demo),
+    /// Projects: tenants with networks, services and machines of their own
+    #[command(subcommand)]
+    Project(commands::project::Project),
+    /// Networks: isolated segments of a project
+    #[command(subcommand)]
+    Network(commands::network::Network),
+    /// Ports: the machines' plugs in their networks
+    #[command(subcommand)]
+    Port(commands::port::Port),
+    /// Firewall: groups of rules that ports belong to
+    #[command(subcommand)]
+    Firewall(commands::firewall::Firewall),
     /// Nodes: the hosts that run machines
     #[command(subcommand)]
     Node(commands::node::Node),
@@ -84,6 +106,9 @@ enum Command {
     /// Ask beforehand what a system would do
     #[command(subcommand)]
     Plan(commands::plan::Plan),
+    /// The link: sockets between programs that skip TCP/IP where they can
+    #[command(subcommand)]
+    Link(commands::link::Link),
     /// Any request to the API
     Api(commands::api::Api),
     /// Print a completion script for your shell
@@ -154,6 +179,10 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Up(up) => up.run(context).await,
         Command::Demo(demo) => demo.run(context).await,
+        Command::Project(project) => project.run(context).await,
+        Command::Network(network) => network.run(context).await,
+        Command::Port(port) => port.run(context).await,
+        Command::Firewall(firewall) => firewall.run(context).await,
         Command::Node(node) => node.run(context).await,
         Command::Image(image) => image.run(context).await,
         Command::Service(service) => service.run(context).await,
@@ -164,6 +193,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Events(events) => events.run(context).await,
         Command::Bench(bench) => bench.run(context).await,
         Command::Plan(plan) => plan.run(context).await,
+        Command::Link(link) => link.run(context).await,
         Command::Api(api) => api.run(context).await,
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "skein", &mut std::io::stdout());

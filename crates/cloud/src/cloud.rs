@@ -10,7 +10,7 @@ use skein_fabric::{
     StateError,
 };
 use skein_model::{CpuMilli, NodeName};
-use skein_net::{Cidr, NetworkName, NodeNetwork};
+use skein_net::{NetworkName, NodeNetwork, NodeNumber, Underlay};
 use skein_server::{Server, ServerConfig, ServerError, ServerParts, Token, TokenError};
 use skein_shell::report;
 use skein_vmm::{AccelChoice, Driver, ImageError, ImageStore, QemuConfig, QemuDriver, RunAs};
@@ -24,8 +24,12 @@ use tracing::warn;
 const MEMORY_SHARE: f64 = 0.8;
 /// How often the host's processors are promised: machines wait for work most of their time.
 const CPU_OVERCOMMIT: u32 = 20;
-/// Nodes of one process: each has a /22 of 10.64.0.0/12.
+/// Nodes of one process.
 const NODES_MAX: u32 = 100;
+/// UDP ports of the tunnels between nodes of one process: 10,240 to 30,239, below those that Linux gives to clients.
+const VXLAN_PORTS_FIRST: u32 = 10_240;
+/// Clouds on one host that can have ports of their own.
+const VXLAN_PORT_GROUPS: u32 = 200;
 
 /// What a cloud is told.
 #[derive(Debug, Clone)]
@@ -202,10 +206,6 @@ impl Cloud {
         let nodes = self.config.nodes;
         let wrong = |what: &str| CloudError::Config(what.to_owned());
         let name: NodeName = format!("n{number}").parse().map_err(|_| wrong("a node's name"))?;
-        let third = u8::try_from((number - 1) * 4 % 256).unwrap_or(0);
-        let second = 64 + u8::try_from((number - 1) * 4 / 256).unwrap_or(0);
-        let cidr = Cidr::new(Ipv4Addr::new(10, second, third, 0), 22)
-            .map_err(|_| wrong("a node's addresses"))?;
         let network: NetworkName =
             format!("{}-{name}", self.id).parse().map_err(|_| wrong("a node's network"))?;
         let uid = UID_BASE + UIDS_PER_NODE * (number - 1);
@@ -218,7 +218,7 @@ impl Cloud {
             performance: 1.0,
             vmm: vmm.to_owned(),
             network,
-            cidr,
+            underlay: underlay(&self.id, number).ok_or_else(|| wrong("a node's number"))?,
             uid_base: may_change_users(nodes).then_some(uid),
             launches_max: host.cores as usize + 1,
             boot_timeout: self.config.boot_timeout,
@@ -300,6 +300,19 @@ impl Cloud {
         let agents = self.agents.drain(..).filter_map(|(_, agent)| agent);
         futures_util::future::join_all(agents.map(Agent::remove)).await;
     }
+}
+
+/// Where the node `number` of a cloud that is all on this host is reached by the others: on the loopback interface, and at
+/// a port of its own, because all are in one network namespace.
+fn underlay(cloud: &str, number: u32) -> Option<Underlay> {
+    // Clouds on one host shall rarely share a port; where they do, the numbers of their networks differ.
+    let id = u32::from_str_radix(cloud.trim_start_matches('c'), 16).unwrap_or_default();
+    let port = VXLAN_PORTS_FIRST + (id % VXLAN_PORT_GROUPS) * NODES_MAX + number - 1;
+    Some(Underlay {
+        number: NodeNumber::new(u16::try_from(number).ok()?)?,
+        address: Ipv4Addr::LOCALHOST,
+        vxlan_port: u16::try_from(port).ok()?,
+    })
 }
 
 fn check(config: &CloudConfig) -> Result<(), CloudError> {

@@ -62,9 +62,10 @@ async fn remove_node(state: &Utf8Path, node: &NodeName, cloud: &str, driver: &dy
     if let Err(error) = std::fs::remove_dir_all(&folder) {
         warn!(node.id = %node, error = %error, "the node's folder stays");
     }
-    let Ok(network) = format!("{cloud}-{node}").parse::<NetworkName>() else { return };
-    if let Err(error) = NodeNetwork::destroy(&network).await {
-        warn!(network.name = %network, error = %report::chain(&error), "the network stays");
+    let Ok(group) = format!("{cloud}-{node}").parse::<NetworkName>() else { return };
+    // Its machines have ended, so that nothing holds a port in them.
+    if let Err(error) = NodeNetwork::sweep(&group).await {
+        warn!(network.name = %group, error = %report::chain(&error), "the node's networks stay");
     }
 }
 

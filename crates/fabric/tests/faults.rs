@@ -81,6 +81,10 @@ impl State for Lossy {
         self.inner.txn(txn).await
     }
 
+    async fn sync(&self, revision: Revision) -> Result<(), StateError> {
+        self.inner.sync(revision).await
+    }
+
     async fn watch(&self, span: KeySpan, from: WatchFrom) -> Result<Watch, StateError> {
         self.inner.watch(span, from).await
     }

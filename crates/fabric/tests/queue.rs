@@ -375,17 +375,22 @@ async fn a_withdrawn_job_stays_withdrawn() {
 
 #[tokio::test]
 async fn the_jobs_of_a_removed_service_are_given_up() {
-    let world = World::new().await;
+    let mut world = World::new().await;
     let first = world.accept(submission(&echo(), "x")).await;
     world.claim_one().await;
     let second = world.accept(submission(&echo(), "x")).await;
     let other = world.accept(submission(&name("render"), "x")).await;
-    assert_eq!(world.queue.remove_service(&echo(), world.now).await.unwrap(), 2);
+    let removed_at = world.now;
+    world.now = removed_at + seconds(1);
+    let newer = world.accept(submission(&echo(), "x")).await;
+    assert_eq!(world.queue.remove_service(&echo(), removed_at).await.unwrap(), 2);
     for id in [first, second] {
         let JobState::DeadLetter { reason, .. } = world.get(id).await.state else { panic!("{id}") };
         assert_eq!(reason, DeadLetterReason::ServiceRemoved);
     }
-    assert_eq!(world.get(other).await.state.name(), JobStateName::Waiting);
+    for id in [other, newer] {
+        assert_eq!(world.get(id).await.state.name(), JobStateName::Waiting, "{id}");
+    }
     world.sound().await;
 }
 

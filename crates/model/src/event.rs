@@ -51,6 +51,64 @@ pub enum EventKind {
     NodeLeft,
     /// A node's lease ended.
     NodeLost,
+    /// A project was created.
+    ProjectCreated,
+    /// A project was removed.
+    ProjectRemoved,
+    /// A network was created.
+    NetworkCreated {
+        /// Its name.
+        network: String,
+    },
+    /// A network was removed.
+    NetworkRemoved {
+        /// Its name.
+        network: String,
+    },
+    /// A network came to be on a node, for its first machine there.
+    NetworkOpened {
+        /// Its name.
+        network: String,
+    },
+    /// A network went from a node, after its last machine there.
+    NetworkClosed {
+        /// Its name.
+        network: String,
+    },
+    /// A group of firewall rules was created, changed or removed.
+    FirewallChanged {
+        /// The group's name.
+        group: String,
+        /// Rules it has now.
+        rules: u32,
+    },
+    /// A connection was let through by a rule that is logged; of many, a few a second are told.
+    ConnectionLogged {
+        /// The rule's group.
+        group: String,
+        /// The rule.
+        rule: String,
+        /// Who opened it.
+        source: String,
+        /// To whom.
+        destination: String,
+        /// Number of the transport protocol: 6 is TCP, 17 UDP.
+        protocol: u8,
+        /// Destination port; 0 without.
+        port: u16,
+    },
+    /// The groups or bounds of a machine's port were changed.
+    PortChanged,
+    /// A port of the nodes leads to a machine or service from now on.
+    Published {
+        /// Protocol and port, such as `tcp/8080`.
+        port: String,
+    },
+    /// It leads there no more.
+    Unpublished {
+        /// Protocol and port.
+        port: String,
+    },
     /// A service was created.
     ServiceCreated,
     /// A service's specification changed.
@@ -139,6 +197,17 @@ impl EventKind {
             Self::NodeJoined => "node_joined",
             Self::NodeLeft => "node_left",
             Self::NodeLost => "node_lost",
+            Self::ProjectCreated => "project_created",
+            Self::ProjectRemoved => "project_removed",
+            Self::NetworkCreated { .. } => "network_created",
+            Self::NetworkRemoved { .. } => "network_removed",
+            Self::NetworkOpened { .. } => "network_opened",
+            Self::NetworkClosed { .. } => "network_closed",
+            Self::FirewallChanged { .. } => "firewall_changed",
+            Self::ConnectionLogged { .. } => "connection_logged",
+            Self::PortChanged => "port_changed",
+            Self::Published { .. } => "published",
+            Self::Unpublished { .. } => "unpublished",
             Self::ServiceCreated => "service_created",
             Self::ServiceChanged { .. } => "service_changed",
             Self::ServiceRemoved => "service_removed",

@@ -1,20 +1,26 @@
 //! The nouns of Skein: names, quantities, specifications, phases and events.
 //!
 //! This crate owns what the words of `docs/GLOSSARY.md` mean. It touches no clock, socket or file, starts no
-//! task and depends on nothing but serde: the live system, the planner and the tools all stand on it.
+//! task and depends on nothing but serde and the arithmetic of addresses: the live system, the planner and the tools all stand on it.
 //! Types here are stored as they are (JSON); where the wire differs, `skein-api` has a type of its own.
 
+mod address;
 mod event;
 mod image;
 mod job;
 mod machine;
 mod name;
+mod network;
 mod node;
-mod rules;
+mod project;
+mod publication;
+mod rule;
+mod scaling_rules;
 mod service;
 mod time;
 mod units;
 
+pub use address::{AddressError, AddressRange, MacAddr, Prefix6, Subnet};
 pub use event::{Event, EventKind, EventSubject};
 pub use image::{BlobId, BlobIdError, ImageManifest, ModuleRef};
 pub use job::{
@@ -25,9 +31,22 @@ pub use machine::{
     ExitCause, Generation, MachineEvent, MachineGoal, MachineId, MachineIdError, MachinePhase,
     MachineRecord, MachineStatus, PhaseName, Refused,
 };
-pub use name::{ImageName, NameError, NodeName, ProjectName, ServiceName};
+pub use name::{GroupName, ImageName, NameError, NetworkName, NodeName, ProjectName, ServiceName};
+pub use network::{
+    ADDRESS_QUARANTINE, AddressRecord, Addressing, Attachment, Exit, Limits, MTU_DEFAULT, MTU_MAX,
+    MTU_MIN, NetworkKind, NetworkRecord, NetworkSpec, PORT_GROUPS_MAX, PortRecord, VXLAN_OVERHEAD,
+    Vni, VniError, check_groups,
+};
 pub use node::{NodeRecord, NodeState, NodeStatus};
-pub use rules::{
+pub use project::{DESCRIPTION_MAX, HexIdError, ProjectRecord, TokenDigest, TokenId, TokenRecord};
+pub use publication::{
+    PublicationRecord, PublicationSpec, PublishTarget, Transport, TransportError,
+};
+pub use rule::{
+    Direction, GROUP_RULES_MAX, GroupRecord, Peer, PortRange, PortRangeError, Protocol, Rule,
+    RuleId, RuleLog, RuleSpec, check_description,
+};
+pub use scaling_rules::{
     HpaBehaviour, HpaBy, HpaLimit, HpaMetric, HpaRule, HpaSelect, KpaRule, PredictiveRule,
 };
 pub use service::{

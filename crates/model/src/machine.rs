@@ -10,7 +10,8 @@
 //! ```
 
 use crate::image::ImageManifest;
-use crate::name::{NodeName, ProjectName, ServiceName};
+use crate::name::{NetworkName, NodeName, ProjectName, ServiceName};
+use crate::network::Addressing;
 use crate::time::Timestamp;
 use crate::units::MemoryMib;
 use serde::{Deserialize, Serialize};
@@ -120,6 +121,12 @@ pub struct MachineRecord {
     /// Parameters the service reads (`env.KEY=VALUE` of the guest ABI).
     #[serde(default)]
     pub parameters: BTreeMap<String, String>,
+    /// The network it is plugged in; its port has the addresses.
+    #[serde(default)]
+    pub network: NetworkName,
+    /// How it learns its address.
+    #[serde(default)]
+    pub addressing: Addressing,
     /// What is wanted of it.
     pub goal: MachineGoal,
     /// Why it was made, in the policy's words.
@@ -137,7 +144,7 @@ pub enum MachineGoal {
     Run,
     /// Take no more work, finish what is in service, then go.
     Drain,
-    /// Go now: orderly, then hard.
+    /// Go now: it may answer what it serves within the grace of a stop, then it ends in order, then hard.
     Stop,
 }
 
@@ -150,7 +157,7 @@ pub struct MachineStatus {
     pub generation: Generation,
     /// Where it stands.
     pub phase: MachinePhase,
-    /// Its address in the node's network, once it has one.
+    /// Its address in its network, once it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<Ipv4Addr>,
     /// TCP port of its HTTP server.

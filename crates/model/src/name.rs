@@ -108,6 +108,24 @@ name!(
     "image"
 );
 
+name!(
+    /// A network, unique within its project.
+    NetworkName,
+    "network"
+);
+name!(
+    /// A group of firewall rules, unique within its project.
+    GroupName,
+    "group"
+);
+
+impl Default for NetworkName {
+    /// The network that a project has from its beginning.
+    fn default() -> Self {
+        Self("default".into())
+    }
+}
+
 impl Default for ProjectName {
     /// The project of those who never made one.
     fn default() -> Self {

@@ -4,6 +4,7 @@ use crate::name::NodeName;
 use crate::time::Timestamp;
 use crate::units::CpuMilli;
 use serde::{Deserialize, Serialize};
+use std::net::Ipv4Addr;
 
 /// What a node is and offers. Written by its agent when it joins, and by an operator who cordons it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -22,10 +23,22 @@ pub struct NodeRecord {
     pub accel: String,
     /// Version of its VMM.
     pub vmm: String,
-    /// The network of its machines, CIDR.
-    pub network: String,
+    /// Its number, 1 to 65,534, unlike those of the other nodes: what it has in the networks of machines is named by it.
+    #[serde(default)]
+    pub number: u16,
+    /// Where other nodes send what is for its machines. Nodes that share it are on one host.
+    #[serde(default = "no_underlay")]
+    pub underlay: Ipv4Addr,
+    /// UDP port for that.
+    #[serde(default)]
+    pub vxlan_port: u16,
     /// When it joined.
     pub joined_at: Timestamp,
+}
+
+/// Of a record that an older release wrote: nothing is sent there.
+const fn no_underlay() -> Ipv4Addr {
+    Ipv4Addr::UNSPECIFIED
 }
 
 /// Whether new machines may be placed on a node.

@@ -3,7 +3,8 @@
 use crate::job::RetryPolicy;
 use crate::machine::Generation;
 use crate::name::{ImageName, ProjectName, ServiceName};
-use crate::rules::{HpaRule, KpaRule, PredictiveRule};
+use crate::network::Attachment;
+use crate::scaling_rules::{HpaRule, KpaRule, PredictiveRule};
 use crate::time::{Timestamp, millis};
 use crate::units::MemoryMib;
 use serde::{Deserialize, Serialize};
@@ -34,6 +35,9 @@ pub struct ServiceSpec {
     /// Parameters the service reads: at most 32, keys of letters, digits and `_`.
     #[serde(default)]
     pub parameters: BTreeMap<String, String>,
+    /// How its machines are plugged in.
+    #[serde(default)]
+    pub network: Attachment,
     /// When machines come and go, and where.
     #[serde(default)]
     pub scaling: ScalingPolicy,
@@ -272,6 +276,7 @@ impl ServiceSpec {
                 });
             }
         }
+        self.network.check()?;
         let scaling = &self.scaling;
         range("scaling.replicas_max", scaling.replicas_max.into(), 1, 1000)?;
         range("scaling.replicas_min", scaling.replicas_min.into(), 0, scaling.replicas_max.into())?;

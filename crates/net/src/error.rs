@@ -1,6 +1,7 @@
 //! What can go wrong with a network.
 
 use crate::address::{Cidr, PoolError};
+use crate::desired::{HostInterface, Vni};
 use crate::host::HostError;
 use crate::names::{InterfaceName, NetworkName};
 use std::io;
@@ -103,6 +104,49 @@ pub enum NetError {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// No such network was applied.
+    #[error("network {vni} is not on this node")]
+    NetworkUnknown {
+        /// The network.
+        vni: Vni,
+    },
+    /// The network has no such port on this node.
+    #[error("network {vni} has no port {address} on this node")]
+    PortUnknown {
+        /// The network.
+        vni: Vni,
+        /// The address asked for.
+        address: Ipv4Addr,
+    },
+    /// The host interface that a bridged network is to be attached to does not exist.
+    #[error("the host has no interface {interface}: make it, or name another for the network")]
+    AttachMissing {
+        /// The interface.
+        interface: HostInterface,
+    },
+    /// Somebody else on this host uses the network's identifier.
+    #[error(
+        "VXLAN identifier {vni} is in use on UDP port {port} of this host: \
+         give the node a port of its own"
+    )]
+    TunnelTaken {
+        /// The identifier.
+        vni: u32,
+        /// The UDP port.
+        port: u16,
+    },
+    /// The kernel refused rules.
+    #[error("writing or reading rules")]
+    Rules {
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The kernel does not show what was done: somebody else undoes it.
+    #[error("network {name} does not become what it should be: somebody else changes it")]
+    Unsettled {
+        /// The network.
+        name: NetworkName,
+    },
     /// The network's thread has ended, because the network was closed or the thread crashed.
     #[error("network is closed")]
     Closed,
@@ -123,6 +167,12 @@ impl NetError {
             Self::Namespace { .. } => "NAMESPACE_FAILED",
             Self::Tap { .. } => "TAP_FAILED",
             Self::Netlink { .. } => "NETLINK_FAILED",
+            Self::NetworkUnknown { .. } => "NETWORK_UNKNOWN",
+            Self::PortUnknown { .. } => "PORT_UNKNOWN",
+            Self::AttachMissing { .. } => "ATTACH_MISSING",
+            Self::TunnelTaken { .. } => "TUNNEL_TAKEN",
+            Self::Rules { .. } => "RULES_FAILED",
+            Self::Unsettled { .. } => "NETWORK_UNSETTLED",
             Self::Closed => "NETWORK_CLOSED",
         }
     }

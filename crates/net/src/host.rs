@@ -49,6 +49,12 @@ pub enum HostError {
         /// The system's answer.
         source: io::Error,
     },
+    /// The kernel does not show bridged packets to the rules of IP.
+    #[error(
+        "bridged packets pass no rules: load the module (modprobe br_netfilter); if the host has \
+         bridges of its own, keep them out of it (sysctl net.bridge.bridge-nf-call-iptables=0)"
+    )]
+    BridgeFilterMissing,
     /// The trial failed in another way.
     #[error("trying out a network failed")]
     Trial {
@@ -66,6 +72,7 @@ impl HostError {
             Self::TunDenied { .. } => "TUN_DENIED",
             Self::NamespaceMissing { .. } => "NAMESPACE_MISSING",
             Self::BridgeMissing { .. } => "BRIDGE_MISSING",
+            Self::BridgeFilterMissing => "BRIDGE_FILTER_MISSING",
             Self::Trial { .. } => "HOST_TRIAL_FAILED",
         }
     }

@@ -20,25 +20,51 @@
 //! network: the next [`NodeNetwork::open`] finds the namespace and the taps in it and goes on.
 
 mod address;
+mod answer;
+mod capture;
 mod connector;
+mod desired;
 mod error;
+mod events;
+mod firewall;
 mod holder;
 mod host;
+mod kernel;
+mod monitor;
 mod names;
 mod namespace;
+mod netfilter;
 mod netlink;
 mod network;
+mod node;
+mod plan;
 mod port;
+mod service;
 mod setup;
 mod tap;
 mod thread;
+mod trace;
+mod transfer;
 
 pub use address::{
-    AddressPool, Cidr, InvalidAddress, Mac, PoolError, QUARANTINE_DEFAULT, Released,
+    AddressPool, Cidr, InvalidAddress, Mac, PoolError, Prefix, QUARANTINE_DEFAULT, Released,
 };
+pub use answer::{Answer4, Directory, DnsAnswer, Way, advertisement, answer_dns, answer4, answer6};
+pub use capture::{Capture, CaptureOptions, pcap_header, pcap_record};
 pub use connector::{CONNECT_TIMEOUT_DEFAULT, Connector};
+pub use desired::{
+    Desired, DesiredNetwork, DhcpSettings, Direction, DnsRecord, DnsSettings, Exit, GatewayService,
+    GroupName, HostInterface, InvalidDesired, Ipv6Range, LocalPort, Log, NetworkKind, NodeNumber,
+    OtherNames, PortLimits, PortRange, Publication, RULES_MAX, Rate, RemotePort, Route, Rule,
+    RuleGroup, RuleId, RulePeer, RuleProtocol, Transport, Underlay, VXLAN_OVERHEAD_BYTES,
+    VXLAN_PORT_DEFAULT, Vni,
+};
 pub use error::NetError;
+pub use events::{EVENTS_WAITING_MAX, NetworkEvent};
 pub use host::{HostError, check_host};
 pub use names::{InterfaceName, InvalidName, NetworkName, PortLabel};
 pub use network::{NetworkSpec, NodeNetwork, Opened, PORTS_MAX};
+pub use node::{Applied, NodeNetworks, NodeNetworksConfig};
 pub use port::{Peers, Port, PortInfo, PortSpec, Unplugged};
+pub use trace::{Counter, Hop, Payload, Place, Probe, Trace, trace};
+pub use transfer::Connection;

@@ -27,7 +27,13 @@ const NAMESPACE_PREFIX: &str = "skein-";
 /// What the name of an interface of ours begins with.
 const INTERFACE_PREFIX: &str = "sk";
 /// The bridge of a network; each is alone in its namespace.
-const BRIDGE: &str = "skbr0";
+pub(crate) const BRIDGE: &str = "skbr0";
+/// The tunnel to other nodes, in a network's namespace.
+pub(crate) const VXLAN: &str = "skvx0";
+/// The way to the host, in a network's namespace.
+pub(crate) const UPLINK: &str = "skup0";
+/// What the host's end of that way begins with.
+pub(crate) const HOST_PREFIX: &str = "sku";
 /// Characters of the network's key in a tap's name: 2 + 5 + 8 fill the 15 that Linux allows.
 const KEY_CHARS: usize = 5;
 const KEY_DIGITS: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
@@ -41,6 +47,18 @@ pub enum InvalidName {
          neither beginning nor ending with '-'"
     )]
     Network {
+        /// What was given, cut to 80 characters.
+        text: String,
+    },
+    /// Not an interface of the host.
+    #[error("{text:?} is no name of an interface: 1 to 15 printable characters without / and :")]
+    Interface {
+        /// What was given, cut to 80 characters.
+        text: String,
+    },
+    /// Not the name of a rule group.
+    #[error("group name {text:?} is not valid: 1 to 63 characters of a-z, 0-9, '-' and '_'")]
+    Group {
         /// What was given, cut to 80 characters.
         text: String,
     },
@@ -77,6 +95,20 @@ impl NetworkName {
     /// The network whose namespace has this file name; `None` if it cannot be one of ours.
     pub(crate) fn of_namespace(file: &str) -> Option<Self> {
         file.strip_prefix(NAMESPACE_PREFIX)?.parse().ok()
+    }
+
+    /// The network `rest` of a group. A name that grew too long is cut, and told apart by its key.
+    pub(crate) fn of_group(group: &NetworkName, rest: &str) -> Self {
+        let whole = format!("{group}-{rest}");
+        match whole.parse() {
+            Ok(name) => name,
+            Err(_) => {
+                let digest = Sha256::digest(whole.as_bytes());
+                let key: String = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+                let kept: String = group.as_str().chars().take(32).collect();
+                Self(format!("{}-{key}", kept.trim_end_matches('-')).into())
+            }
+        }
     }
 
     /// Whether this network is `group` or its name begins with `group` and a hyphen.
@@ -173,6 +205,36 @@ impl InterfaceName {
         Self(format!("{INTERFACE_PREFIX}{key}{:08x}", u32::from(address)).into())
     }
 
+    /// The host's end of the way into a network: `sku` and twelve characters of its key.
+    pub(crate) fn host_end(network: &NetworkName) -> Self {
+        Self(format!("{HOST_PREFIX}{}", long_key(network)).into())
+    }
+
+    /// The tunnel of a network.
+    pub(crate) fn vxlan() -> Self {
+        Self(VXLAN.into())
+    }
+
+    /// The network's end of the way to the host.
+    pub(crate) fn uplink() -> Self {
+        Self(UPLINK.into())
+    }
+
+    /// What devices of a network are called in the host's namespace before they are moved.
+    pub(crate) fn in_transit(network: &NetworkName) -> Self {
+        Self(format!("skt{}", long_key(network)).into())
+    }
+
+    /// What the names of a network's taps begin with.
+    pub(crate) fn tap_prefix(network: &NetworkName) -> String {
+        format!("{INTERFACE_PREFIX}{}", tap_key(network))
+    }
+
+    /// The tap of the port at `address`.
+    pub fn of_port(network: &NetworkName, address: Ipv4Addr) -> Self {
+        Self::tap(network, address)
+    }
+
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -197,6 +259,14 @@ pub(crate) fn address_of_tap(network: &NetworkName, interface: &str) -> Option<I
     let hex = rest.strip_prefix(tap_key(network).as_str())?;
     let address = Ipv4Addr::from(u32::from_str_radix(hex, 16).ok()?);
     (InterfaceName::tap(network, address).as_str() == interface).then_some(address)
+}
+
+/// Sixty bits of the network's key, five at a time.
+fn long_key(network: &NetworkName) -> String {
+    let digest = Sha256::digest(network.as_str().as_bytes());
+    let key = digest[..8].iter().fold(0_u64, |key, byte| key << 8 | u64::from(*byte));
+    let digit = |place: u32| char::from(KEY_DIGITS[(key >> (5 * place)) as usize & 31]);
+    (0..12).map(digit).collect()
 }
 
 /// The low 25 bits of the network's key, five at a time.

@@ -12,7 +12,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -75,6 +75,22 @@ pub(crate) fn is_current(name: &NetworkName, namespace: &OwnedFd) -> Result<bool
             .map_err(|errno| failed("examining", &path)(errno.into()))
     };
     Ok(identity(&current)? == identity(namespace)?)
+}
+
+/// Gives a namespace its name again if somebody took it away.
+pub(crate) fn restore(name: &NetworkName, namespace: &OwnedFd) -> Result<(), NetError> {
+    if is_current(name, namespace)? {
+        return Ok(());
+    }
+    let _lock = lock()?;
+    let path = path(name);
+    detach(&path)?;
+    share_directory()?;
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o444).open(&path);
+    file.map_err(failed("creating", &path))?;
+    let source = format!("/proc/self/fd/{}", namespace.as_raw_fd());
+    mount(Some(source.as_str()), &path, NOTHING, MsFlags::MS_BIND, NOTHING)
+        .map_err(refused("mounting", &path))
 }
 
 /// Removes the name of a namespace, and with it the namespace unless something still refers to it.

@@ -4,6 +4,10 @@
 //! A [`Netlink`] speaks to the namespace of the thread that opened it. Errors are the kernel's own
 //! numbers.
 
+mod overlay;
+
+pub(crate) use overlay::{Route, Trunk, Tunnel};
+
 use crate::address::Mac;
 use crate::names::InterfaceName;
 use futures_util::{Stream, StreamExt};
@@ -44,6 +48,11 @@ pub(crate) struct Link {
     pub(crate) controller: Option<u32>,
     /// Free text kept with the interface.
     pub(crate) alias: String,
+    /// Bytes of the largest packet.
+    pub(crate) mtu: u32,
+    pub(crate) mac: [u8; 6],
+    /// What kind of tunnel it is, if it is one.
+    pub(crate) tunnel: Option<Tunnel>,
 }
 
 /// A permanent neighbour: who has an address.
@@ -69,6 +78,8 @@ pub(crate) struct Attachment {
     pub(crate) address: Ipv4Addr,
     pub(crate) mac: Mac,
     pub(crate) isolated: bool,
+    /// Bytes; `None`: as the kernel makes it.
+    pub(crate) mtu: Option<u32>,
 }
 
 /// A netlink socket with the task that drives it.
@@ -165,6 +176,10 @@ impl Netlink {
             .link_group(TAP_GROUP)
             .alias(port.alias.clone())
             .up();
+        let link = match port.mtu {
+            Some(mtu) => link.mtu(mtu),
+            None => link,
+        };
         let flags = LinkBridgePort::new(port.index)
             .learning(false)
             .flood(false)
@@ -292,14 +307,25 @@ fn link(message: LinkMessage) -> Link {
         is_up: message.header.flags.contains(LinkFlags::Up),
         controller: None,
         alias: String::new(),
+        mtu: 0,
+        mac: [0; 6],
+        tunnel: None,
     };
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,
             LinkAttribute::IfAlias(alias) => link.alias = alias,
             LinkAttribute::Controller(index) => link.controller = Some(index),
+            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::Address(bytes) => {
+                link.mac = bytes.as_slice().try_into().unwrap_or_default();
+            }
             LinkAttribute::LinkInfo(infos) => {
                 link.is_bridge = infos.contains(&LinkInfo::Kind(InfoKind::Bridge));
+                link.tunnel = infos.iter().find_map(|info| match info {
+                    LinkInfo::Data(data) => Tunnel::of(data),
+                    _ => None,
+                });
             }
             _ => {}
         }

@@ -26,6 +26,7 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use tracing::{info, warn};
 
 /// Ports that a Linux bridge can have (`BR_MAX_PORTS` less the number 0).
@@ -40,6 +41,16 @@ pub struct NetworkSpec {
     name: NetworkName,
     cidr: Cidr,
     gateway: Ipv4Addr,
+    managed: Option<Managed>,
+}
+
+/// What a network has that is kept up by [`crate::NodeNetworks`]: addresses, neighbours and ports are
+/// then its business.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Managed {
+    pub(crate) mac: [u8; 6],
+    /// Bytes.
+    pub(crate) mtu: u32,
 }
 
 impl NetworkSpec {
@@ -47,7 +58,7 @@ impl NetworkSpec {
     pub fn new(name: NetworkName, cidr: Cidr) -> Self {
         // Every network has at least two host addresses.
         let gateway = cidr.host(0).unwrap_or(cidr.network());
-        Self { name, cidr, gateway }
+        Self { name, cidr, gateway, managed: None }
     }
 
     /// The same network with another gateway.
@@ -60,6 +71,20 @@ impl NetworkSpec {
             return Err(PoolError::Outside { address: gateway, cidr, gateway });
         }
         Ok(Self { gateway, ..self })
+    }
+
+    pub(crate) fn managed_as(self, managed: Managed) -> Self {
+        Self { managed: Some(managed), ..self }
+    }
+
+    pub(crate) fn managed(&self) -> Option<Managed> {
+        self.managed
+    }
+
+    /// The MAC address of its bridge.
+    pub(crate) fn bridge_mac(&self) -> [u8; 6] {
+        let own = || crate::address::Mac::for_port(&self.name, self.gateway).octets();
+        self.managed.map_or_else(own, |managed| managed.mac)
     }
 
     /// Its name on this host.
@@ -100,7 +125,9 @@ pub enum Opened {
 pub struct NodeNetwork {
     spec: NetworkSpec,
     opened: Opened,
-    bridge: u32,
+    /// Index of the bridge; another one after somebody removed it.
+    bridge: AtomicU32,
+    namespace: OwnedFd,
     thread: NamespaceThread,
     connector: Connector,
     _ownership: Ownership,
@@ -159,9 +186,12 @@ impl NodeNetwork {
             Found::Created => Opened::Created,
             Found::Existing => Opened::Adopted,
         };
-        let connector = Connector::start(namespace)?;
+        let connector = Connector::start(copy(&namespace)?)?;
+        let bridge = AtomicU32::new(bridge);
         info!(network.name = %spec.name, network.cidr = %spec.cidr, ?opened, "network opened");
-        Ok(Some(Self { spec, opened, bridge, thread, connector, _ownership: ownership }))
+        let parts =
+            Self { spec, opened, bridge, namespace, thread, connector, _ownership: ownership };
+        Ok(Some(parts))
     }
 
     /// What the network is.
@@ -196,10 +226,11 @@ impl NodeNetwork {
     /// Dropping the future unplugs the port if it was made.
     pub async fn plug(&self, port: PortSpec) -> Result<Port, NetError> {
         self.spec.check(port.address)?;
-        let (network, bridge) = (self.spec.name.clone(), self.bridge);
+        let (network, bridge) = (self.spec.name.clone(), self.bridge());
+        let mtu = self.spec.managed.map(|managed| managed.mtu);
         self.thread
             .run(move |netlink| {
-                Box::pin(async move { plug(netlink, &network, bridge, port).await })
+                Box::pin(async move { plug(netlink, &network, bridge, port, mtu).await })
             })
             .await
     }
@@ -212,7 +243,7 @@ impl NodeNetwork {
     /// # Errors
     /// What the kernel says.
     pub async fn unplug(&self, address: Ipv4Addr) -> Result<Unplugged, NetError> {
-        let (network, bridge) = (self.spec.name.clone(), self.bridge);
+        let (network, bridge) = (self.spec.name.clone(), self.bridge());
         self.thread
             .run(move |netlink| {
                 Box::pin(async move { unplug(netlink, &network, bridge, address).await })
@@ -248,6 +279,48 @@ impl NodeNetwork {
             .collect();
         ports.sort_by_key(|port| port.address);
         Ok(ports)
+    }
+
+    /// The thread that lives inside.
+    pub(crate) fn thread(&self) -> &NamespaceThread {
+        &self.thread
+    }
+
+    /// Its namespace.
+    pub(crate) fn namespace(&self) -> &OwnedFd {
+        &self.namespace
+    }
+
+    /// Index of its bridge.
+    pub(crate) fn bridge(&self) -> u32 {
+        self.bridge.load(Ordering::Relaxed)
+    }
+
+    /// Makes what somebody removed by hand: the name of the namespace, and the bridge. Returns the
+    /// bridge's index.
+    pub(crate) async fn restore(&self) -> Result<u32, NetError> {
+        let (name, seen) = (self.spec.name.clone(), self.namespace.try_clone());
+        let seen = seen.map_err(|_| NetError::Descriptors { action: "restoring a network" })?;
+        blocking(move || namespace::restore(&name, &seen)).await?;
+        let wanted = self.spec.clone();
+        let configured = self
+            .thread
+            .run(move |netlink| Box::pin(async move { setup::configure(netlink, &wanted).await }));
+        let bridge = configured.await?;
+        self.bridge.store(bridge, Ordering::Relaxed);
+        Ok(bridge)
+    }
+
+    /// Whether the file of its namespace still leads to it.
+    pub(crate) async fn has_name(&self) -> Result<bool, NetError> {
+        let (name, seen) = (self.spec.name.clone(), self.namespace.try_clone());
+        let seen = seen.map_err(|_| NetError::Descriptors { action: "looking at a network" })?;
+        blocking(move || namespace::is_current(&name, &seen)).await
+    }
+
+    /// What it is from now on; the kernel hears of it when it is next brought in line.
+    pub(crate) fn respecify(&mut self, spec: NetworkSpec) {
+        self.spec = spec;
     }
 
     /// Removes the network with all its ports, also those that a machine still holds.
@@ -347,6 +420,7 @@ async fn plug(
     network: &NetworkName,
     bridge: u32,
     port: PortSpec,
+    mtu: Option<u32>,
 ) -> Result<Port, NetError> {
     let PortSpec { address, mac, label, peers } = port;
     let name = InterfaceName::tap(network, address);
@@ -362,7 +436,7 @@ async fn plug(
     let index = index.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
     let alias = alias(mac, peers, &label);
     let isolated = peers == Peers::Isolated;
-    let attachment = Attachment { index, bridge, alias, address, mac, isolated };
+    let attachment = Attachment { index, bridge, alias, address, mac, isolated, mtu };
     let attached = async {
         netlink.attach(&attachment).await?;
         netlink.wait_for_carrier(bridge).await
@@ -416,7 +490,7 @@ async fn discard(name: NetworkName) {
 }
 
 /// Runs what blocks away from the runtime's threads.
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, NetError> + Send + 'static,
 ) -> Result<T, NetError> {
     tokio::task::spawn_blocking(work).await.map_err(|_| NetError::Closed)?

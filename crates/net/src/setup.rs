@@ -56,7 +56,9 @@ pub(crate) async fn configure(netlink: &Netlink, spec: &NetworkSpec) -> Result<u
     let links = netlink.links().await.map_err(failed("listing interfaces of", spec.name()))?;
     check_foreign(spec.name(), &links)?;
     let (taps, broken) = sort_taps(spec.name(), &links);
-    check_range(spec, &taps)?;
+    if spec.managed().is_none() {
+        check_range(spec, &taps)?;
+    }
     if let Some(loopback) = links.iter().find(|link| link.name == "lo" && !link.is_up) {
         netlink
             .set_up(loopback.index, None)
@@ -67,7 +69,9 @@ pub(crate) async fn configure(netlink: &Netlink, spec: &NetworkSpec) -> Result<u
     for index in broken {
         netlink.remove_link(index).await.map_err(failed("removing a tap of", spec.name()))?;
     }
-    repair_ports(netlink, spec, bridge, &taps).await?;
+    if spec.managed().is_none() {
+        repair_ports(netlink, spec, bridge, &taps).await?;
+    }
     Ok(bridge)
 }
 
@@ -161,7 +165,7 @@ async fn configure_bridge(
 ) -> Result<u32, NetError> {
     let failed = failed("making the bridge of", spec.name());
     let name = InterfaceName::bridge();
-    let mac = Mac::for_port(spec.name(), spec.gateway()).octets();
+    let mac = spec.bridge_mac();
     let index = match links.iter().find(|link| link.name == name.as_str()) {
         Some(link) => {
             netlink.set_up(link.index, Some(mac)).await.map_err(&failed)?;
@@ -173,6 +177,10 @@ async fn configure_bridge(
             index.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?
         }
     };
+    if let Some(managed) = spec.managed() {
+        netlink.set_mtu(index, managed.mtu).await.map_err(&failed)?;
+        return Ok(index);
+    }
     let wanted = (spec.gateway(), spec.cidr().prefix_len());
     let found = netlink.addresses(index).await.map_err(&failed)?;
     for (address, _) in found.iter().filter(|found| **found != wanted) {
@@ -220,6 +228,7 @@ fn attachment(tap: &Tap, bridge: u32) -> Attachment {
         address: tap.address,
         mac: tap.mac,
         isolated: tap.peers == Peers::Isolated,
+        mtu: None,
     }
 }
 
@@ -229,7 +238,8 @@ mod tests {
 
     fn link(name: &str, is_up: bool, is_bridge: bool) -> Link {
         let (name, alias) = (name.to_owned(), String::new());
-        Link { index: 1, name, is_bridge, is_up, controller: None, alias }
+        let (controller, mtu, mac, tunnel) = (None, 1500, [0; 6], None);
+        Link { index: 1, name, is_bridge, is_up, controller, alias, mtu, mac, tunnel }
     }
 
     fn check(links: &[Link], foreign: Option<&str>) {

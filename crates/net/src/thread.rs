@@ -9,7 +9,8 @@ use crate::netlink::Netlink;
 use futures_util::future::LocalBoxFuture;
 use nix::sched::{CloneFlags, setns};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 
 /// 64: callers wait their turn beyond this; the kernel takes one change of interfaces at a time
@@ -60,6 +61,15 @@ impl NamespaceThread {
 /// Moves the calling thread into `namespace`.
 pub(crate) fn enter(namespace: impl AsFd) -> io::Result<()> {
     setns(namespace, CloneFlags::CLONE_NEWNET).map_err(io::Error::from)
+}
+
+/// Registers a descriptor with the runtime of the caller.
+pub(crate) fn ready<T: AsRawFd>(descriptor: T) -> io::Result<AsyncFd<T>> {
+    #[expect(
+        deprecated,
+        reason = "its successor is unsafe; all our types own their descriptor and never change it"
+    )]
+    AsyncFd::new(descriptor)
 }
 
 /// Starts a thread of ours; the name is at most 15 bytes.

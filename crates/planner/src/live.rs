@@ -332,7 +332,18 @@ fn happen(now: &mut Now, event: &Event, part: Option<&mut Sums>) {
         EventKind::ServiceCreated
         | EventKind::ServiceChanged { .. }
         | EventKind::ServiceRemoved
-        | EventKind::Unplaceable { .. } => {}
+        | EventKind::Unplaceable { .. }
+        | EventKind::ProjectCreated
+        | EventKind::ProjectRemoved
+        | EventKind::NetworkCreated { .. }
+        | EventKind::NetworkRemoved { .. }
+        | EventKind::NetworkOpened { .. }
+        | EventKind::NetworkClosed { .. }
+        | EventKind::FirewallChanged { .. }
+        | EventKind::ConnectionLogged { .. }
+        | EventKind::PortChanged
+        | EventKind::Published { .. }
+        | EventKind::Unpublished { .. } => {}
     }
 }
 

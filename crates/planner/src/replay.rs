@@ -199,7 +199,18 @@ impl Scene {
                     requests.waiting = requests.waiting.saturating_sub(1);
                 }
             }
-            EventKind::ServiceCreated
+            EventKind::ProjectCreated
+            | EventKind::ProjectRemoved
+            | EventKind::NetworkCreated { .. }
+            | EventKind::NetworkRemoved { .. }
+            | EventKind::NetworkOpened { .. }
+            | EventKind::NetworkClosed { .. }
+            | EventKind::FirewallChanged { .. }
+            | EventKind::ConnectionLogged { .. }
+            | EventKind::PortChanged
+            | EventKind::Published { .. }
+            | EventKind::Unpublished { .. }
+            | EventKind::ServiceCreated
             | EventKind::ServiceChanged { .. }
             | EventKind::ServiceRemoved
             | EventKind::Unplaceable { .. } => {}

@@ -10,8 +10,8 @@ use crate::scale::Earliest;
 use crate::service::{Intent, decide, plan_removed};
 use serde::{Deserialize, Serialize};
 use skein_model::{
-    Generation, ImageManifest, MachineGoal, MachineId, MemoryMib, NodeName, NodeState, PhaseName,
-    ProjectName, ServiceName, ServiceRecord, Timestamp,
+    Addressing, Generation, ImageManifest, MachineGoal, MachineId, MemoryMib, NetworkName,
+    NodeName, NodeState, PhaseName, ProjectName, ServiceName, ServiceRecord, Timestamp,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -143,7 +143,7 @@ pub struct ReplicaView {
     pub revision: Revision,
 }
 
-/// What a machine runs: equal for equal image, memory, capacity and parameters.
+/// What a machine runs: equal for equal image, memory, capacity, parameters and network.
 #[derive(
     Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
@@ -151,13 +151,14 @@ pub struct ReplicaView {
 pub struct Revision(pub u64);
 
 impl Revision {
-    /// The revision of a machine with this image, memory, capacity and parameters: FNV-1a, which is stable.
-    /// Names and times do not count.
+    /// The revision of a machine with this image, memory, capacity and parameters in this network: FNV-1a, which is
+    /// stable. Names of images and times do not count.
     pub fn of(
         image: &ImageManifest,
         memory: MemoryMib,
         capacity: u32,
         parameters: &BTreeMap<String, String>,
+        (network, addressing): (&NetworkName, Addressing),
     ) -> Self {
         let mut hash = 0xcbf2_9ce4_8422_2325_u64;
         // Each field ends with its length, so that no two lists of fields give the same bytes.
@@ -178,6 +179,8 @@ impl Revision {
             add(key.as_bytes());
             add(value.as_bytes());
         }
+        add(network.as_str().as_bytes());
+        add(&[u8::from(addressing == Addressing::Dhcp)]);
         Self(hash)
     }
 }

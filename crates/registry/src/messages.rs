@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 use skein_fabric::{Pattern, Subject};
-use skein_model::{MachineId, NodeName, NodeStatus};
+use skein_model::{
+    GroupName, MachineId, NodeName, NodeStatus, ProjectName, Protocol, RuleId, ServiceName,
+};
+use std::net::IpAddr;
 
 /// A subject of ours.
 pub(crate) fn subject(text: &str) -> Subject {
@@ -33,6 +36,80 @@ pub fn console_output_subject(session: &str) -> Subject {
 /// Where the input of one console session is sent. An empty message keeps the session alive.
 pub fn console_input_subject(session: &str) -> Subject {
     subject(&format!("skein.console.{session}.in"))
+}
+
+/// Where the bytes of one capture appear, as a file of libpcap. An empty message says that it ended.
+pub fn capture_subject(session: &str) -> Subject {
+    subject(&format!("skein.capture.{session}"))
+}
+
+/// Where the server says that somebody still reads a capture.
+pub fn capture_input_subject(session: &str) -> Subject {
+    subject(&format!("skein.capture.{session}.alive"))
+}
+
+/// Where agents tell of connections that wait for a machine.
+pub fn demand_subject(node: &NodeName) -> Subject {
+    subject(&format!("skein.demand.{node}"))
+}
+
+/// Subjects of all nodes' demands.
+#[expect(clippy::missing_panics_doc, reason = "the pattern is constant")]
+pub fn demand_pattern() -> Pattern {
+    "skein.demand.*".parse().expect("a constant pattern")
+}
+
+/// How many connections a node has for each service through publications: those that wait for a machine count like
+/// waiting jobs, those that are open like jobs in service. Sent when something changes, and each second while there are
+/// any; what is not repeated is forgotten.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Demand {
+    /// Services with connections.
+    pub services: Vec<ServiceDemand>,
+}
+
+/// The connections of one service on one node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceDemand {
+    /// Owner.
+    pub project: ProjectName,
+    /// Service.
+    pub service: ServiceName,
+    /// Connections that wait for a machine.
+    pub waiting: u32,
+    /// Connections that are open.
+    pub open: u32,
+}
+
+/// What would happen to a packet.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TraceAnswer {
+    /// Whether it would arrive.
+    pub arrives: bool,
+    /// What happens to it, in order.
+    pub hops: Vec<TraceStep>,
+}
+
+/// One thing that happens to a packet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TraceStep {
+    /// Where.
+    pub place: String,
+    /// What, in words.
+    pub what: String,
+    /// The rule that decides.
+    pub rule: Option<(GroupName, RuleId)>,
+}
+
+/// What a rule let through on one node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleFigures {
+    /// Which.
+    pub rule: RuleId,
+    /// Packets that opened a connection.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
 }
 
 /// What a node reports every two seconds: its own figures and those of its machines. Measured, never used to place.
@@ -79,6 +156,35 @@ pub enum AgentRequest {
         /// Name of the session, 128 random bits: whoever knows it may read and write the console.
         session: String,
     },
+    /// What would happen to the first packet of a connection that a machine opens.
+    Trace {
+        /// The machine, of this node.
+        machine: MachineId,
+        /// Where to.
+        destination: IpAddr,
+        /// Which protocol.
+        protocol: Protocol,
+        /// Destination port of TCP or UDP.
+        port: Option<u16>,
+    },
+    /// What the rules of a group let through on this node.
+    Counters {
+        /// Owner.
+        project: ProjectName,
+        /// Group.
+        group: GroupName,
+    },
+    /// Record what a machine's port sends and receives: the file appears on the session's subject.
+    OpenCapture {
+        /// Which.
+        machine: MachineId,
+        /// Name of the session, 128 random bits.
+        session: String,
+        /// Bytes of each packet.
+        snap: u32,
+        /// For how long, milliseconds.
+        time_ms: u64,
+    },
 }
 
 /// What an agent answers.
@@ -92,6 +198,16 @@ pub enum AgentReply {
     },
     /// The session is open.
     Opened,
+    /// What would happen.
+    Trace {
+        /// In detail.
+        trace: TraceAnswer,
+    },
+    /// What rules let through; none of a group that no port of the node needs.
+    Counters {
+        /// One for each rule that the node has.
+        rules: Vec<RuleFigures>,
+    },
     /// It could not be done.
     Failed {
         /// Why.
@@ -112,7 +228,13 @@ pub enum AgentError {
     /// The request cannot be read.
     #[error("the request cannot be read")]
     Malformed,
-    /// Too many console sessions are open on the node.
-    #[error("too many console sessions are open on the node")]
+    /// Too many sessions of consoles or captures are open on the node.
+    #[error("too many sessions are open on the node")]
     TooManySessions,
+    /// The node's network does not do it.
+    #[error("{message}")]
+    Network {
+        /// Why.
+        message: String,
+    },
 }

@@ -8,11 +8,14 @@ use skein_fabric::{
     Batch, Entry, Event, Key, KeySpan, LeaseId, Query, Revision, State, StateError, WatchFrom,
 };
 use skein_model::{
-    ImageManifest, ImageName, MachineId, MachineRecord, MachineStatus, NodeName, NodeRecord,
-    NodeState, ProjectName, ServiceName, ServiceRecord, Timestamp,
+    AddressRecord, GroupName, GroupRecord, ImageManifest, ImageName, MachineId, MachineRecord,
+    MachineStatus, NetworkName, NetworkRecord, NodeName, NodeRecord, NodeState, PortRecord,
+    ProjectName, ProjectRecord, PublicationRecord, ServiceName, ServiceRecord, Timestamp,
+    TokenDigest, TokenRecord, Transport, Vni,
 };
 use skein_shell::Tasks;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -59,6 +62,20 @@ pub struct Alive {
 /// All records at one moment.
 #[derive(Debug, Clone, Default)]
 pub struct View {
+    /// Projects.
+    pub projects: BTreeMap<ProjectName, Stored<ProjectRecord>>,
+    /// Tokens that open a project, by the digest of their secret.
+    pub tokens: BTreeMap<TokenDigest, Stored<TokenRecord>>,
+    /// Networks by owner and name.
+    pub networks: BTreeMap<(ProjectName, NetworkName), Stored<NetworkRecord>>,
+    /// Ports by machine.
+    pub ports: BTreeMap<MachineId, Stored<PortRecord>>,
+    /// Addresses that are held or rest.
+    pub addresses: BTreeMap<(Vni, Ipv4Addr), Stored<AddressRecord>>,
+    /// Groups of firewall rules by owner and name.
+    pub groups: BTreeMap<(ProjectName, GroupName), Stored<GroupRecord>>,
+    /// Published ports.
+    pub publications: BTreeMap<(Transport, u16), Stored<PublicationRecord>>,
     /// Services by owner and name.
     pub services: BTreeMap<(ProjectName, ServiceName), Stored<ServiceRecord>>,
     /// Images by owner and name.
@@ -102,6 +119,15 @@ impl View {
             return;
         };
         let result = match record {
+            RecordKey::Project(name) => set(&mut self.projects, name, entry),
+            RecordKey::Token(digest) => set(&mut self.tokens, digest, entry),
+            RecordKey::Network(project, name) => set(&mut self.networks, (project, name), entry),
+            RecordKey::Port(id) => set(&mut self.ports, id, entry),
+            RecordKey::Address(vni, address) => set(&mut self.addresses, (vni, address), entry),
+            RecordKey::Group(project, name) => set(&mut self.groups, (project, name), entry),
+            RecordKey::Publication(transport, port) => {
+                set(&mut self.publications, (transport, port), entry)
+            }
             RecordKey::Service(project, name) => set(&mut self.services, (project, name), entry),
             RecordKey::Image(project, name) => set(&mut self.images, (project, name), entry),
             RecordKey::Machine(id) => set(&mut self.machines, id, entry),
@@ -121,6 +147,15 @@ impl View {
     fn remove(&mut self, key: &Key) {
         match RecordKey::parse(key.as_str()) {
             None => {}
+            Some(RecordKey::Project(name)) => drop(self.projects.remove(&name)),
+            Some(RecordKey::Token(digest)) => drop(self.tokens.remove(&digest)),
+            Some(RecordKey::Network(project, name)) => drop(self.networks.remove(&(project, name))),
+            Some(RecordKey::Port(id)) => drop(self.ports.remove(&id)),
+            Some(RecordKey::Address(vni, at)) => drop(self.addresses.remove(&(vni, at))),
+            Some(RecordKey::Group(project, name)) => drop(self.groups.remove(&(project, name))),
+            Some(RecordKey::Publication(transport, port)) => {
+                drop(self.publications.remove(&(transport, port)));
+            }
             Some(RecordKey::Service(project, name)) => drop(self.services.remove(&(project, name))),
             Some(RecordKey::Image(project, name)) => drop(self.images.remove(&(project, name))),
             Some(RecordKey::Machine(id)) => drop(self.machines.remove(&id)),

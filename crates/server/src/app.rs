@@ -2,6 +2,7 @@
 
 use crate::auth::Token;
 use crate::decisions::Decisions;
+use crate::demands::Demands;
 use crate::error::Answer;
 use crate::history::History;
 use crate::metrics::Metrics;
@@ -12,6 +13,7 @@ use crate::reports::Reports;
 use crate::server::{ServerError, ServerParts};
 use skein_api::Hold;
 use skein_fabric::{Bus, Queue, QueueError, QueueName, State};
+use skein_model::Timestamp;
 use skein_policy::ServiceKey;
 use skein_registry::{EventSink, Mirror};
 use skein_shell::{Tasks, now};
@@ -34,6 +36,7 @@ pub(crate) struct App {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) reports: Reports,
     pub(crate) decisions: Decisions,
+    pub(crate) demands: Demands,
     pub(crate) holds: Holds,
     pub(crate) readiness: Readiness,
     pub(crate) tasks: Tasks,
@@ -60,6 +63,7 @@ impl App {
         Ok(Self {
             cloud: cloud.into(),
             token,
+            demands: Demands::start(&parts.bus, &tasks).await?,
             reports: Reports::start(&parts.bus, &tasks).await?,
             events,
             state: parts.state,
@@ -88,9 +92,9 @@ impl App {
         })
     }
 
-    /// Gives up the waiting jobs of a service that was removed.
-    pub(crate) async fn abandon(&self, service: &ServiceKey) -> Answer<()> {
-        self.queue.remove_service(&queue_name(service), now()).await?;
+    /// Gives up the jobs of a service that was there no more at `removed_at`.
+    pub(crate) async fn abandon(&self, service: &ServiceKey, removed_at: Timestamp) -> Answer<()> {
+        self.queue.remove_service(&queue_name(service), removed_at).await?;
         Ok(())
     }
 }

@@ -1,9 +1,8 @@
-//! The admin token: made at first start, kept in a file that only its owner reads.
+//! Tokens. The admin token is made at first start and kept in a file that only its owner reads; of a project's tokens only
+//! digests are kept.
 
-use axum::extract::{Request, State};
-use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
-use skein_api::{ApiError, Code};
+use sha2::{Digest, Sha256};
+use skein_model::TokenDigest;
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -95,7 +94,8 @@ impl Token {
         Ok(Self(text.into()))
     }
 
-    fn random() -> Self {
+    /// A new one of 256 random bits.
+    pub(crate) fn random() -> Self {
         let mut text = String::with_capacity(64);
         for _ in 0..2 {
             let _ = write!(text, "{:032x}", skein_shell::random_u128());
@@ -108,21 +108,15 @@ impl Token {
         &self.0
     }
 
-    fn accepts(&self, header: &str) -> bool {
-        let given = header.strip_prefix("Bearer ").unwrap_or_default().trim();
-        given.as_bytes().ct_eq(self.0.as_bytes()).into()
+    /// Whether `secret` is the token.
+    pub(crate) fn accepts(&self, secret: &str) -> bool {
+        secret.as_bytes().ct_eq(self.0.as_bytes()).into()
     }
-}
 
-/// Lets a request through that shows the token. In front of everything below `/v1` and `/metrics`.
-pub(crate) async fn check(State(token): State<Token>, request: Request, next: Next) -> Response {
-    let header = request.headers().get(axum::http::header::AUTHORIZATION);
-    let known = header.and_then(|value| value.to_str().ok()).is_some_and(|h| token.accepts(h));
-    if known {
-        return next.run(request).await;
+    /// What is kept of a token that opens a project.
+    pub(crate) fn digest(secret: &str) -> TokenDigest {
+        TokenDigest(Sha256::digest(secret.as_bytes()).into())
     }
-    let message = "the request shows no token, or a wrong one: send `Authorization: Bearer TOKEN`";
-    crate::error::Failure(ApiError::new(Code::Unauthorized, message)).into_response()
 }
 
 #[cfg(test)]
@@ -138,10 +132,9 @@ mod tests {
         let token = Token::open(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
         assert_eq!(Token::open(&path).unwrap().secret(), token.secret());
-        assert!(token.accepts(&format!("Bearer {}", token.secret())));
-        assert!(!token.accepts(token.secret()));
-        assert!(!token.accepts("Bearer "));
-        assert!(!token.accepts(&format!("Bearer {}x", token.secret())));
+        assert!(token.accepts(token.secret()));
+        assert!(!token.accepts(""));
+        assert!(!token.accepts(&format!("{}x", token.secret())));
         assert!(!format!("{token:?}").contains(token.secret()));
         fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
         assert!(matches!(Token::open(&path), Err(TokenError::Exposed { .. })));

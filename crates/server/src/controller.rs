@@ -4,10 +4,12 @@
 //! holds only while this process leads, and that repeats harmlessly; what does not hold any more is left to the next
 //! plan. It plans again only when its mirror has seen its own steps.
 
+use crate::addresses::{Addresses, Choice, Tidy, to_tidy};
 use crate::app::App;
 use crate::observe::{QueueView, observe};
 use crate::reserved::{Pools, amounts, pool};
-use skein_api::Hold;
+use crate::usage::Used;
+use skein_api::{Code, Hold};
 use skein_fabric::{
     self as fabric, Compare, Key, Leadership, Op, QueueError, Reservations, Revision, Txn,
 };
@@ -33,6 +35,8 @@ const GONE_KEPT: Duration = Duration::from_secs(600);
 const GONE_KEPT_MAX: usize = 100;
 /// A node that has been silent for this long is not waited for: its machines' records go.
 const LOST_KEPT: Duration = Duration::from_secs(24 * 3600);
+/// Changes of ports and addresses in one transaction: with the leader's own condition within the bound of 128.
+const TIDY_AT_ONCE: usize = 100;
 /// Before another look at whether the mirror has caught up, which waits for it.
 const CATCH_UP: Duration = Duration::from_millis(100);
 
@@ -57,12 +61,15 @@ pub(crate) async fn lead(app: &App, leadership: &Leadership) {
         memory: Memory::default(),
         rng: PlanRng::from_seed(skein_shell::random_u64()),
         lost: BTreeMap::new(),
+        addresses: Addresses::default(),
+        short: BTreeMap::new(),
         newest: Revision::ZERO,
         unsure: None,
     };
     info!("leading");
     let stop = app.tasks.stop_token().clone();
     let mut changes = app.mirror.changes();
+    let mut demands = app.demands.changes();
     let mut queues = match app.queue.changes().await {
         Ok(queues) => queues,
         Err(error) => return warn!(error = %report::chain(&error), "the queues cannot be watched"),
@@ -87,6 +94,7 @@ pub(crate) async fn lead(app: &App, leadership: &Leadership) {
             () = leadership.lost() => { warn!("the leadership is lost"); return }   // cancel-safe: it only watches
             changed = changes.changed() => if changed.is_err() { return },          // cancel-safe: watch; all is re-read
             changed = queues.next() => if changed.is_err() { return },              // cancel-safe: as documented
+            changed = demands.changed() => if changed.is_err() { return },          // cancel-safe: watch; all is re-read
             () = tokio::time::sleep(wait) => {}                                     // cancel-safe: timer
         }
         tokio::time::sleep_until(begun + PLAN_EVERY).await;
@@ -122,6 +130,9 @@ struct Controller {
     rng: PlanRng,
     /// Nodes that were lost when last seen, and since when they have been, as far as this leader knows.
     lost: BTreeMap<NodeName, Timestamp>,
+    addresses: Addresses,
+    /// Services whose network had no address for a machine, in this round.
+    short: BTreeMap<ServiceKey, Hold>,
     /// The newest of its own steps: nothing is planned before the mirror shows it.
     newest: Revision,
     /// The record that the last step was to write when it failed: it may have been written all the same.
@@ -139,6 +150,7 @@ impl Controller {
         self.announce_lost(now());
         self.bury().await?;
         self.keep_pools().await?;
+        self.tidy_addresses().await?;
         let (seen, services) = self.look().await?;
         let at = now();
         let desired = Desired { services: &services };
@@ -174,7 +186,10 @@ impl Controller {
             app.mirror.read(|view| view.services.values().map(|s| (&*s.value).into()).collect());
         for key in keys {
             match app.depth(&key).await {
-                Ok(depth) => drop(queues.insert(key, depth)),
+                Ok(depth) => {
+                    let depth = app.demands.add_to(&key, depth);
+                    queues.insert(key, depth);
+                }
                 // Not to be taken for an empty queue.
                 Err(source) => return Err(RoundError::Queue { service: key, source }),
             }
@@ -193,6 +208,8 @@ impl Controller {
         plan: &Plan,
         services: &[ServiceRecord],
     ) -> Result<(), RegistryError> {
+        self.addresses.begin();
+        self.short.clear();
         for step in &plan.steps {
             debug!(%step, "step");
             self.unsure = match step {
@@ -247,6 +264,8 @@ impl Controller {
             cpu_milli: spec.cpu_milli,
             capacity: spec.capacity.unwrap_or(image.capacity),
             parameters: spec.parameters.clone(),
+            network: spec.network.name.clone(),
+            addressing: spec.network.addressing,
             image: (*image).clone(),
             goal: MachineGoal::Run,
             reason: reason.to_owned(),
@@ -270,9 +289,66 @@ impl Controller {
         Ok(())
     }
 
-    /// Makes a machine's record and its reservation in one transaction. Nothing, if the node's pool has changed or has no
-    /// room after all: the next plan sees why.
-    async fn boot(&self, record: &MachineRecord) -> Result<Option<Revision>, RegistryError> {
+    /// Unplugs what is gone, lets addresses rest, and frees those that have; withdraws what leads to machines that ended.
+    async fn tidy_addresses(&self) -> Result<(), RegistryError> {
+        let at = now();
+        let found = self.app.mirror.read(|view| to_tidy(view, at));
+        for changes in found.chunks(TIDY_AT_ONCE) {
+            let mut txn = Txn::new().when(self.epoch.clone()).soon();
+            for change in changes {
+                let (compare, op) = change.step(at)?;
+                txn = txn.when(compare).then(op);
+            }
+            // If something was changed meanwhile, the next round sees it.
+            if self.app.state.txn(txn).await?.succeeded {
+                self.tell_unpublished(changes);
+            }
+        }
+        Ok(())
+    }
+
+    fn tell_unpublished(&self, changes: &[Tidy]) {
+        for change in changes {
+            if let Tidy::Unpublish { project, transport, port, .. } = change {
+                let subject =
+                    EventSubject { project: Some(project.clone()), ..EventSubject::default() };
+                let port = format!("{}/{port}", transport.as_str());
+                self.app.events.emit(subject, EventKind::Unpublished { port });
+            }
+        }
+    }
+
+    /// A port for a machine that shall be started; none when its network has no address, or is no more.
+    fn plug(&mut self, record: &MachineRecord) -> Option<Choice> {
+        let key = (record.project.clone(), record.network.clone());
+        let (addresses, app) = (&mut self.addresses, &self.app);
+        let (problem, code) = match app.mirror.read(|view| {
+            let network = &view.networks.get(&key)?.value;
+            Some(addresses.choose(view, network, record, now()))
+        }) {
+            Some(Ok(choice)) => return Some(choice),
+            Some(Err(full)) => {
+                let (held, resting) = (full.held, full.resting);
+                let network = &record.network;
+                let problem = format!(
+                    "no address is free in network {network}: {held} held, {resting} resting"
+                );
+                (problem, Code::AddressExhausted)
+            }
+            None => (format!("network {} does not exist", record.network), Code::NetworkUnknown),
+        };
+        let service =
+            ServiceKey { project: record.project.clone(), service: record.service.clone() };
+        let code = code.as_str().to_owned();
+        let hold = self.short.entry(service);
+        hold.or_insert(Hold { code, missing: 0, reason: problem }).missing += 1;
+        None
+    }
+
+    /// Makes a machine's record, its port and its reservation in one transaction. Nothing, if the node's pool has changed
+    /// or has no room after all: the next plan sees why.
+    async fn boot(&mut self, record: &MachineRecord) -> Result<Option<Revision>, RegistryError> {
+        let Some(choice) = self.plug(record) else { return Ok(None) };
         let (pool, holder) = (pool(&record.node), record.id.as_str());
         let reservations = &self.pools.reservations;
         let step = match reservations.plan_reserve(&pool, holder, amounts(record)).await? {
@@ -283,12 +359,19 @@ impl Controller {
             }
         };
         let key = RecordKey::Machine(record.id.clone());
+        let network = RecordKey::Network(record.project.clone(), record.network.clone());
         let mut txn = Txn::new()
             .when(self.epoch.clone())
             .when(Compare::missing(key.key()))
             .then(key.put(record)?)
+            // Bars a removal of the network that has not seen this machine.
+            .when(Compare::exists(network.key()))
+            .then(Used::Network(choice.port.vni).mark())
             // A loss of power that undoes it ends the machine too.
             .soon();
+        let (free, taken) = choice.take()?;
+        txn.compares.push(free);
+        txn.then.extend(taken);
         txn.compares.extend(step.compares);
         txn.then.extend(step.ops);
         let reply = self.app.state.txn(txn).await?;
@@ -338,6 +421,8 @@ impl Controller {
             }
             Step::Boot { .. } | Step::Drain { .. } | Step::Stop { .. } => None,
         });
+        // What no address is free for is held as what no node has room for.
+        let holds = holds.chain(self.short.clone());
         for (service, reason) in self.app.holds.put(holds.collect()) {
             let subject = EventSubject {
                 project: Some(service.project),

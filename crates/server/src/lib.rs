@@ -11,10 +11,14 @@
 //! ```
 //! It decides nothing itself: `skein-policy` does. It runs no machine and sends no job: agents do.
 
+mod addresses;
+mod agents;
 mod app;
 mod auth;
+mod bootstrap;
 mod controller;
 mod decisions;
+mod demands;
 mod error;
 mod extract;
 mod history;
@@ -25,8 +29,10 @@ mod recorder;
 mod reports;
 mod reserved;
 mod routes;
+mod scope;
 mod server;
 mod sweeper;
+mod usage;
 
 pub use auth::{Token, TokenError};
 pub use history::{History, HistoryError};

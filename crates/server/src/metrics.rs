@@ -179,15 +179,7 @@ impl Metrics {
             }
             EventKind::JobDone { queue_us, service_us } => {
                 one(&self.served);
-                let (queue, service) = (seconds(*queue_us), seconds(*service_us));
-                self.queue_time.get_or_create(&of).observe(queue);
-                self.service_time.get_or_create(&of).observe(service);
-                self.system_time.get_or_create(&of).observe(queue + service);
-                let mut sums = self.sums.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                let sums = sums.entry(of).or_default();
-                sums.served += 1;
-                sums.queue_seconds += queue;
-                sums.service_seconds += service;
+                self.count_times(of, seconds(*queue_us), seconds(*service_us));
             }
             EventKind::JobDeadLettered { code, .. } => {
                 one(&self.dead);
@@ -214,6 +206,17 @@ impl Metrics {
             | EventKind::MachineLaunched
             | EventKind::MachineAdopted
             | EventKind::MachineDraining
+            | EventKind::ProjectCreated
+            | EventKind::ProjectRemoved
+            | EventKind::NetworkCreated { .. }
+            | EventKind::NetworkRemoved { .. }
+            | EventKind::NetworkOpened { .. }
+            | EventKind::NetworkClosed { .. }
+            | EventKind::FirewallChanged { .. }
+            | EventKind::ConnectionLogged { .. }
+            | EventKind::PortChanged
+            | EventKind::Published { .. }
+            | EventKind::Unpublished { .. }
             | EventKind::ServiceCreated
             | EventKind::ServiceChanged { .. }
             | EventKind::ServiceRemoved
@@ -221,6 +224,18 @@ impl Metrics {
             | EventKind::NodeLeft
             | EventKind::NodeLost => {}
         }
+    }
+
+    /// Counts the times of a job that was served, seconds.
+    fn count_times(&self, of: Of, queue: f64, service: f64) {
+        self.queue_time.get_or_create(&of).observe(queue);
+        self.service_time.get_or_create(&of).observe(service);
+        self.system_time.get_or_create(&of).observe(queue + service);
+        let mut sums = self.sums.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let sums = sums.entry(of).or_default();
+        sums.served += 1;
+        sums.queue_seconds += queue;
+        sums.service_seconds += service;
     }
 
     /// What a service's served jobs took.

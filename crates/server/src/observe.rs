@@ -114,7 +114,13 @@ fn replica(
         in_service: busy(&record.id).max(draining.into()),
         generation: record.generation,
         since: status.and_then(|s| s.ready_at).unwrap_or(record.created_at),
-        revision: Revision::of(&record.image, record.memory, record.capacity, &record.parameters),
+        revision: Revision::of(
+            &record.image,
+            record.memory,
+            record.capacity,
+            &record.parameters,
+            (&record.network, record.addressing),
+        ),
     }
 }
 
@@ -142,7 +148,13 @@ fn service_view(
             cpu_milli: spec.cpu_milli.into(),
             machines: 1,
         },
-        revision: Revision::of(image, memory, capacity, &spec.parameters),
+        revision: Revision::of(
+            image,
+            memory,
+            capacity,
+            &spec.parameters,
+            (&spec.network.name, spec.network.addressing),
+        ),
         replicas: Vec::new(),
         ended: Vec::new(),
     })

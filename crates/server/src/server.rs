@@ -3,7 +3,7 @@
 use crate::app::{App, AppParts};
 use crate::auth::Token;
 use crate::history::{History, HistoryError};
-use crate::{controller, routes, sweeper};
+use crate::{bootstrap, controller, routes, sweeper};
 use axum::Router;
 use axum::serve::Listener;
 use camino::Utf8PathBuf;
@@ -135,6 +135,7 @@ impl Server {
             tasks: tasks.clone(),
         })
         .await?;
+        bootstrap::ensure(&app).await?;
         tasks.spawn(serve(listener, app.clone()));
         tasks.spawn(govern(app, config.lease));
         info!(%address, "server listens");

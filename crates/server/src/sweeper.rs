@@ -42,6 +42,8 @@ async fn abandon_removed(app: &App) {
     let Ok(queues) = app.queue.queues().await else { return };
     for queue in queues {
         let key = (queue.project.clone(), queue.service.clone());
+        // Before the look: a service that is made after it keeps its jobs.
+        let at = now();
         if app.mirror.read(|view| view.services.contains_key(&key)) {
             continue;
         }
@@ -49,7 +51,7 @@ async fn abandon_removed(app: &App) {
             skein_policy::ServiceKey { project: queue.project.clone(), service: queue.service };
         match app.queue.depth(&queue_name(&service)).await {
             Ok(depth) if depth.waiting + depth.delayed > 0 => {
-                if let Err(error) = app.abandon(&service).await {
+                if let Err(error) = app.abandon(&service, at).await {
                     warn!(%service, ?error, "jobs of a removed service could not be given up");
                 }
             }

@@ -58,8 +58,15 @@ impl Tasks {
 
     /// Ends all tasks where they stand, without their clean-up: what a crash does. For tests of faults.
     pub async fn crash(&self) {
-        let mut set = std::mem::take(&mut *self.set.lock().unwrap_or_else(PoisonError::into_inner));
-        set.shutdown().await;
+        // A task that is ended may just have started another.
+        loop {
+            let mut set =
+                std::mem::take(&mut *self.set.lock().unwrap_or_else(PoisonError::into_inner));
+            if set.is_empty() {
+                return;
+            }
+            set.shutdown().await;
+        }
     }
 }
 

@@ -45,6 +45,8 @@ pub struct LaunchSpec {
 pub struct Nic {
     /// Its address.
     pub mac: MacAddress,
+    /// The largest packet that the guest shall send, bytes; the guest's own choice unless given.
+    pub mtu: Option<u16>,
     /// An open queue of the tap device; the machine holds it until it ends. QEMU needs neither the
     /// network namespace of the tap nor any privilege.
     pub tap: OwnedFd,

@@ -8,7 +8,9 @@ use anyhow::{Context as _, Result, bail};
 use camino::{Utf8Path, Utf8PathBuf};
 use skein_api::{BatchItem, Client, EventLine, EventStream, Machine};
 use skein_cloud::Cloud;
-use skein_model::{EventKind, PhaseName, QueuePolicy, ScalingPolicy, ScalingRule, ServiceSpec};
+use skein_model::{
+    Attachment, EventKind, PhaseName, QueuePolicy, ScalingPolicy, ScalingRule, ServiceSpec,
+};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{IsTerminal, Write};
@@ -235,6 +237,7 @@ fn spec(image: &str) -> Result<ServiceSpec> {
         capacity: None,
         cpu_milli: 100,
         parameters: BTreeMap::new(),
+        network: Attachment::default(),
         scaling: ScalingPolicy {
             replicas_max: 6,
             zero_grace: Duration::from_secs(2),

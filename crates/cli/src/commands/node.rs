@@ -45,7 +45,7 @@ impl Node {
                 column("IN SERVICE", |n| n.in_service.to_string()),
                 column("ACCEL", |n| n.accel.clone()),
                 wide("VMM", |n| n.vmm.clone()),
-                wide("NETWORK", |n| n.network.clone()),
+                wide("UNDERLAY", |n| n.underlay.clone()),
                 wide("JOINED", |n| n.joined_at.clone()),
             ],
         )?;

@@ -5,8 +5,8 @@ use crate::output::{self, column, wide};
 use anyhow::{Context as _, Result, bail};
 use skein_api::{ApiError, Client, ClientError, Code, ScaleRequest, Service as ApiService};
 use skein_model::{
-    MemoryMib, Placement, QueuePolicy, RetryPolicy, ScalingPolicy, ScalingRule, ServiceSpec,
-    ThresholdScope,
+    Addressing, Attachment, GroupName, MemoryMib, NetworkName, Placement, PublishTarget,
+    QueuePolicy, RetryPolicy, ScalingPolicy, ScalingRule, ServiceSpec, ThresholdScope,
 };
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -43,6 +43,14 @@ pub(crate) enum Service {
         #[arg(long, value_name = "COUNT")]
         wait: Option<u32>,
     },
+    /// Open ports of the nodes that lead to the service's ready machines, in turn
+    Publish {
+        /// Name of the service
+        service: String,
+        /// Port of the nodes and port of the machines, such as 80:80
+        #[arg(short, long = "publish", required = true, value_name = "PORT:PORT[/udp]")]
+        ports: Vec<super::port::PortMap>,
+    },
     /// Remove services, their machines and their waiting jobs
     Rm {
         /// Names of services
@@ -74,6 +82,17 @@ pub(crate) struct Create {
     /// Parameter of the service
     #[arg(short, long = "env", value_name = "KEY=VALUE")]
     env: Vec<String>,
+    /// Network of its machines; `default` unless given
+    #[arg(long, value_name = "NAME")]
+    network: Option<NetworkName>,
+    /// Group of firewall rules for its machines; may be given several times
+    #[arg(long = "group", value_name = "NAME")]
+    groups: Vec<GroupName>,
+    #[command(flatten)]
+    limits: super::port::LimitArgs,
+    /// Let machines learn their address by DHCP
+    #[arg(long)]
+    dhcp: bool,
     /// Never fewer machines than this
     #[arg(long)]
     min: Option<u32>,
@@ -158,6 +177,7 @@ impl Create {
                 capacity: None,
                 cpu_milli: 100,
                 parameters: BTreeMap::new(),
+                network: Attachment::default(),
                 scaling: ScalingPolicy::default(),
                 queue: QueuePolicy::default(),
             },
@@ -173,6 +193,7 @@ impl Create {
             };
             spec.parameters.insert(key.to_owned(), value.to_owned());
         }
+        self.attachment(&mut spec.network);
         self.scaling(&mut spec.scaling);
         set(&mut spec.queue.bound, self.queue);
         set(&mut spec.queue.retention, self.retention);
@@ -181,6 +202,17 @@ impl Create {
         set(&mut retry.attempt_timeout, self.attempt_timeout);
         spec.check()?;
         Ok(spec)
+    }
+
+    fn attachment(&self, attachment: &mut Attachment) {
+        set(&mut attachment.name, self.network.clone());
+        set(&mut attachment.limits, self.limits.limits());
+        if !self.groups.is_empty() {
+            attachment.groups.clone_from(&self.groups);
+        }
+        if self.dhcp {
+            attachment.addressing = Addressing::Dhcp;
+        }
     }
 
     fn scaling(&self, scaling: &mut ScalingPolicy) {
@@ -256,6 +288,10 @@ impl Service {
                 if let Some(count) = wait {
                     wait_ready(&client, &service, count).await?;
                 }
+            }
+            Self::Publish { service, ports } => {
+                let target = PublishTarget::Service(service.parse()?);
+                super::port::publish(&context.client()?, &target, &ports).await?;
             }
             Self::Rm { services } => {
                 let client = context.client()?;
@@ -342,6 +378,7 @@ fn show(context: &Context, s: &ApiService) -> Result<()> {
     let mut lines = vec![
         ("name", s.spec.name.to_string()),
         ("image", s.spec.image.to_string()),
+        ("network", s.spec.network.name.to_string()),
         ("replicas", format!("{} ready, {} booting", s.ready, s.booting)),
         (
             "bounds",

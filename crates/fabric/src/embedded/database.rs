@@ -5,12 +5,13 @@
 
 use crate::state::Event;
 use crate::state::{
-    Compare, Durability, Entry, Key, KeySpan, LeaseId, Op, OpReply, Query, RANGE_BYTES_MAX,
-    RangeReply, Revision, StateError, Target, Txn, TxnReply,
+    Compare, Entry, Key, KeySpan, LeaseId, Op, OpReply, Query, RANGE_BYTES_MAX, RangeReply,
+    Revision, StateError, Target, Txn, TxnReply,
 };
 use bytes::Bytes;
+use rusqlite::config::DbConfig;
+use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row, params};
-use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -72,8 +73,6 @@ impl From<rusqlite::Error> for Failure {
 pub(super) struct Database {
     connection: Connection,
     path: PathBuf,
-    /// What its commits promise now.
-    durability: Cell<Durability>,
 }
 
 impl Database {
@@ -102,8 +101,9 @@ impl Database {
                 known: FORMAT,
             });
         }
+        keep_plans(&connection).map_err(failed)?;
         connection.pragma_update(None, "journal_mode", "WAL").map_err(failed)?;
-        connection.pragma_update(None, "synchronous", "FULL").map_err(failed)?;
+        connection.pragma_update(None, "synchronous", "NORMAL").map_err(failed)?;
         connection.pragma_update(None, "cache_size", -i64::from(CACHE_KIB)).map_err(failed)?;
         connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES).map_err(failed)?;
         if new {
@@ -124,7 +124,7 @@ impl Database {
             connection.query_row("PRAGMA page_size", [], |row| row.get(0)).map_err(failed)?;
         let pages = u32::try_from(size_bytes_max / u64::from(page.max(1))).unwrap_or(u32::MAX);
         connection.pragma_update(None, "max_page_count", pages).map_err(failed)?;
-        Ok(Self { connection, path: path.to_path_buf(), durability: Cell::default() })
+        Ok(Self { connection, path: path.to_path_buf() })
     }
 
     /// Opens for reading what another connection of this process writes.
@@ -133,9 +133,10 @@ impl Database {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
         connection.set_prepared_statement_cache_capacity(STATEMENTS);
+        keep_plans(&connection).map_err(failed)?;
         connection.busy_timeout(Duration::from_secs(5)).map_err(failed)?;
         connection.pragma_update(None, "cache_size", -i64::from(CACHE_KIB)).map_err(failed)?;
-        Ok(Self { connection, path: path.to_path_buf(), durability: Cell::default() })
+        Ok(Self { connection, path: path.to_path_buf() })
     }
 
     /// Which file.
@@ -143,21 +144,12 @@ impl Database {
         &self.path
     }
 
-    /// Starts a transaction that will write. With [`Durability::Soon`] its commit is in the write-ahead log, but the log
-    /// is brought to the disk only with the next commit of the other kind, or when it is moved into the database.
-    pub(super) fn begin(&self, durability: Durability) -> Result<(), Failure> {
-        if self.durability.get() != durability {
-            let synchronous = match durability {
-                Durability::Now => "FULL",
-                Durability::Soon => "NORMAL",
-            };
-            self.connection.pragma_update(None, "synchronous", synchronous)?;
-            self.durability.set(durability);
-        }
+    /// Starts a transaction that will write.
+    pub(super) fn begin(&self) -> Result<(), Failure> {
         self.execute("BEGIN IMMEDIATE")
     }
 
-    /// Makes it durable, as it was begun.
+    /// Shows it to all. It is in the write-ahead log then; bringing that to the disk is [`Log`](super::log::Log)'s.
     pub(super) fn commit(&self) -> Result<(), Failure> {
         self.execute("COMMIT")
     }
@@ -208,6 +200,32 @@ impl Database {
         // Nothing was written, so ending the snapshot either way is the same.
         self.rollback();
         outcome
+    }
+
+    /// Reads what is committed now.
+    pub(super) fn look(&self, query: &Query) -> Result<RangeReply, Failure> {
+        match query.span.as_one() {
+            Some(key) if query.limit > 0 => self.look_at(key, query.keys_only),
+            _ => self.snapshot(|database, revision| database.range(query, revision)),
+        }
+    }
+
+    /// One key and the revision in one statement, which is a snapshot by itself.
+    fn look_at(&self, key: &[u8], keys_only: bool) -> Result<RangeReply, Failure> {
+        let sql = if keys_only {
+            "SELECT kv.key, x'', created, modified, version, lease, revision
+             FROM meta LEFT JOIN kv ON kv.key = ?1 WHERE meta.id = 0"
+        } else {
+            "SELECT kv.key, value, created, modified, version, lease, revision
+             FROM meta LEFT JOIN kv ON kv.key = ?1 WHERE meta.id = 0"
+        };
+        let mut select = self.connection.prepare_cached(sql)?;
+        let mut rows = select.query([key])?;
+        let missing = || Failure::Corrupt("the revision is missing".to_owned());
+        let row = rows.next()?.ok_or_else(missing)?;
+        let found = row.get_ref(0)? != ValueRef::Null;
+        let entries = if found { vec![entry(row)?] } else { Vec::new() };
+        Ok(RangeReply { entries, more: false, revision: revision(row, 6)? })
     }
 
     /// Compares and runs one of the lists. `revision` is the current one; the changes get the next. The changes
@@ -425,6 +443,12 @@ impl Database {
         }
         Ok(keys)
     }
+}
+
+/// Has SQLite prepare a statement once, whatever values it runs with: else it prepares most of ours anew each time, which
+/// takes longer than running them.
+fn keep_plans(connection: &Connection) -> rusqlite::Result<()> {
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map(drop)
 }
 
 fn open_error(path: &Path, error: rusqlite::Error) -> StateError {

@@ -1,10 +1,12 @@
 //! The store inside the process: SQLite, one owner thread, group commit.
 //!
 //! ```text
-//! handles -> bounded inbox -> owner thread -> one transaction per batch -> answers, watchers
+//! handles -> bounded inbox -> owner thread -> one transaction per batch -> watchers
+//!                                              -> log thread -> fdatasync -> answers
 //!         -> reader threads (snapshots of what is committed; one key is read where it is asked for)
 //! ```
-//! A directory holds `state.db`, its write-ahead log and `state.lock`. A write is answered after `fdatasync`; a read
+//! A directory holds `state.db`, its write-ahead log and `state.lock`. A write is seen by all once it is committed, and
+//! answered after `fdatasync`, unless it is content with less ([`Durability::Soon`](crate::Durability::Soon)); a read
 //! sees everything answered before it began. The history for watches is in memory: after a restart it begins at
 //! the stored revision, and older watches are answered [`StateError::Compacted`]. The leases of the process before
 //! are ended at opening, in one revision that watches from there see, because their holders lived in it.
@@ -14,6 +16,7 @@
 mod database;
 mod history;
 mod leases;
+mod log;
 mod owner;
 
 use crate::lock::{LockError, lock};
@@ -24,6 +27,7 @@ use crate::state::{
 use async_trait::async_trait;
 use database::Database;
 use history::History;
+use log::Log;
 use owner::{Answer, Envelope, Owner, Request, refusal};
 use std::fmt;
 use std::fs::File;
@@ -80,6 +84,7 @@ pub struct EmbeddedState {
 struct Shared {
     path: PathBuf,
     inbox: Sender<Envelope>,
+    log: Log,
     inbox_places: Arc<Semaphore>,
     readers: Vec<Sender<Read>>,
     read_places: Arc<Semaphore>,
@@ -114,9 +119,11 @@ impl EmbeddedState {
         let lock = lock_directory(directory)?;
         let path = directory.join("state.db");
         let database = Database::open(&path, options.size_bytes_max)?;
-        let owner = Owner::new(database, lock, |forgotten| {
+        let history = |forgotten| {
             History::new(forgotten, options.history_revisions_max, options.history_bytes_max)
-        })?;
+        };
+        let (owner, log, syncing) = Owner::new(database, lock, history)?;
+        start("skein-log".to_owned(), &path, move || syncing.run())?;
         let mut readers = Vec::with_capacity(READERS);
         for number in 0..READERS {
             let database = Database::open_reader(&path)?;
@@ -130,6 +137,7 @@ impl EmbeddedState {
         let shared = Shared {
             path,
             inbox,
+            log,
             inbox_places: Arc::new(Semaphore::new(INBOX)),
             readers,
             read_places: Arc::new(Semaphore::new(READS)),
@@ -177,7 +185,7 @@ impl EmbeddedState {
         query.span.as_one()?;
         let quick = self.shared.quick.try_lock().ok()?;
         let database = quick.as_ref()?;
-        let found = database.snapshot(|database, revision| database.range(query, revision));
+        let found = database.look(query);
         Some(found.map_err(|failure| refusal(failure, database)))
     }
 
@@ -214,6 +222,10 @@ impl State for EmbeddedState {
             return self.read(|answer| What::Txn { txn, answer }).await;
         }
         self.ask(|answer| Request::Txn { txn, answer }).await
+    }
+
+    async fn sync(&self, revision: Revision) -> Result<(), StateError> {
+        self.shared.log.synced(revision).await
     }
 
     async fn watch(&self, span: KeySpan, from: WatchFrom) -> Result<Watch, StateError> {
@@ -273,8 +285,7 @@ fn serve_reads(database: Database, reads: &Receiver<Read>) {
     while let Ok(Read { what, _place }) = reads.recv() {
         match what {
             What::Range { query, answer } => {
-                let found =
-                    database.snapshot(|database, revision| database.range(&query, revision));
+                let found = database.look(&query);
                 let _ = answer.send(found.map_err(|failure| refusal(failure, &database)));
             }
             What::Txn { txn, answer } => {

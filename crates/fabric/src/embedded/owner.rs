@@ -1,12 +1,14 @@
 //! The thread that owns the store: everything that changes goes through it, in batches.
 //!
-//! It takes what waits in its inbox, applies it in one SQLite transaction, commits, answers, and tells the watchers.
-//! There is no waiting for a batch to fill: while one commit runs, the next batch gathers by itself. A lone writer
-//! is answered after its own commit, sixty-four writers share one.
+//! It takes what waits in its inbox, applies it in one SQLite transaction, commits, tells the watchers, and has the
+//! answers sent: at once, or when the [log](super::log) is on the disk. There is no waiting for a batch to fill: while
+//! one commit runs, the next batch gathers by itself. A lone writer is answered after its own commit, sixty-four writers
+//! share one.
 
 use super::database::{Database, Failure};
 use super::history::History;
 use super::leases::Leases;
+use super::log::{Log, Syncing};
 use crate::state::{
     Batch, Durability, Event, KeySpan, LeaseId, LeaseStatus, Revision, StateError, Txn, TxnReply,
     Watch, WatchFrom,
@@ -60,7 +62,7 @@ enum Write {
     },
 }
 
-/// What a write will be answered once it is durable.
+/// What a write will be answered.
 enum Outcome {
     Txn(TxnReply),
     Ended,
@@ -69,6 +71,7 @@ enum Outcome {
 
 pub(super) struct Owner {
     database: Database,
+    log: Log,
     /// Held as long as the store is open; the other processes find it locked.
     _lock: File,
     revision: Revision,
@@ -84,21 +87,29 @@ impl Owner {
         database: Database,
         lock: File,
         history: impl FnOnce(Revision) -> History,
-    ) -> Result<Self, StateError> {
+    ) -> Result<(Self, Log, Syncing), StateError> {
         let failed = |failure| refusal(failure, &database);
         let revision = database.revision().map_err(failed)?;
         let mut events = Vec::new();
-        database.begin(Durability::Now).map_err(failed)?;
+        database.begin().map_err(failed)?;
         database.delete_all_leased(&mut events).map_err(failed)?;
         let next = if events.is_empty() { revision } else { revision.next() };
         database.set_revision(next).map_err(failed)?;
         database.commit().map_err(failed)?;
+        let unopened = |error: std::io::Error| StateError::Open {
+            path: database.path().to_path_buf(),
+            why: format!("its log: {error}"),
+        };
+        let (log, syncing) = Log::open(database.path(), next).map_err(unopened)?;
         let mut history = history(revision);
         if !events.is_empty() {
             history.publish(Batch { revision: next, events });
         }
         let leases = Leases::default();
-        Ok(Self { database, _lock: lock, revision: next, leases, history, broken: None })
+        let handle = log.clone();
+        let owner =
+            Self { database, log, _lock: lock, revision: next, leases, history, broken: None };
+        Ok((owner, handle, syncing))
     }
 
     /// Serves until it is told to close or all handles are gone.
@@ -191,8 +202,8 @@ impl Owner {
         if writes.is_empty() {
             return;
         }
-        if let Some(why) = &self.broken {
-            let error = StateError::Unavailable { why: why.clone() };
+        if let Some(why) = self.broken.as_deref().or(self.log.broken()) {
+            let error = StateError::Unavailable { why: why.to_owned() };
             return self.refuse(writes, &error, now);
         }
         match self.commit(&writes, now) {
@@ -221,8 +232,7 @@ impl Owner {
     }
 
     fn commit(&mut self, writes: &[Write], now: Instant) -> Result<Vec<Outcome>, CommitFailure> {
-        let durability = durability(writes);
-        let applied = self.database.begin(durability).and_then(|()| self.apply(writes, now));
+        let applied = self.database.begin().and_then(|()| self.apply(writes, now));
         let (outcomes, batches, revision) = match applied {
             Ok(applied) => applied,
             Err(failure) => {
@@ -296,16 +306,20 @@ impl Owner {
         }
     }
 
+    /// Answers those who are content with a commit; the others when it is durable.
     fn answer(&mut self, writes: Vec<Write>, outcomes: Vec<Outcome>) {
         for (write, outcome) in writes.into_iter().zip(outcomes) {
             match (write, outcome) {
-                (Write::Txn { answer, .. }, Outcome::Txn(reply)) => drop(answer.send(Ok(reply))),
+                (Write::Txn { txn, answer }, Outcome::Txn(reply)) => match txn.durability {
+                    Durability::Soon => drop(answer.send(Ok(reply))),
+                    Durability::Now => self.answer_durable(answer, reply),
+                },
                 (Write::Txn { answer, .. }, Outcome::Refused(error)) => {
                     drop(answer.send(Err(error)));
                 }
                 (Write::Revoke { lease, answer }, Outcome::Ended) => {
                     self.leases.remove(lease);
-                    let _ = answer.send(Ok(()));
+                    self.answer_durable(answer, ());
                 }
                 (Write::Revoke { answer, .. }, Outcome::Refused(error)) => {
                     let _ = answer.send(Err(error));
@@ -316,6 +330,10 @@ impl Owner {
                 }
             }
         }
+    }
+
+    fn answer_durable<T: Send + 'static>(&self, answer: Answer<T>, reply: T) {
+        self.log.when_synced(self.revision, |outcome| drop(answer.send(outcome.map(|()| reply))));
     }
 
     fn refuse(&mut self, writes: Vec<Write>, error: &StateError, now: Instant) {
@@ -334,19 +352,10 @@ impl Owner {
 
 /// When a commit failed.
 enum CommitFailure {
-    /// Before anything could be durable.
+    /// Before anything could be seen.
     Before(Failure),
-    /// While it was being made durable.
+    /// While the log was written.
     During(String),
-}
-
-/// What all of them are content with. The end of a lease is durable: what hung on it is free for others.
-fn durability(writes: &[Write]) -> Durability {
-    let soon = |write: &Write| match write {
-        Write::Txn { txn, .. } => txn.durability == Durability::Soon,
-        Write::Revoke { .. } | Write::Expire { .. } => false,
-    };
-    if writes.iter().all(soon) { Durability::Soon } else { Durability::Now }
 }
 
 fn gather(first: Envelope, inbox: &Receiver<Envelope>) -> Vec<Envelope> {

@@ -43,10 +43,18 @@ pub(super) struct Command {
     pub(super) queue: QueueName,
     pub(super) now: Timestamp,
     pub(super) action: Action,
-    pub(super) answer: oneshot::Sender<Result<Reply, QueueError>>,
+    pub(super) answer: oneshot::Sender<Result<Settled, QueueError>>,
     /// Holds a blob until the reference to it is written.
     pub(super) _pin: Option<PinnedBlob>,
     pub(super) tries: Tries,
+}
+
+/// What came of a request, for all to see.
+#[derive(Debug)]
+pub(super) struct Settled {
+    pub(super) reply: Reply,
+    /// Durable once the state has brought this to the disk.
+    pub(super) revision: Revision,
 }
 
 /// What a request has been through.
@@ -127,11 +135,9 @@ impl Engine {
             return;
         }
         let lanes = draft.lanes().clone();
-        let mut txn = draft.into_txn(&self.lanes);
-        // A claim that a loss of power undoes was made for a machine that is gone as well: its job waits again.
-        if planned.iter().all(|(command, _)| matches!(command.action, Action::Claim(_))) {
-            txn = txn.soon();
-        }
+        // Those who ask wait for the disk by themselves, while the next requests are planned: an accepted job can be
+        // claimed before it is durable. A loss of power between the two takes the claim and its machine as well.
+        let txn = draft.into_txn(&self.lanes).soon();
         match self.state.txn(txn).await {
             Ok(reply) if reply.succeeded => {
                 for (queue, _) in lanes.iter().filter(|(_, changed)| **changed) {
@@ -140,7 +146,7 @@ impl Engine {
                         lane.trim();
                     }
                 }
-                self.succeeded(planned);
+                self.succeeded(planned, reply.revision);
             }
             outcome => {
                 for queue in lanes.keys() {
@@ -155,7 +161,11 @@ impl Engine {
         }
     }
 
-    fn succeeded(&mut self, planned: Vec<(Command, Result<Reply, QueueError>)>) {
+    fn succeeded(
+        &mut self,
+        planned: Vec<(Command, Result<Reply, QueueError>)>,
+        revision: Revision,
+    ) {
         self.alone = self.alone.saturating_sub(planned.len());
         let mut put_off = false;
         for (command, reply) in planned {
@@ -165,7 +175,7 @@ impl Engine {
                 _ => false,
             };
             // Whoever asked may have gone; what was asked has happened all the same.
-            let _ = command.answer.send(reply);
+            let _ = command.answer.send(reply.map(|reply| Settled { reply, revision }));
         }
         if put_off {
             self.put_off.notify_one();

@@ -77,14 +77,18 @@ pub enum StoredBody {
 }
 
 impl Queue {
-    /// A job as it stands.
+    /// A job as it stands. One that has ended stays so: that is durable.
     ///
     /// # Errors
     /// [`QueueError::NotFound`], or the state's failure.
     pub async fn get(&self, id: JobId) -> Result<JobRecord, QueueError> {
         let entry = self.state.get(&keys::job(id)).await?;
-        let stored: StoredJob = parse(&entry.ok_or(QueueError::NotFound { job: id })?)?;
-        Ok(stored.job)
+        let entry = entry.ok_or(QueueError::NotFound { job: id })?;
+        let StoredJob { job, .. } = parse(&entry)?;
+        if job.state.ended_at().is_some() {
+            self.state.sync(entry.mod_revision).await?;
+        }
+        Ok(job)
     }
 
     /// The payload of a job.

@@ -31,7 +31,7 @@ pub use sweep::{Audit, Swept};
 use crate::blob::{BlobStore, PinnedBlob};
 use crate::state::{LeaseId, State};
 use bytes::Bytes;
-use engine::{Command, Engine, Tries};
+use engine::{Command, Engine, Settled, Tries};
 use plan::{Action, Claiming, Completing, Reply, Submit};
 use sha2::{Digest as _, Sha256};
 use skein_model::{
@@ -317,7 +317,7 @@ impl Queue {
         let mut outcomes = Vec::with_capacity(answers.len());
         for answer in answers {
             outcomes.push(match answer {
-                Ok(answer) => submitted(receive(answer).await),
+                Ok(answer) => submitted(self.durable(answer).await),
                 Err(error) => Err(error),
             });
         }
@@ -340,7 +340,9 @@ impl Queue {
         let claim = Claim { machine, node, lease: lease.get(), at: now };
         let max = max.min(CLAIM_MAX);
         let action = Action::Claim(Claiming { claim, lease, max, tried: Vec::new() });
-        match self.call(queue.clone(), now, action, None).await? {
+        // A claim need not be durable: one that a loss of power undoes was made for a machine that is gone as well.
+        let answer = self.send(queue.clone(), now, action, None).await?;
+        match settled(answer).await?.reply {
             Reply::Claimed(jobs) => Ok(jobs),
             _ => Err(QueueError::Closed),
         }
@@ -403,18 +405,28 @@ impl Queue {
         }
     }
 
-    /// Sends a request to the engine; the answer comes when it is durable.
+    /// Sends a request to the engine.
     async fn send(
         &self,
         queue: QueueName,
         now: Timestamp,
         action: Action,
         pin: Option<PinnedBlob>,
-    ) -> Result<oneshot::Receiver<Result<Reply, QueueError>>, QueueError> {
+    ) -> Result<oneshot::Receiver<Result<Settled, QueueError>>, QueueError> {
         let (answer, receiver) = oneshot::channel();
         let command = Command { queue, now, action, answer, _pin: pin, tries: Tries::default() };
         self.commands.send(command).await.map_err(|_| QueueError::Closed)?;
         Ok(receiver)
+    }
+
+    /// The answer, when it is durable.
+    async fn durable(
+        &self,
+        answer: oneshot::Receiver<Result<Settled, QueueError>>,
+    ) -> Result<Reply, QueueError> {
+        let Settled { reply, revision } = settled(answer).await?;
+        self.state.sync(revision).await?;
+        Ok(reply)
     }
 
     async fn call(
@@ -424,13 +436,13 @@ impl Queue {
         action: Action,
         pin: Option<PinnedBlob>,
     ) -> Result<Reply, QueueError> {
-        receive(self.send(queue, now, action, pin).await?).await
+        self.durable(self.send(queue, now, action, pin).await?).await
     }
 }
 
-async fn receive(
-    answer: oneshot::Receiver<Result<Reply, QueueError>>,
-) -> Result<Reply, QueueError> {
+async fn settled(
+    answer: oneshot::Receiver<Result<Settled, QueueError>>,
+) -> Result<Settled, QueueError> {
     answer.await.map_err(|_| QueueError::Closed)?
 }
 

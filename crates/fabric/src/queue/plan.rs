@@ -497,7 +497,9 @@ impl Work<'_> {
     }
 
     fn remove(&mut self, id: JobId) -> Step {
-        let holds = |job: &JobRecord| job.state.ended_at().is_none();
+        let removed_at = self.now;
+        let holds =
+            |job: &JobRecord| job.submitted_at <= removed_at && job.state.ended_at().is_none();
         self.if_still(id, holds, |work, stored| {
             work.give_up(stored, DeadLetterReason::ServiceRemoved);
         })

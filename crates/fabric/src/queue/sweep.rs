@@ -113,7 +113,7 @@ impl Queue {
             }
             let mut failure = None;
             for answer in answers {
-                match super::receive(answer).await {
+                match self.durable(answer).await {
                     Ok(reply) => replies.push(reply),
                     // Forgotten since it was listed.
                     Err(QueueError::NotFound { .. }) => {}
@@ -196,21 +196,22 @@ impl Queue {
         self.requeue(runs, message, now).await
     }
 
-    /// Gives up all jobs of a service that is gone: how many there were. Refuse new ones before.
+    /// Gives up the jobs of a service that was there no more at `removed_at`: how many there were. Those accepted later
+    /// belong to a new service of that name. Refuse new ones before.
     ///
     /// # Errors
     /// The state's failure; call it again then.
     pub async fn remove_service(
         &self,
         queue: &QueueName,
-        now: Timestamp,
+        removed_at: Timestamp,
     ) -> Result<u64, QueueError> {
         let jobs = self.all_keys(KeySpan::prefix(&format!("{}{queue}/", keys::ALL))?).await?;
         let remove = |key: &Key| {
             let (queue, id) = keys::listed(key)?;
             Some((queue, Action::Remove { id }))
         };
-        let replies = self.each(jobs.iter().filter_map(remove).collect(), now).await?;
+        let replies = self.each(jobs.iter().filter_map(remove).collect(), removed_at).await?;
         Ok(replies.iter().filter(|reply| matches!(reply, Reply::Swept(true))).count() as u64)
     }
 

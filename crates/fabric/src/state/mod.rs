@@ -128,6 +128,13 @@ pub trait State: Send + Sync + fmt::Debug + 'static {
     /// may not have happened.
     async fn txn(&self, txn: Txn) -> Result<TxnReply, StateError>;
 
+    /// Waits until everything up to `revision`, which has been seen, outlasts a loss of power. What was written with
+    /// [`Durability::Now`] does so once it was answered.
+    ///
+    /// # Errors
+    /// [`StateError::Unknown`]: it may or may not outlast one.
+    async fn sync(&self, revision: Revision) -> Result<(), StateError>;
+
     /// Follows the changes of a span. When this returns, the watch is in place: no later change is missed.
     ///
     /// # Errors

@@ -244,7 +244,8 @@ pub enum Durability {
     Now,
     /// A loss of power may undo it, with everything that came after it: what is durable never misses what was before.
     /// For what means nothing once the power was lost, because whom it speaks of is gone then: who works on a job, what a
-    /// machine is doing. A store may make it durable at once all the same; etcd does.
+    /// machine is doing; and for those who call [`State::sync`](super::State::sync) when they have done other things
+    /// meanwhile. A store may make it durable at once all the same; etcd does.
     Soon,
 }
 

@@ -4,10 +4,12 @@
 mod cidr;
 mod mac;
 mod pool;
+mod prefix;
 
 pub use cidr::Cidr;
 pub use mac::Mac;
 pub use pool::{AddressPool, PoolError, QUARANTINE_DEFAULT, Released};
+pub use prefix::Prefix;
 
 /// A text or value that is not an address of the kind asked for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -41,6 +43,12 @@ pub enum InvalidAddress {
         network: std::net::Ipv4Addr,
         /// Prefix length, in bits.
         prefix: u8,
+    },
+    /// Not a range of IPv4 or IPv6 addresses.
+    #[error("{text:?} is not a range of addresses: write it as 10.0.0.0/8 or 2001:db8::/32")]
+    Prefixed {
+        /// What was given, cut to 64 characters.
+        text: String,
     },
     /// Not six octets in hexadecimal, or a group address.
     #[error("{text:?} is not a MAC address of one machine: write it as 02:00:00:00:00:01")]

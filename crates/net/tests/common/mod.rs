@@ -3,6 +3,7 @@
 
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub(crate) mod bed;
 pub(crate) mod machine;
 
 use anyhow::{Context, Result};

@@ -209,6 +209,7 @@ impl Service {
             capacity: None,
             cpu_milli: 1,
             parameters: Default::default(),
+            network: Default::default(),
             scaling: self.scaling.clone(),
             queue: Default::default(),
         };

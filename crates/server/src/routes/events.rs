@@ -3,6 +3,7 @@
 use crate::app::App;
 use crate::error::{Answer, Failure};
 use crate::extract::Query;
+use crate::scope::Scope;
 use axum::Json;
 use axum::extract::State;
 use axum::http::HeaderMap;
@@ -10,6 +11,7 @@ use axum::response::sse::{Event as Line, KeepAlive, Sse};
 use futures_util::Stream;
 use serde::Deserialize;
 use skein_api::{Code, ErrorBody, EventLine, EventPage};
+use skein_model::{Event, ProjectName};
 use std::convert::Infallible;
 use tokio::sync::{broadcast, mpsc};
 
@@ -34,14 +36,30 @@ pub(crate) struct Range {
     responses((status = 200, body = EventPage), (status = 401, body = ErrorBody)))]
 pub(crate) async fn page(
     State(app): State<App>,
+    scope: Scope,
     Query(range): Query<Range>,
 ) -> Answer<Json<EventPage>> {
     let limit = range.limit.unwrap_or(100).clamp(1, 1000);
     let failed = |error| Failure::new(Code::Internal, skein_shell::report::chain(&error));
-    let page = app.history.read(range.since, limit).await.map_err(failed)?;
-    let next = page.lines.last().map_or(page.newest, |line| line.seq);
-    let lines = page.lines.into_iter().map(|line| EventLine::new(line.seq, (*line.event).clone()));
-    Ok(Json(EventPage { events: lines.collect(), next, oldest: page.oldest }))
+    let mut since = range.since;
+    // A page without a line of the project is not the end: the next one may have some.
+    loop {
+        let page = app.history.read(since, limit).await.map_err(failed)?;
+        let (last, oldest) = (page.lines.is_empty(), page.oldest);
+        let next = page.lines.last().map_or(page.newest, |line| line.seq);
+        let lines = page.lines.into_iter().filter(|line| concerns(&line.event, scope.only()));
+        let lines = lines.map(|line| EventLine::new(line.seq, (*line.event).clone()));
+        let events: Vec<EventLine> = lines.collect();
+        if last || !events.is_empty() {
+            return Ok(Json(EventPage { events, next, oldest }));
+        }
+        since = next;
+    }
+}
+
+/// Whether a line may be shown to who asks for one project, or for all.
+fn concerns(event: &Event, only: Option<&ProjectName>) -> bool {
+    only.is_none_or(|project| event.subject.project.as_ref() == Some(project))
 }
 
 /// Follow history: server-sent events, each with its number as id; `Last-Event-ID` resumes
@@ -49,6 +67,7 @@ pub(crate) async fn page(
     responses((status = 200, description = "An endless stream of EventLine", content_type = "text/event-stream")))]
 pub(crate) async fn stream(
     State(app): State<App>,
+    scope: Scope,
     Query(range): Query<Range>,
     headers: HeaderMap,
 ) -> Sse<impl Stream<Item = Result<Line, Infallible>>> {
@@ -60,7 +79,7 @@ pub(crate) async fn stream(
     app.tasks.spawn(async move {
         tokio::select! {
             () = stop.cancelled() => {}              // cancel-safe: token
-            () = follow(copy, since, lines) => {}    // the follower resumes by its last id
+            () = follow(copy, scope, since, lines) => {}    // the follower resumes by its last id
         }
     });
     let stream = futures_util::stream::unfold(out, |mut out| async {
@@ -70,7 +89,7 @@ pub(crate) async fn stream(
 }
 
 /// Sends lines until the follower leaves.
-async fn follow(app: App, mut since: u64, lines: mpsc::Sender<Line>) {
+async fn follow(app: App, scope: Scope, mut since: u64, lines: mpsc::Sender<Line>) {
     loop {
         // Subscribed first: what is added while pages are read comes again, and is passed over by its number.
         let mut live = app.history.follow();
@@ -81,7 +100,7 @@ async fn follow(app: App, mut since: u64, lines: mpsc::Sender<Line>) {
             }
             for line in page.lines {
                 since = line.seq;
-                if send(&lines, line.seq, (*line.event).clone()).await.is_err() {
+                if send(&lines, &scope, line.seq, &line.event).await.is_err() {
                     return;
                 }
             }
@@ -95,7 +114,7 @@ async fn follow(app: App, mut since: u64, lines: mpsc::Sender<Line>) {
                 Ok(line) if line.seq <= since => {}
                 Ok(line) => {
                     since = line.seq;
-                    if send(&lines, line.seq, (*line.event).clone()).await.is_err() {
+                    if send(&lines, &scope, line.seq, &line.event).await.is_err() {
                         return;
                     }
                 }
@@ -107,8 +126,16 @@ async fn follow(app: App, mut since: u64, lines: mpsc::Sender<Line>) {
     }
 }
 
-async fn send(lines: &mpsc::Sender<Line>, seq: u64, event: skein_model::Event) -> Result<(), ()> {
-    let line = Line::default().id(seq.to_string()).json_data(EventLine::new(seq, event));
+async fn send(
+    lines: &mpsc::Sender<Line>,
+    scope: &Scope,
+    seq: u64,
+    event: &Event,
+) -> Result<(), ()> {
+    if !concerns(event, scope.only()) {
+        return Ok(());
+    }
+    let line = Line::default().id(seq.to_string()).json_data(EventLine::new(seq, event.clone()));
     match line {
         Ok(line) => lines.send(line).await.map_err(|_| ()),
         Err(_) => Ok(()),

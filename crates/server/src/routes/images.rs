@@ -3,13 +3,15 @@
 use crate::app::App;
 use crate::error::{Answer, Failure};
 use crate::extract::{Json as Body, Path, field, parse};
+use crate::scope::Scope;
+use crate::usage::Used;
 use axum::Json;
 use axum::body::Body as Stream;
 use axum::extract::State;
 use axum::http::StatusCode;
 use futures_util::TryStreamExt;
 use skein_api::{BlobReply, Code, ErrorBody, Image, ImagePut};
-use skein_fabric::{Compare, Key, Op, Revision, Txn};
+use skein_fabric::{Compare, Op, Txn};
 use skein_model::{BlobId, ImageManifest, ImageName, MemoryMib, ProjectName};
 use skein_registry::{RecordKey, Stored};
 use skein_shell::{now, report};
@@ -65,13 +67,16 @@ pub(crate) async fn put_blob(
 
 /// List images
 #[utoipa::path(get, path = "/v1/images", tag = "images", responses((status = 200, body = [Image])))]
-pub(crate) async fn list(State(app): State<App>) -> Json<Vec<Image>> {
-    Json(app.mirror.read(|view| view.images.values().map(|s| Image::from(&*s.value)).collect()))
+pub(crate) async fn list(State(app): State<App>, scope: Scope) -> Json<Vec<Image>> {
+    Json(app.mirror.read(|view| {
+        let own = view.images.iter().filter(|((project, _), _)| *project == scope.project);
+        own.map(|(_, stored)| Image::from(&*stored.value)).collect()
+    }))
 }
 
-fn found(app: &App, name: &str) -> Answer<Stored<ImageManifest>> {
+fn found(app: &App, project: &ProjectName, name: &str) -> Answer<Stored<ImageManifest>> {
     let name: ImageName = parse(name, Code::ImageUnknown)?;
-    let key = (ProjectName::default(), name);
+    let key = (project.clone(), name);
     let found = app.mirror.read(|view| view.images.get(&key).cloned());
     found.ok_or_else(|| Failure::new(Code::ImageUnknown, format!("image {} does not exist", key.1)))
 }
@@ -80,8 +85,12 @@ fn found(app: &App, name: &str) -> Answer<Stored<ImageManifest>> {
 #[utoipa::path(get, path = "/v1/images/{image}", tag = "images",
     params(("image" = String, Path, description = "Name")),
     responses((status = 200, body = Image), (status = 404, description = "IMAGE_UNKNOWN", body = ErrorBody)))]
-pub(crate) async fn show(State(app): State<App>, Path(name): Path<String>) -> Answer<Json<Image>> {
-    Ok(Json(Image::from(&*found(&app, &name)?.value)))
+pub(crate) async fn show(
+    State(app): State<App>,
+    scope: Scope,
+    Path(name): Path<String>,
+) -> Answer<Json<Image>> {
+    Ok(Json(Image::from(&*found(&app, &scope.project, &name)?.value)))
 }
 
 /// Make an image of blobs, or replace it: machines of services that use it are replaced one after the other
@@ -91,6 +100,7 @@ pub(crate) async fn show(State(app): State<App>, Path(name): Path<String>) -> An
         (status = 422, description = "INVALID, IMAGE_INVALID with the reason", body = ErrorBody)))]
 pub(crate) async fn put(
     State(app): State<App>,
+    scope: Scope,
     Path(name): Path<String>,
     Body(image): Body<ImagePut>,
 ) -> Answer<Json<Image>> {
@@ -110,7 +120,7 @@ pub(crate) async fn put(
         capacity: image.capacity.unwrap_or(1),
         port: image.port.unwrap_or(80),
     };
-    let (images, project) = (app.images.clone(), ProjectName::default());
+    let (images, project) = (app.images.clone(), scope.project.clone());
     let manifest = blocking(move || {
         let manifest = images.import(&project, &import, now())?;
         // The archive is built here once, and not when the first machine waits for it.
@@ -118,21 +128,18 @@ pub(crate) async fn put(
         Ok(manifest)
     })
     .await?;
-    let key = RecordKey::Image(ProjectName::default(), manifest.name.clone());
-    let revision = app.state.txn(Txn::new().then(key.put(&manifest)?)).await?.revision;
-    app.mirror.reach(revision).await;
+    let key = RecordKey::Image(scope.project.clone(), manifest.name.clone());
+    let txn = Txn::new()
+        .when(Compare::exists(RecordKey::Project(scope.project.clone()).key()))
+        .then(key.put(&manifest)?)
+        .then(Used::Project(&scope.project).mark());
+    let reply = app.state.txn(txn).await?;
+    if !reply.succeeded {
+        let message = format!("project {} does not exist", scope.project);
+        return Err(Failure::new(Code::ProjectUnknown, message));
+    }
+    app.mirror.reach(reply.revision).await;
     Ok(Json(Image::from(&manifest)))
-}
-
-/// Written with each service that uses an image, and compared when the image is removed: a service that comes between
-/// the look and the removal is not left without its image.
-fn use_key(project: &ProjectName, image: &ImageName) -> Key {
-    Key::new(format!("image-use/{project}/{image}")).expect("names fit a key")
-}
-
-/// The operation that tells that an image is used.
-pub(super) fn mark_use(project: &ProjectName, image: &ImageName) -> Op {
-    Op::put(use_key(project, image), bytes::Bytes::new())
 }
 
 /// Remove an image that no service uses
@@ -140,35 +147,37 @@ pub(super) fn mark_use(project: &ProjectName, image: &ImageName) -> Op {
     params(("image" = String, Path, description = "Name")),
     responses((status = 204, description = "Removed"), (status = 404, description = "IMAGE_UNKNOWN", body = ErrorBody),
         (status = 409, description = "IMAGE_IN_USE", body = ErrorBody)))]
-pub(crate) async fn remove(State(app): State<App>, Path(name): Path<String>) -> Answer<StatusCode> {
-    let Stored { value: image, revision } = found(&app, &name)?;
-    let use_key = use_key(&ProjectName::default(), &image.name);
-    let used_at = app.state.get(&use_key).await?;
-    let used_at = used_at.map_or(Revision::ZERO, |entry| entry.mod_revision);
-    if !app.mirror.reach(used_at).await {
-        return Err(Failure::new(Code::Unavailable, "the records are not up to date: try again"));
-    }
+pub(crate) async fn remove(
+    State(app): State<App>,
+    scope: Scope,
+    Path(name): Path<String>,
+) -> Answer<StatusCode> {
+    let project = scope.project;
+    let Stored { value: image, revision } = found(&app, &project, &name)?;
+    let unused = Used::Image(&project, &image.name).look(&app).await?;
     let user = app.mirror.read(|view| {
-        let mut users = view.services.values().filter(|s| s.value.spec.image == image.name);
+        let mut users = view.services.values().filter(|service| {
+            service.value.project == project && service.value.spec.image == image.name
+        });
         users.next().map(|s| s.value.spec.name.clone())
     });
     if let Some(user) = user {
         let message = format!("image {name} is used by service {user}");
         return Err(Failure::new(Code::ImageInUse, message));
     }
-    let key = RecordKey::Image(ProjectName::default(), image.name.clone()).key();
+    let key = RecordKey::Image(project.clone(), image.name.clone()).key();
     let txn = Txn::new()
         .when(Compare::unchanged(key.clone(), revision))
-        .when(Compare::unchanged(use_key.clone(), used_at))
+        .when(unused.compare())
         .then(Op::delete(&key))
-        .then(Op::delete(&use_key));
+        .then(unused.forget());
     let reply = app.state.txn(txn).await?;
     if !reply.succeeded {
         let message = format!("image {name} was changed or taken into use at the same time");
         return Err(Failure::new(Code::Unavailable, message));
     }
     app.mirror.reach(reply.revision).await;
-    let (images, project, image) = (app.images.clone(), ProjectName::default(), image.name.clone());
+    let (images, image) = (app.images.clone(), image.name.clone());
     blocking(move || images.remove(&project, &image)).await?;
     Ok(StatusCode::NO_CONTENT)
 }

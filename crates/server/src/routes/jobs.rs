@@ -3,6 +3,7 @@
 use crate::app::App;
 use crate::error::{Answer, Failure};
 use crate::extract::{Path, Query, field, parse};
+use crate::scope::Scope;
 use axum::Json;
 use axum::body::{Body, to_bytes};
 use axum::extract::State;
@@ -16,7 +17,7 @@ use skein_fabric::{
 };
 use skein_model::{
     DEADLINE_MAX, DeadLetterReason, EventKind, EventSubject, JobId, JobRecord, JobState,
-    JobStateName, NewJob, PAYLOAD_MAX, ProjectName, ServiceName, ServiceRecord, Timestamp,
+    JobStateName, NewJob, PAYLOAD_MAX, ServiceName, ServiceRecord, Timestamp,
 };
 use skein_shell::{now, random_u128};
 use std::io;
@@ -56,12 +57,22 @@ pub(crate) struct Serving {
     wait_ms: Option<u64>,
 }
 
-fn service_of(app: &App, name: &str) -> Answer<Arc<ServiceRecord>> {
+fn service_of(app: &App, scope: &Scope, name: &str) -> Answer<Arc<ServiceRecord>> {
     let name: ServiceName = parse(name, Code::ServiceUnknown)?;
-    let key = (ProjectName::default(), name);
+    let key = (scope.project.clone(), name);
     let found = app.mirror.read(|view| view.services.get(&key).map(|s| s.value.clone()));
     let unknown = || format!("service {} does not exist", key.1);
     found.ok_or_else(|| Failure::new(Code::ServiceUnknown, unknown()))
+}
+
+/// A job of the project; another's does not exist.
+async fn own(app: &App, scope: &Scope, id: &str) -> Answer<JobRecord> {
+    let id: JobId = parse(id, Code::JobUnknown)?;
+    let job = app.queue.get(id).await?;
+    if job.project == scope.project {
+        return Ok(job);
+    }
+    Err(QueueError::NotFound { job: id }.into())
 }
 
 fn header_text(headers: &HeaderMap, name: &str) -> Answer<Option<String>> {
@@ -250,12 +261,13 @@ async fn accept(
         (status = 507, description = "DISK_FULL", body = ErrorBody)))]
 pub(crate) async fn submit(
     State(app): State<App>,
+    scope: Scope,
     Path(name): Path<String>,
     Query(serving): Query<Serving>,
     headers: HeaderMap,
     body: Body,
 ) -> Answer<(StatusCode, Json<Job>)> {
-    let service = service_of(&app, &name)?;
+    let service = service_of(&app, &scope, &name)?;
     let Accepted { id, .. } = accept(&app, &service, &serving, &headers, body).await?;
     let job = look(&app, id, serving.wait_ms).await?;
     Ok((StatusCode::ACCEPTED, Json(Job::from(&job))))
@@ -279,11 +291,12 @@ async fn look(app: &App, id: JobId, wait_ms: Option<u64>) -> Answer<JobRecord> {
         (status = 413, description = "PAYLOAD_TOO_LARGE", body = ErrorBody)))]
 pub(crate) async fn submit_batch(
     State(app): State<App>,
+    scope: Scope,
     Path(name): Path<String>,
     headers: HeaderMap,
     body: Body,
 ) -> Answer<Json<BatchReply>> {
-    let service = service_of(&app, &name)?;
+    let service = service_of(&app, &scope, &name)?;
     let too_large = |what: String| Failure::new(Code::PayloadTooLarge, what);
     let too_long = || too_large(format!("a batch has at most {BATCH_BYTES_MAX} bytes"));
     if announced(&headers).is_some_and(|length| length > BATCH_BYTES_MAX as u64) {
@@ -370,12 +383,13 @@ impl Drop for Abandoned {
         (status = 504, description = "DEADLINE_EXCEEDED", body = ErrorBody)))]
 pub(crate) async fn call(
     State(app): State<App>,
+    scope: Scope,
     Path(name): Path<String>,
     Query(mut serving): Query<Serving>,
     headers: HeaderMap,
     body: Body,
 ) -> Answer<Response> {
-    let service = service_of(&app, &name)?;
+    let service = service_of(&app, &scope, &name)?;
     let deadline = serving.deadline_ms.map_or(CALL_DEADLINE, Duration::from_millis);
     serving.deadline_ms = Some(u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX));
     serving.retention_ms.get_or_insert(CALL_RETENTION.as_millis() as u64);
@@ -451,12 +465,13 @@ pub(crate) struct Filter {
     responses((status = 200, body = JobPage), (status = 422, description = "INVALID", body = ErrorBody)))]
 pub(crate) async fn list(
     State(app): State<App>,
+    scope: Scope,
     Query(filter): Query<Filter>,
 ) -> Answer<Json<JobPage>> {
     let service = filter.service.as_deref().map(|s| parse(s, Code::ServiceUnknown)).transpose()?;
     let state: Option<JobStateName> =
         filter.state.as_deref().map(|s| field("state", s)).transpose()?;
-    let wanted = JobFilter { project: Some(ProjectName::default()), service, state };
+    let wanted = JobFilter { project: Some(scope.project), service, state };
     let limit = filter.limit.unwrap_or(100).clamp(1, 1000) as usize;
     let cursor = filter.cursor.map(Cursor::from_text);
     let page = app.queue.list(&wanted, cursor.as_ref(), limit).await?;
@@ -477,10 +492,12 @@ pub(crate) struct Wait {
     responses((status = 200, body = Job), (status = 404, description = "JOB_UNKNOWN", body = ErrorBody)))]
 pub(crate) async fn show(
     State(app): State<App>,
+    scope: Scope,
     Path(id): Path<String>,
     Query(wait): Query<Wait>,
 ) -> Answer<Json<Job>> {
-    let job = look(&app, parse(&id, Code::JobUnknown)?, wait.wait_ms).await?;
+    let id = own(&app, &scope, &id).await?.id;
+    let job = look(&app, id, wait.wait_ms).await?;
     Ok(Json(Job::from(&job)))
 }
 
@@ -489,8 +506,12 @@ pub(crate) async fn show(
     params(("job" = String, Path, description = "Id")),
     responses((status = 200, body = Vec<u8>, content_type = "application/octet-stream"),
         (status = 404, description = "JOB_UNKNOWN", body = ErrorBody)))]
-pub(crate) async fn payload_of(State(app): State<App>, Path(id): Path<String>) -> Answer<Response> {
-    let job = app.queue.get(parse(&id, Code::JobUnknown)?).await?;
+pub(crate) async fn payload_of(
+    State(app): State<App>,
+    scope: Scope,
+    Path(id): Path<String>,
+) -> Answer<Response> {
+    let job = own(&app, &scope, &id).await?;
     let body = stored(Some(app.queue.payload(&job).await?));
     Ok(with_type(job.payload.content_type.as_deref(), body))
 }
@@ -509,8 +530,12 @@ fn with_type(content_type: Option<&str>, body: Body) -> Response {
     responses((status = 200, body = Vec<u8>, content_type = "application/octet-stream"),
         (status = 404, description = "JOB_UNKNOWN", body = ErrorBody),
         (status = 409, description = "RESULT_MISSING", body = ErrorBody)))]
-pub(crate) async fn result(State(app): State<App>, Path(id): Path<String>) -> Answer<Response> {
-    let job = app.queue.get(parse(&id, Code::JobUnknown)?).await?;
+pub(crate) async fn result(
+    State(app): State<App>,
+    scope: Scope,
+    Path(id): Path<String>,
+) -> Answer<Response> {
+    let job = own(&app, &scope, &id).await?;
     let JobState::Done { result, .. } = &job.state else {
         let message = format!("job {} is {}", job.id, job.state.name().as_str());
         return Err(Failure::new(Code::ResultMissing, message));
@@ -532,8 +557,12 @@ async fn withdraw(app: &App, id: JobId) -> Answer<bool> {
     params(("job" = String, Path, description = "Id")),
     responses((status = 200, body = Job), (status = 404, description = "JOB_UNKNOWN", body = ErrorBody),
         (status = 409, description = "JOB_ENDED", body = ErrorBody)))]
-pub(crate) async fn cancel(State(app): State<App>, Path(id): Path<String>) -> Answer<Json<Job>> {
-    let id: JobId = parse(&id, Code::JobUnknown)?;
+pub(crate) async fn cancel(
+    State(app): State<App>,
+    scope: Scope,
+    Path(id): Path<String>,
+) -> Answer<Json<Job>> {
+    let id = own(&app, &scope, &id).await?.id;
     let withdrawn = withdraw(&app, id).await?;
     let job = app.queue.get(id).await?;
     if withdrawn {

@@ -1,8 +1,10 @@
 //! Machines: lists, logs, consoles, and the end.
 
+use crate::agents::ask;
 use crate::app::App;
 use crate::error::{Answer, Failure};
 use crate::extract::{Path, Query, parse};
+use crate::scope::Scope;
 use axum::Json;
 use axum::extract::State;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
@@ -12,16 +14,14 @@ use bytes::Bytes;
 use serde::Deserialize;
 use skein_api::{Code, ErrorBody, Machine};
 use skein_fabric::{Compare, Message, Op, Subscribe, Subscription, Txn};
-use skein_model::{MachineGoal, MachineId, MachineRecord, PhaseName};
+use skein_model::{MachineGoal, MachineId, MachineRecord, PhaseName, ProjectName};
 use skein_registry::{
-    AgentError, AgentReply, AgentRequest, MachineFigures, RecordKey, Stored, View, agent_subject,
-    console_input_subject, console_output_subject,
+    AgentReply, AgentRequest, MachineFigures, RecordKey, Stored, View, console_input_subject,
+    console_output_subject,
 };
 use skein_shell::random_u128;
 use std::time::Duration;
 
-/// An agent on a busy host answers within a second; this is far beyond.
-const AGENT_DEADLINE: Duration = Duration::from_secs(10);
 /// How often a console session tells its agent that somebody still watches.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// Largest message from a console's client, bytes: a paste, not a file.
@@ -50,9 +50,11 @@ fn unknown(id: &str) -> Failure {
     Failure::new(Code::MachineUnknown, format!("machine {shown} does not exist"))
 }
 
-fn found(app: &App, id: &str) -> Answer<Stored<MachineRecord>> {
+/// A machine of the project; another's does not exist.
+fn found(app: &App, project: &ProjectName, id: &str) -> Answer<Stored<MachineRecord>> {
     let key: MachineId = parse(id, Code::MachineUnknown)?;
-    app.mirror.read(|view| view.machines.get(&key).cloned()).ok_or_else(|| unknown(id))
+    let found = app.mirror.read(|view| view.machines.get(&key).cloned());
+    found.filter(|stored| stored.value.project == *project).ok_or_else(|| unknown(id))
 }
 
 #[derive(Deserialize, utoipa::IntoParams)]
@@ -68,11 +70,13 @@ pub(crate) struct Which {
     responses((status = 200, body = [Machine]), (status = 401, body = ErrorBody)))]
 pub(crate) async fn list(
     State(app): State<App>,
+    scope: Scope,
     Query(which): Query<Which>,
 ) -> Answer<Json<Vec<Machine>>> {
     let figures = app.reports.machines();
     let machines = app.mirror.read(|view| {
-        let all = view.machines.values().map(|s| machine(view, &s.value, figures.get(&s.value.id)));
+        let own = view.machines.values().filter(|s| s.value.project == scope.project);
+        let all = own.map(|s| machine(view, &s.value, figures.get(&s.value.id)));
         all.filter(|m| which.all || m.state != PhaseName::Gone).collect()
     });
     Ok(Json(machines))
@@ -82,8 +86,12 @@ pub(crate) async fn list(
 #[utoipa::path(get, path = "/v1/machines/{machine}", tag = "machines",
     params(("machine" = String, Path, description = "Id")),
     responses((status = 200, body = Machine), (status = 404, description = "MACHINE_UNKNOWN", body = ErrorBody)))]
-pub(crate) async fn show(State(app): State<App>, Path(id): Path<String>) -> Answer<Json<Machine>> {
-    let stored = found(&app, &id)?;
+pub(crate) async fn show(
+    State(app): State<App>,
+    scope: Scope,
+    Path(id): Path<String>,
+) -> Answer<Json<Machine>> {
+    let stored = found(&app, &scope.project, &id)?;
     let figures = app.reports.machines();
     let shown = app.mirror.read(|view| machine(view, &stored.value, figures.get(&stored.value.id)));
     Ok(Json(shown))
@@ -104,15 +112,16 @@ pub(crate) struct How {
         (status = 404, description = "MACHINE_UNKNOWN", body = ErrorBody)))]
 pub(crate) async fn stop(
     State(app): State<App>,
+    scope: Scope,
     Path(id): Path<String>,
     Query(how): Query<How>,
 ) -> Answer<Json<Machine>> {
     loop {
-        let stored = found(&app, &id)?;
+        let stored = found(&app, &scope.project, &id)?;
         let mut record = (*stored.value).clone();
         let goal = if how.now { MachineGoal::Stop } else { MachineGoal::Drain };
         if record.goal == goal || record.goal == MachineGoal::Stop {
-            return show(State(app), Path(id)).await;
+            return show(State(app), scope, Path(id)).await;
         }
         record.goal = goal;
         record.generation = record.generation.next();
@@ -125,36 +134,11 @@ pub(crate) async fn stop(
         let reply = app.state.txn(txn).await?;
         if reply.succeeded {
             app.mirror.reach(reply.revision).await;
-            return show(State(app), Path(id)).await;
+            return show(State(app), scope, Path(id)).await;
         }
         let there = reply.ranges().next().and_then(|range| range.entries.into_iter().next());
         let there = there.ok_or_else(|| unknown(record.id.as_str()))?;
         app.mirror.reach(there.mod_revision).await;
-    }
-}
-
-async fn ask(app: &App, record: &MachineRecord, request: &AgentRequest) -> Answer<AgentReply> {
-    let json = serde_json::to_vec(request)
-        .map_err(|error| Failure::new(Code::Internal, error.to_string()))?;
-    let message = Message::new(agent_subject(&record.node), json);
-    let reply = app.bus.request(message, AGENT_DEADLINE).await?;
-    let reply = serde_json::from_slice(&reply.payload).map_err(|error| {
-        Failure::new(Code::NodeUnreachable, format!("the agent's answer: {error}"))
-    })?;
-    match reply {
-        AgentReply::Failed { error } => Err(refused(record, error)),
-        reply @ (AgentReply::Log { .. } | AgentReply::Opened) => Ok(reply),
-    }
-}
-
-fn refused(record: &MachineRecord, error: AgentError) -> Failure {
-    let message = format!("machine {} on node {}: {error}", record.id, record.node);
-    match error {
-        AgentError::MachineUnknown | AgentError::NotRunning => {
-            Failure::new(Code::MachineUnknown, message)
-        }
-        AgentError::Malformed => Failure::new(Code::Internal, message),
-        AgentError::TooManySessions => Failure::new(Code::Unavailable, message),
     }
 }
 
@@ -164,11 +148,15 @@ fn refused(record: &MachineRecord, error: AgentError) -> Failure {
     responses((status = 200, description = "The text", content_type = "text/plain"),
         (status = 404, description = "MACHINE_UNKNOWN", body = ErrorBody),
         (status = 503, description = "NODE_UNREACHABLE", body = ErrorBody)))]
-pub(crate) async fn log(State(app): State<App>, Path(id): Path<String>) -> Answer<String> {
-    let record = found(&app, &id)?.value;
-    match ask(&app, &record, &AgentRequest::Log { machine: record.id.clone() }).await? {
+pub(crate) async fn log(
+    State(app): State<App>,
+    scope: Scope,
+    Path(id): Path<String>,
+) -> Answer<String> {
+    let record = found(&app, &scope.project, &id)?.value;
+    match ask(&app, &record.node, &AgentRequest::Log { machine: record.id.clone() }).await? {
         AgentReply::Log { text } => Ok(text),
-        AgentReply::Opened | AgentReply::Failed { .. } => Ok(String::new()),
+        _ => Ok(String::new()),
     }
 }
 
@@ -179,11 +167,12 @@ pub(crate) async fn log(State(app): State<App>, Path(id): Path<String>) -> Answe
         (status = 404, description = "MACHINE_UNKNOWN", body = ErrorBody)))]
 pub(crate) async fn console(
     State(app): State<App>,
+    scope: Scope,
     Path(id): Path<String>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Answer<Response> {
     let upgrade = upgrade.map_err(|refused| Failure::new(Code::Malformed, refused.body_text()))?;
-    let record = found(&app, &id)?.value;
+    let record = found(&app, &scope.project, &id)?.value;
     let session = format!("{:032x}", random_u128());
     let pattern = console_output_subject(&session).as_str().parse();
     let pattern = pattern.map_err(|_| Failure::new(Code::Internal, "a console subject"))?;
@@ -191,7 +180,7 @@ pub(crate) async fn console(
     let output = app.bus.subscribe(Subscribe::to(pattern)).await?;
     let request =
         AgentRequest::OpenConsole { machine: record.id.clone(), session: session.clone() };
-    ask(&app, &record, &request).await?;
+    ask(&app, &record.node, &request).await?;
     let upgrade = upgrade.max_message_size(INPUT_MAX);
     Ok(upgrade.on_upgrade(move |socket| pump(app, session, output, socket)))
 }

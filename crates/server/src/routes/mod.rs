@@ -1,22 +1,30 @@
 //! The API: routes, and the OpenAPI document made of them.
 
 mod events;
+mod groups;
 mod images;
 mod jobs;
 mod machines;
+mod networks;
 mod nodes;
+mod ports;
+mod projects;
+mod publications;
 mod services;
 mod system;
 
 use crate::app::App;
-use crate::auth;
 use crate::error::Failure;
+use crate::scope;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware;
 use axum::response::IntoResponse;
 use axum::routing::get;
 use skein_api::Code;
+use utoipa::openapi::Required;
+use utoipa::openapi::path::{ParameterBuilder, ParameterIn};
+use utoipa::openapi::schema::{ObjectBuilder, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
@@ -48,9 +56,39 @@ impl Modify for Bearer {
     }
 }
 
+/// What is not a project's.
+const OF_THE_CLOUD: [&str; 3] = ["nodes", "projects", "system"];
+
+/// Adds the parameter that names the project to each operation on what projects own: it is taken out of the address before
+/// the routes see it.
+fn describe_project(openapi: &mut utoipa::openapi::OpenApi) {
+    let what = "Project that it is about; that of the token, or `default`, unless given";
+    let parameter = ParameterBuilder::new()
+        .name(scope::PROJECT)
+        .parameter_in(ParameterIn::Query)
+        .required(Required::False)
+        .description(Some(what))
+        .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
+        .build();
+    for item in openapi.paths.paths.values_mut() {
+        let operations =
+            [&mut item.get, &mut item.put, &mut item.post, &mut item.delete, &mut item.patch];
+        for operation in operations.into_iter().flatten() {
+            let mut tags = operation.tags.iter().flatten();
+            if !tags.any(|tag| OF_THE_CLOUD.contains(&tag.as_str())) {
+                operation.parameters.get_or_insert_default().push(parameter.clone().into());
+            }
+        }
+    }
+}
+
 fn api() -> (Router<App>, utoipa::openapi::OpenApi) {
-    OpenApiRouter::with_openapi(Document::openapi())
+    let (router, mut document) = OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(system::version))
+        .routes(routes!(projects::list, projects::create))
+        .routes(routes!(projects::show, projects::remove))
+        .routes(routes!(projects::tokens, projects::create_token))
+        .routes(routes!(projects::remove_token))
         .routes(routes!(nodes::list))
         .routes(routes!(nodes::show))
         .routes(routes!(nodes::cordon))
@@ -74,10 +112,25 @@ fn api() -> (Router<App>, utoipa::openapi::OpenApi) {
         .routes(routes!(machines::stop))
         .routes(routes!(machines::log))
         .routes(routes!(machines::console))
+        .routes(routes!(networks::list, networks::create))
+        .routes(routes!(networks::show, networks::remove))
+        .routes(routes!(networks::trace))
+        .routes(routes!(ports::list))
+        .routes(routes!(ports::show, ports::change))
+        .routes(routes!(ports::capture))
+        .routes(routes!(groups::list, groups::create))
+        .routes(routes!(groups::show, groups::put, groups::remove))
+        .routes(routes!(groups::add_rule))
+        .routes(routes!(groups::remove_rule))
+        .routes(routes!(groups::counters))
+        .routes(routes!(publications::list, publications::create))
+        .routes(routes!(publications::remove))
         .routes(routes!(events::page))
         .routes(routes!(events::stream))
         .routes(routes!(system::metrics))
-        .split_for_parts()
+        .split_for_parts();
+    describe_project(&mut document);
+    (router, document)
 }
 
 /// The OpenAPI document of this release, as pretty JSON with a final newline.
@@ -95,7 +148,7 @@ pub(crate) fn router(app: App) -> Router {
     let guarded = api
         .route("/v1/openapi.json", get(async || axum::Json(document)))
         .layer(DefaultBodyLimit::max(DOCUMENT_MAX))
-        .layer(middleware::from_fn_with_state(app.token.clone(), auth::check));
+        .layer(middleware::from_fn_with_state(app.clone(), scope::check));
     Router::new()
         .merge(guarded)
         .route("/healthz", get(system::healthz))

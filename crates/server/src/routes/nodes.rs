@@ -4,6 +4,7 @@ use crate::app::App;
 use crate::error::{Answer, Failure};
 use crate::extract::{Path, parse};
 use crate::reserved::reserved;
+use crate::scope::Admin;
 use axum::Json;
 use axum::extract::State;
 use skein_api::{Code, ErrorBody, Node};
@@ -23,8 +24,9 @@ fn node(app: &App, view: &View, name: &NodeName, used: &BTreeMap<NodeName, Room>
 
 /// List nodes
 #[utoipa::path(get, path = "/v1/nodes", tag = "nodes",
-    responses((status = 200, description = "All nodes", body = [Node]), (status = 401, body = ErrorBody)))]
-pub(crate) async fn list(State(app): State<App>) -> Json<Vec<Node>> {
+    responses((status = 200, description = "All nodes", body = [Node]), (status = 401, body = ErrorBody),
+        (status = 403, description = "FORBIDDEN", body = ErrorBody)))]
+pub(crate) async fn list(State(app): State<App>, _: Admin) -> Json<Vec<Node>> {
     let nodes = app.mirror.read(|view| {
         let used = reserved(view);
         view.nodes.keys().filter_map(|name| node(&app, view, name, &used)).collect()
@@ -35,7 +37,11 @@ pub(crate) async fn list(State(app): State<App>) -> Json<Vec<Node>> {
 /// Show one node
 #[utoipa::path(get, path = "/v1/nodes/{node}", tag = "nodes", params(("node" = String, Path, description = "Name")),
     responses((status = 200, body = Node), (status = 404, description = "NODE_UNKNOWN", body = ErrorBody)))]
-pub(crate) async fn show(State(app): State<App>, Path(name): Path<String>) -> Answer<Json<Node>> {
+pub(crate) async fn show(
+    State(app): State<App>,
+    _: Admin,
+    Path(name): Path<String>,
+) -> Answer<Json<Node>> {
     let name: NodeName = parse(&name, Code::NodeUnknown)?;
     let found = app.mirror.read(|view| node(&app, view, &name, &reserved(view)));
     found.map(Json).ok_or_else(|| unknown(&name))
@@ -48,7 +54,11 @@ fn unknown(name: &NodeName) -> Failure {
 /// Place nothing new on a node. Repeating it changes nothing.
 #[utoipa::path(post, path = "/v1/nodes/{node}/cordon", tag = "nodes", params(("node" = String, Path, description = "Name")),
     responses((status = 200, body = Node), (status = 404, description = "NODE_UNKNOWN", body = ErrorBody)))]
-pub(crate) async fn cordon(State(app): State<App>, Path(name): Path<String>) -> Answer<Json<Node>> {
+pub(crate) async fn cordon(
+    State(app): State<App>,
+    admin: Admin,
+    Path(name): Path<String>,
+) -> Answer<Json<Node>> {
     let name: NodeName = parse(&name, Code::NodeUnknown)?;
     if !app.mirror.read(|view| view.nodes.contains_key(&name)) {
         return Err(unknown(&name));
@@ -56,7 +66,7 @@ pub(crate) async fn cordon(State(app): State<App>, Path(name): Path<String>) -> 
     let key = RecordKey::Cordon(name.clone()).key();
     let revision = app.state.put(key, bytes::Bytes::from_static(b"{}")).await?;
     app.mirror.reach(revision).await;
-    show(State(app), Path(name.to_string())).await
+    show(State(app), admin, Path(name.to_string())).await
 }
 
 /// Place machines on a node again. Repeating it changes nothing.
@@ -64,6 +74,7 @@ pub(crate) async fn cordon(State(app): State<App>, Path(name): Path<String>) -> 
     responses((status = 200, body = Node), (status = 404, description = "NODE_UNKNOWN", body = ErrorBody)))]
 pub(crate) async fn uncordon(
     State(app): State<App>,
+    admin: Admin,
     Path(name): Path<String>,
 ) -> Answer<Json<Node>> {
     let name: NodeName = parse(&name, Code::NodeUnknown)?;
@@ -76,5 +87,5 @@ pub(crate) async fn uncordon(
     if reply.replies.iter().any(|reply| *reply != OpReply::Deleted(0)) {
         app.mirror.reach(reply.revision).await;
     }
-    show(State(app), Path(name.to_string())).await
+    show(State(app), admin, Path(name.to_string())).await
 }

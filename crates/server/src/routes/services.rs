@@ -4,11 +4,13 @@ use crate::app::App;
 use crate::error::{Answer, Failure};
 use crate::extract::{Json as Body, Path, parse};
 use crate::metrics::Of;
+use crate::scope::Scope;
+use crate::usage::Used;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use skein_api::{Code, ErrorBody, ScaleRequest, Service, ServiceCounters};
-use skein_fabric::{Compare, Op, Revision, Txn};
+use skein_fabric::{Compare, Key, Op, Revision, Txn};
 use skein_model::{
     EventKind, EventSubject, Generation, PhaseName, ProjectName, ServiceName, ServiceRecord,
     ServiceSpec,
@@ -18,9 +20,9 @@ use skein_registry::{RecordKey, Stored};
 use skein_shell::now;
 use std::sync::Arc;
 
-fn found(app: &App, name: &str) -> Answer<Stored<ServiceRecord>> {
+fn found(app: &App, project: &ProjectName, name: &str) -> Answer<Stored<ServiceRecord>> {
     let name: ServiceName = parse(name, Code::ServiceUnknown)?;
-    let key = (ProjectName::default(), name);
+    let key = (project.clone(), name);
     app.mirror.read(|view| view.services.get(&key).cloned()).ok_or_else(|| unknown(&key.1))
 }
 
@@ -85,9 +87,11 @@ fn counters(app: &App, key: &ServiceKey) -> ServiceCounters {
 /// List services
 #[utoipa::path(get, path = "/v1/services", tag = "services",
     responses((status = 200, body = [Service]), (status = 401, body = ErrorBody)))]
-pub(crate) async fn list(State(app): State<App>) -> Answer<Json<Vec<Service>>> {
-    let records: Vec<Arc<ServiceRecord>> =
-        app.mirror.read(|view| view.services.values().map(|s| s.value.clone()).collect());
+pub(crate) async fn list(State(app): State<App>, scope: Scope) -> Answer<Json<Vec<Service>>> {
+    let records: Vec<Arc<ServiceRecord>> = app.mirror.read(|view| {
+        let all = view.services.values().map(|stored| &stored.value);
+        all.filter(|record| record.project == scope.project).cloned().collect()
+    });
     let mut services = Vec::with_capacity(records.len());
     for record in records {
         services.push(describe(&app, &record).await?);
@@ -101,47 +105,66 @@ pub(crate) async fn list(State(app): State<App>) -> Answer<Json<Vec<Service>>> {
     responses((status = 200, body = Service), (status = 404, description = "SERVICE_UNKNOWN", body = ErrorBody)))]
 pub(crate) async fn show(
     State(app): State<App>,
+    scope: Scope,
     Path(name): Path<String>,
 ) -> Answer<Json<Service>> {
-    let record = found(&app, &name)?.value;
+    let record = found(&app, &scope.project, &name)?.value;
     describe(&app, &record).await.map(Json)
 }
 
-fn check(app: &App, spec: &ServiceSpec) -> Answer<()> {
-    spec.check().map_err(|error| Failure::new(Code::Invalid, error.to_string()))?;
-    let image = (ProjectName::default(), spec.image.clone());
-    if app.mirror.read(|view| view.images.contains_key(&image)) {
-        return Ok(());
+fn check(spec: &ServiceSpec) -> Answer<()> {
+    spec.check().map_err(|error| Failure::new(Code::Invalid, error.to_string()))
+}
+
+/// What a service refers to: where it is stored, what it is marked as, and what to say when it is not there.
+fn references<'a>(app: &App, record: &'a ServiceRecord) -> Answer<Vec<(Key, Used<'a>, Failure)>> {
+    let (project, spec) = (&record.project, &record.spec);
+    let image = RecordKey::Image(project.clone(), spec.image.clone()).key();
+    let unknown = Failure::new(Code::ImageUnknown, format!("image {} does not exist", spec.image));
+    let mut all = vec![(image, Used::Image(project, &spec.image), unknown)];
+    let name = &spec.network.name;
+    let unknown = || Failure::new(Code::NetworkUnknown, format!("network {name} does not exist"));
+    let key = (project.clone(), name.clone());
+    let vni = app.mirror.read(|view| view.networks.get(&key).map(|n| n.value.vni));
+    let network = RecordKey::Network(project.clone(), name.clone()).key();
+    all.push((network, Used::Network(vni.ok_or_else(unknown)?), unknown()));
+    for group in &spec.network.groups {
+        let unknown = Failure::new(Code::GroupUnknown, format!("group {group} does not exist"));
+        let key = RecordKey::Group(project.clone(), group.clone()).key();
+        all.push((key, Used::Group(project, group), unknown));
     }
-    Err(image_unknown(spec))
+    let unknown = Failure::new(Code::ProjectUnknown, format!("project {project} does not exist"));
+    all.push((RecordKey::Project(project.clone()).key(), Used::Project(project), unknown));
+    Ok(all)
 }
 
-fn image_unknown(spec: &ServiceSpec) -> Failure {
-    Failure::new(Code::ImageUnknown, format!("image {} does not exist", spec.image))
-}
-
-/// Writes a service's record if it was last written at `expected` and its image exists; whether it did. If not, the
-/// mirror has seen what was written instead.
+/// Writes a service's record if it was last written at `expected` and all that it refers to exists; whether it did. If
+/// not, the mirror has seen what was written instead.
 async fn write(app: &App, record: &ServiceRecord, expected: Revision) -> Answer<bool> {
     let key = RecordKey::Service(record.project.clone(), record.spec.name.clone());
-    let image = RecordKey::Image(record.project.clone(), record.spec.image.clone()).key();
-    let txn = Txn::new()
+    let references = references(app, record)?;
+    let mut txn = Txn::new()
         .when(Compare::unchanged(key.key(), expected))
-        .when(Compare::exists(image.clone()))
         .then(key.put(record)?)
-        // Bars a removal of the image that has not seen this service.
-        .then(super::images::mark_use(&record.project, &record.spec.image))
-        .otherwise(Op::get(key.key()))
-        .otherwise(Op::get(image));
+        .otherwise(Op::get(key.key()));
+    for (referred, used, _) in &references {
+        // The mark bars a removal that has not seen this service.
+        txn = txn
+            .when(Compare::exists(referred.clone()))
+            .then(used.mark())
+            .otherwise(Op::get(referred.clone()));
+    }
     let reply = app.state.txn(txn).await?;
     if reply.succeeded {
         app.mirror.reach(reply.revision).await;
         return Ok(true);
     }
     let mut found = reply.ranges().map(|range| range.entries.into_iter().next());
-    let (there, image) = (found.next().flatten(), found.next().flatten());
-    if image.is_none() {
-        return Err(image_unknown(&record.spec));
+    let there = found.next().flatten();
+    for (_, _, unknown) in references {
+        if found.next().flatten().is_none() {
+            return Err(unknown);
+        }
     }
     match there {
         Some(entry) => drop(app.mirror.reach(entry.mod_revision).await),
@@ -165,11 +188,12 @@ fn subject(record: &ServiceRecord) -> EventSubject {
         (status = 422, description = "INVALID", body = ErrorBody)))]
 pub(crate) async fn create(
     State(app): State<App>,
+    scope: Scope,
     Body(spec): Body<ServiceSpec>,
 ) -> Answer<(StatusCode, Json<Service>)> {
-    check(&app, &spec)?;
+    check(&spec)?;
     let record = ServiceRecord {
-        project: ProjectName::default(),
+        project: scope.project,
         spec,
         generation: Generation(1),
         created_at: now(),
@@ -178,7 +202,7 @@ pub(crate) async fn create(
         app.events.emit(subject(&record), EventKind::ServiceCreated);
         return Ok((StatusCode::CREATED, Json(describe(&app, &record).await?)));
     }
-    let there = found(&app, record.spec.name.as_str())?.value;
+    let there = found(&app, &record.project, record.spec.name.as_str())?.value;
     if there.spec == record.spec {
         return Ok((StatusCode::OK, Json(describe(&app, &there).await?)));
     }
@@ -187,12 +211,17 @@ pub(crate) async fn create(
 }
 
 /// Applies a change to a service until no other change came between.
-async fn change(app: &App, name: &str, apply: impl Fn(&mut ServiceSpec)) -> Answer<Json<Service>> {
+async fn change(
+    app: &App,
+    scope: &Scope,
+    name: &str,
+    apply: impl Fn(&mut ServiceSpec),
+) -> Answer<Json<Service>> {
     loop {
-        let stored = found(app, name)?;
+        let stored = found(app, &scope.project, name)?;
         let mut record = (*stored.value).clone();
         apply(&mut record.spec);
-        check(app, &record.spec)?;
+        check(&record.spec)?;
         if record.spec == stored.value.spec {
             return describe(app, &record).await.map(Json);
         }
@@ -212,6 +241,7 @@ async fn change(app: &App, name: &str, apply: impl Fn(&mut ServiceSpec)) -> Answ
         (status = 422, description = "INVALID", body = ErrorBody)))]
 pub(crate) async fn put(
     State(app): State<App>,
+    scope: Scope,
     Path(name): Path<String>,
     Body(spec): Body<ServiceSpec>,
 ) -> Answer<Json<Service>> {
@@ -219,7 +249,7 @@ pub(crate) async fn put(
         let message = format!("name: is {}, and the path says {name}", spec.name);
         return Err(Failure::new(Code::Invalid, message));
     }
-    change(&app, &name, |old| old.clone_from(&spec)).await
+    change(&app, &scope, &name, |old| old.clone_from(&spec)).await
 }
 
 /// Change how a service is scaled
@@ -229,10 +259,11 @@ pub(crate) async fn put(
         (status = 422, description = "INVALID", body = ErrorBody)))]
 pub(crate) async fn scale(
     State(app): State<App>,
+    scope: Scope,
     Path(name): Path<String>,
     Body(scale): Body<ScaleRequest>,
 ) -> Answer<Json<Service>> {
-    change(&app, &name, |spec| {
+    change(&app, &scope, &name, |spec| {
         let scaling = &mut spec.scaling;
         scaling.replicas_max = scale.max.unwrap_or(scaling.replicas_max);
         scaling.replicas_min = scale.min.unwrap_or(scaling.replicas_min);
@@ -250,17 +281,23 @@ pub(crate) async fn scale(
 #[utoipa::path(delete, path = "/v1/services/{service}", tag = "services",
     params(("service" = String, Path, description = "Name")),
     responses((status = 204, description = "Removed"), (status = 404, description = "SERVICE_UNKNOWN", body = ErrorBody)))]
-pub(crate) async fn remove(State(app): State<App>, Path(name): Path<String>) -> Answer<StatusCode> {
-    let stored = found(&app, &name)?;
+pub(crate) async fn remove(
+    State(app): State<App>,
+    scope: Scope,
+    Path(name): Path<String>,
+) -> Answer<StatusCode> {
+    let stored = found(&app, &scope.project, &name)?;
     let key =
         RecordKey::Service(stored.value.project.clone(), stored.value.spec.name.clone()).key();
     let txn = Txn::new().when(Compare::exists(key.clone())).then(Op::delete(&key));
+    // Before the commit: a job accepted between the two is the sweeper's, or of the next service of this name.
+    let removed_at = now();
     let reply = app.state.txn(txn).await?;
     if !reply.succeeded {
         return Err(unknown(&stored.value.spec.name));
     }
     app.mirror.reach(reply.revision).await;
     app.events.emit(subject(&stored.value), EventKind::ServiceRemoved);
-    app.abandon(&(&*stored.value).into()).await?;
+    app.abandon(&(&*stored.value).into(), removed_at).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -3,6 +3,7 @@
 use crate::app::App;
 use crate::error::Answer;
 use crate::metrics::{Of, OnNode};
+use crate::scope::Admin;
 use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -50,7 +51,7 @@ pub(crate) async fn page() -> impl IntoResponse {
 /// Figures for Prometheus
 #[utoipa::path(get, path = "/metrics", tag = "system",
     responses((status = 200, description = "OpenMetrics text", content_type = "application/openmetrics-text")))]
-pub(crate) async fn metrics(State(app): State<App>) -> Answer<impl IntoResponse> {
+pub(crate) async fn metrics(State(app): State<App>, _: Admin) -> Answer<impl IntoResponse> {
     let mut machines: BTreeMap<ServiceKey, (u32, u32)> = BTreeMap::new();
     let nodes = app.mirror.read(|view| {
         for stored in view.services.values() {

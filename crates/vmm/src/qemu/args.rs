@@ -23,12 +23,20 @@ pub(super) struct Shape<'a> {
     pub(super) kernel: RawFd,
     pub(super) modules: Option<RawFd>,
     pub(super) command_line: &'a str,
-    pub(super) nic: Option<(MacAddress, RawFd)>,
+    pub(super) nic: Option<NicShape>,
     /// Listening sockets, each with a client that waits already.
     pub(super) qmp: RawFd,
     pub(super) console: RawFd,
     pub(super) control: RawFd,
     pub(super) serial: RawFd,
+}
+
+/// A network card.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct NicShape {
+    pub(super) mac: MacAddress,
+    pub(super) mtu: Option<u16>,
+    pub(super) tap: RawFd,
 }
 
 /// The machine type of unikernels: no ACPI, no legacy timers, no legacy interrupt controller.
@@ -82,9 +90,10 @@ pub(super) fn arguments(shape: &Shape<'_>) -> Vec<String> {
         args.pair("-device", format!("virtio-serial-device,id={name}-bus,max_ports=1"));
         args.pair("-device", format!("virtconsole,chardev={name},bus={name}-bus.0"));
     }
-    if let Some((mac, tap)) = shape.nic {
+    if let Some(NicShape { mac, mtu, tap }) = shape.nic {
+        let mtu = mtu.map_or_else(String::new, |mtu| format!(",host_mtu={mtu}"));
         args.pair("-netdev", format!("tap,id=nic,fd={tap},vhost=off"));
-        args.pair("-device", format!("virtio-net-device,netdev=nic,mac={mac}"));
+        args.pair("-device", format!("virtio-net-device,netdev=nic,mac={mac}{mtu}"));
     }
     args.0
 }
@@ -119,7 +128,11 @@ mod tests {
             kernel: 10,
             modules: Some(11),
             command_line: "host=search-1 port=8080",
-            nic: Some(("52:54:00:00:00:01".parse().expect("mac"), 12)),
+            nic: Some(NicShape {
+                mac: "52:54:00:00:00:01".parse().expect("mac"),
+                mtu: Some(1450),
+                tap: 12,
+            }),
             qmp: 20,
             console: 21,
             control: 22,
@@ -140,7 +153,7 @@ mod tests {
             -chardev socket,id=control,fd=22,server=on,wait=on \
             -device virtio-serial-device,id=control-bus,max_ports=1 \
             -device virtconsole,chardev=control,bus=control-bus.0 \
-            -netdev tap,id=nic,fd=12,vhost=off -device virtio-net-device,netdev=nic,mac=52:54:00:00:00:01";
+            -netdev tap,id=nic,fd=12,vhost=off -device virtio-net-device,netdev=nic,mac=52:54:00:00:00:01,host_mtu=1450";
         assert_eq!(
             arguments(&shape).join(" "),
             expect.split_whitespace().collect::<Vec<_>>().join(" ")

@@ -7,7 +7,7 @@ use crate::machine::{LaunchTimes, Machine};
 use crate::probe::ProbeReport;
 use crate::proc::{self, ProcessMark};
 use crate::qemu::adopt;
-use crate::qemu::args::{self, Shape};
+use crate::qemu::args::{self, NicShape, Shape};
 use crate::qemu::process::QemuProcess;
 use crate::qemu::rundir::{Device, ExitFile, MachineFile, RunDir};
 use crate::qemu::spawn::{Order, Spawner};
@@ -90,7 +90,11 @@ pub(super) fn launch(
         kernel: kernel.as_raw_fd(),
         modules: modules.as_ref().map(AsRawFd::as_raw_fd),
         command_line: &command_line,
-        nic: spec.nic.as_ref().map(|nic| (nic.mac, nic.tap.as_raw_fd())),
+        nic: spec.nic.as_ref().map(|nic| NicShape {
+            mac: nic.mac,
+            mtu: nic.mtu,
+            tap: nic.tap.as_raw_fd(),
+        }),
         qmp: devices.qmp.listener.as_raw_fd(),
         console: devices.console.listener.as_raw_fd(),
         control: devices.control.listener.as_raw_fd(),

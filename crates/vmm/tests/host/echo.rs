@@ -120,7 +120,7 @@ fn ip(arguments: &str) {
 /// A machine of the echo service on that tap.
 pub(crate) fn spec(host: &Host, id: &str, tap: OwnedFd) -> LaunchSpec {
     let mut spec = host.spec(id, image());
-    spec.nic = Some(Nic { mac: "52:54:00:12:34:56".parse().expect("mac"), tap });
+    spec.nic = Some(Nic { mac: "52:54:00:12:34:56".parse().expect("mac"), mtu: None, tap });
     spec.guest.capacity = 4;
     spec.guest.address =
         Some(GuestAddress { ip: GUEST, prefix: 24, gateway: Some(GATEWAY), dns: None });

@@ -1,0 +1,236 @@
+//! The light protocol between two hosts, beside TCP, TCP in VXLAN and page shipping, on the same wire.
+//!
+//! The hosts are network namespaces joined by a pair of virtual interfaces; the wire is a token bucket of 1 Gbit/s in each
+//! direction, which counts a frame from its Ethernet header on. (On copper 24 bytes more pass for each frame: preamble,
+//! check and gap. They are the same for everybody here, since all send full frames, and so is the ratio.) Ours and the
+//! baselines run in turn, so that what else the machine does hits all of them.
+
+mod light;
+mod pages;
+mod run;
+mod tcp;
+
+use crate::error::BenchError;
+use crate::options::Progress;
+use crate::report::{Baseline, Check, Goal};
+use crate::stats::Sample;
+use light::{By, Waits};
+use run::Stream;
+use skein_link::testbed::{Host, Testbed};
+use std::io;
+use std::time::Duration;
+
+/// The wire, Mbit/s, and the bytes that may pass it at once.
+const WIRE_MEGABITS: u32 = 1000;
+const WIRE_BURST: u32 = 32 * 1024;
+/// A bucket of one frame: each waits until the one before it has passed, as on a wire. The timer that opens the bucket costs
+/// a quarter of the rate, for everybody; so only what depends on the spacing of frames is measured with it.
+const FRAME_BURST: u32 = 1600;
+/// How long a stream is counted.
+const SPAN: Duration = Duration::from_secs(1);
+/// Round trips of one run.
+const PINGS: usize = 20_000;
+/// Bytes of a burst: 43 full frames, four rounds of TCP's slow start from ten segments.
+const BURST: usize = 64_000;
+const BURSTS: usize = 100;
+/// Pages under way in the second form of page shipping: 128 KiB.
+const PAGES: usize = 32;
+/// One frame in so many is lost.
+const LOSS_ONE_IN: u32 = 1000;
+
+/// Measures everything between two hosts, `rounds` times each.
+pub(crate) fn measure(rounds: u32, progress: Progress<'_>) -> Result<Vec<Check>, BenchError> {
+    let mut found = Found::default();
+    for round in 1..=rounds {
+        let bed = Testbed::new().map_err(BenchError::io("making two hosts"))?;
+        found.unlimited(&bed).map_err(BenchError::io("measuring an unlimited wire"))?;
+        bed.limit(WIRE_MEGABITS, WIRE_BURST).map_err(BenchError::io("limiting the wire"))?;
+        found.wire(&bed).map_err(BenchError::io("measuring a wire of 1 Gbit/s"))?;
+        bed.limit(WIRE_MEGABITS, FRAME_BURST).map_err(BenchError::io("limiting the wire"))?;
+        found.spaced(&bed).map_err(BenchError::io("measuring a wire frame by frame"))?;
+        bed.limit(WIRE_MEGABITS, WIRE_BURST).map_err(BenchError::io("limiting the wire"))?;
+        found.share(&bed).map_err(BenchError::io("measuring a shared wire"))?;
+        found.lossy(&bed).map_err(BenchError::io("measuring a lossy wire"))?;
+        progress(&format!(
+            "link.wire {round}/{rounds}: light {:.0}, TCP {:.0}, TCP in VXLAN {:.0} Mbit/s; unlimited: light {:.0}, TCP {:.0} Mbit/s",
+            last(&found.light),
+            last(&found.tcp),
+            last(&found.vxlan),
+            last(&found.free_udp),
+            last(&found.free_tcp),
+        ));
+    }
+    Ok(found.checks())
+}
+
+fn last(values: &[f64]) -> f64 {
+    values.last().copied().unwrap_or_default()
+}
+
+#[derive(Default)]
+struct Found {
+    light: Vec<f64>,
+    light_cpu: Vec<f64>,
+    tcp: Vec<f64>,
+    tcp_cpu: Vec<f64>,
+    vxlan: Vec<f64>,
+    light_spaced: Vec<f64>,
+    pages: Vec<f64>,
+    window_of_pages: Vec<f64>,
+    lossy: Vec<f64>,
+    lossy_tcp: Vec<f64>,
+    shared: Vec<f64>,
+    shared_tcp: Vec<f64>,
+    burst: Vec<f64>,
+    burst_tcp: Vec<f64>,
+    ping: Vec<f64>,
+    ping_tcp: Vec<f64>,
+    free_udp: Vec<f64>,
+    free_udp_cpu: Vec<f64>,
+    free_ethernet: Vec<f64>,
+    free_tcp: Vec<f64>,
+    free_tcp_cpu: Vec<f64>,
+}
+
+impl Found {
+    /// The same wire without a limit: the processor is what limits. Round trips as well.
+    fn unlimited(&mut self, bed: &Testbed) -> io::Result<()> {
+        let light = run::light_stream(bed, By::Udp, SPAN)?;
+        self.free_udp.push(light.megabits);
+        self.free_udp_cpu.push(light.cpu_per_gigabyte);
+        let tcp = run::tcp_stream(bed, Host::B.address(), SPAN)?;
+        self.free_tcp.push(tcp.megabits);
+        self.free_tcp_cpu.push(tcp.cpu_per_gigabyte);
+        self.free_ethernet.push(run::light_stream(bed, By::Ethernet, SPAN)?.megabits);
+        let light = run::light_ping(bed, By::Ethernet, Waits::Spinning, PINGS)?;
+        self.ping.push(median_micros(light));
+        let tcp = run::tcp_ping(bed, Waits::Spinning, PINGS)?;
+        self.ping_tcp.push(median_micros(tcp));
+        Ok(())
+    }
+
+    fn wire(&mut self, bed: &Testbed) -> io::Result<()> {
+        let keep = |stream: Stream, rates: &mut Vec<f64>, cpu: &mut Vec<f64>| {
+            rates.push(stream.megabits);
+            cpu.push(stream.cpu_per_gigabyte);
+        };
+        let light = run::light_stream(bed, By::Ethernet, SPAN)?;
+        keep(light, &mut self.light, &mut self.light_cpu);
+        let tcp = run::tcp_stream(bed, Host::B.address(), SPAN)?;
+        keep(tcp, &mut self.tcp, &mut self.tcp_cpu);
+        bed.overlay()?;
+        self.vxlan.push(run::tcp_stream(bed, Host::B.overlay_address(), SPAN)?.megabits);
+        Ok(())
+    }
+
+    /// What depends on the spacing of frames.
+    fn spaced(&mut self, bed: &Testbed) -> io::Result<()> {
+        self.light_spaced.push(run::light_stream(bed, By::Ethernet, SPAN)?.megabits);
+        self.pages.push(run::page_stream(bed, 1, SPAN)?.megabits);
+        self.window_of_pages.push(run::page_stream(bed, PAGES, SPAN)?.megabits);
+        self.burst.push(median_micros(run::light_bursts(bed, BURST, BURSTS)?));
+        self.burst_tcp.push(median_micros(run::tcp_bursts(bed, BURST, BURSTS)?));
+        Ok(())
+    }
+
+    fn share(&mut self, bed: &Testbed) -> io::Result<()> {
+        let (light, tcp) = run::together(bed, By::Ethernet, SPAN * 2)?;
+        self.shared.push(light.megabits);
+        self.shared_tcp.push(tcp.megabits);
+        Ok(())
+    }
+
+    fn lossy(&mut self, bed: &Testbed) -> io::Result<()> {
+        bed.lose(LOSS_ONE_IN)?;
+        self.lossy.push(run::light_stream(bed, By::Ethernet, SPAN)?.megabits);
+        self.lossy_tcp.push(run::tcp_stream(bed, Host::B.address(), SPAN)?.megabits);
+        Ok(())
+    }
+
+    fn checks(self) -> Vec<Check> {
+        let check = |id, unit, ours: &[f64], name, baseline: &[f64], about| {
+            let sample = |values: &[f64]| Sample::new(values.iter().copied());
+            Check::new(id, unit, sample(ours), about)
+                .beside(Baseline { name, sample: sample(baseline) })
+        };
+        let at_least = Goal::RatioAtLeast;
+        let rate = "Mbit/s";
+        vec![
+            check("link.wire_goodput", rate, &self.light, "TCP", &self.tcp, GOODPUT)
+                .with_goal(at_least(1.024)),
+            check("link.wire_vxlan", rate, &self.light, "TCP in VXLAN", &self.vxlan, VXLAN)
+                .with_goal(at_least(1.05)),
+            check(
+                "link.wire_pages",
+                rate,
+                &self.light_spaced,
+                "page by page",
+                &self.pages,
+                ONE_PAGE,
+            )
+            .with_goal(at_least(1.079)),
+            check(
+                "link.wire_pages_windowed",
+                rate,
+                &self.light_spaced,
+                "32 pages",
+                &self.window_of_pages,
+                PAGES_ABOUT,
+            ),
+            check("link.wire_burst", "us", &self.burst, "TCP", &self.burst_tcp, BURST_ABOUT)
+                .with_goal(Goal::RatioAtMost(1.0)),
+            check("link.wire_loss", rate, &self.lossy, "light, no loss", &self.light, LOSS_ABOUT)
+                .with_goal(at_least(0.9)),
+            check(
+                "link.wire_loss_tcp",
+                rate,
+                &self.lossy,
+                "TCP, same loss",
+                &self.lossy_tcp,
+                LOSS_TCP,
+            ),
+            check("link.wire_share", rate, &self.shared, "TCP beside it", &self.shared_tcp, SHARE),
+            check("link.wire_rtt", "us", &self.ping, "TCP", &self.ping_tcp, RTT)
+                .with_goal(Goal::RatioAtMost(0.7)),
+            check("link.wire_cpu", "s/GB", &self.light_cpu, "TCP", &self.tcp_cpu, CPU),
+            check("link.unlimited", rate, &self.free_udp, "TCP", &self.free_tcp, UNLIMITED)
+                .with_goal(at_least(1.0)),
+            check("link.unlimited_cpu", "s/GB", &self.free_udp_cpu, "TCP", &self.free_tcp_cpu, CPU),
+            check(
+                "link.unlimited_ethernet",
+                rate,
+                &self.free_ethernet,
+                "TCP",
+                &self.free_tcp,
+                FREE_ETHERNET,
+            ),
+        ]
+    }
+}
+
+fn median_micros(times: Vec<Duration>) -> f64 {
+    Sample::new(times.into_iter().map(|time| time.as_secs_f64() * 1e6)).median()
+}
+
+const GOODPUT: &str = "One stream over a wire of 1 Gbit/s, straight on Ethernet, beside one TCP connection with the \
+    system's defaults on the same wire. Sixteen header bytes leave at most 2.49 % (docs/link.md).";
+const VXLAN: &str = "The same beside TCP between the same hosts inside VXLAN, which is what machines of two hosts use \
+    without the link.";
+const ONE_PAGE: &str = "One stream through a bucket of one frame, so that frames are spaced as on a wire, beside pages of 4 KiB, each a train of three frames and acknowledged before the next is \
+    sent, with our header and carrier.";
+const PAGES_ABOUT: &str = "The same beside 32 such pages under way at a time. A page of 4096 bytes does not fill its \
+    third frame.";
+const BURST_ABOUT: &str = "64,000 bytes over a fresh channel through a bucket of one frame, from the first write to the answer that all came. Beside \
+    it: the same over a fresh TCP connection, counted after its handshake.";
+const LOSS_ABOUT: &str = "The stream with one frame in 1,000 lost at random in both directions, beside the same without \
+    loss.";
+const LOSS_TCP: &str = "The same beside TCP with the same loss.";
+const SHARE: &str =
+    "A light stream and a TCP connection through the same bucket at the same time: who gets what.";
+const RTT: &str = "64 bytes there and back straight on Ethernet, both ends looking without sleep; an end is one thread that \
+    runs protocol and program. Beside it: non-blocking TCP, both ends looking without sleep.";
+const CPU: &str = "Processor time of the whole machine for a gigabyte; on a machine that does other things as well, theirs \
+    is in it.";
+const UNLIMITED: &str = "One stream over the same interfaces without a limit, in UDP with segmentation offload, which the \
+    node chooses here. Beside it: TCP with its offloads.";
+const FREE_ETHERNET: &str = "The same straight on Ethernet: why the node does not choose it here.";

@@ -1,0 +1,252 @@
+//! The networks of the node: they come with their first machine and go with the last one.
+//!
+//! ```text
+//!   records (mirror) ──▶ desired (pure) ──▶ NodeNetworks ──▶ kernel       one task, whatever wakes it
+//!                            │                    │
+//!                        applied              events ──▶ demand: connections that wait for a machine
+//!                            │
+//!                            └──▶ keepers of machines: plug, unplug, sockets inside
+//! ```
+//! Nobody is told what changed: whatever wakes the task, it decides everything again, and what is as it was costs a
+//! comparison. A machine's keeper waits until its network is there and knows its port, and then plugs it in.
+
+mod demand;
+mod desired;
+mod look;
+
+pub(crate) use desired::{Own, desired};
+pub(crate) use look::{capture, counters, trace};
+
+use crate::node::Node;
+use desired::vni;
+use skein_model::{EventKind, EventSubject, MachineId, PortRecord};
+use skein_net::{
+    Connector, Desired, EVENTS_WAITING_MAX, NetError, NetworkEvent, NetworkName, NodeNetworks,
+    NodeNetworksConfig, Port, Vni,
+};
+use skein_registry::network_with;
+use skein_shell::report;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tracing::warn;
+
+/// However quiet it is, everything is decided again after this long.
+const APPLY_EVERY: Duration = Duration::from_secs(5);
+/// After a failure of the kernel.
+const RETRY: Duration = Duration::from_millis(200);
+/// How long a machine waits for its network.
+const NETWORK_DEADLINE: Duration = Duration::from_secs(15);
+
+/// Where a machine is plugged in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Plug {
+    pub(crate) vni: Vni,
+    pub(crate) address: Ipv4Addr,
+}
+
+impl Plug {
+    /// That of a port's record.
+    pub(crate) fn of(port: &PortRecord) -> Option<Self> {
+        Some(Self { vni: vni(port.vni)?, address: port.ipv4 })
+    }
+}
+
+/// Why a machine is not plugged in.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PlugError {
+    /// Its network is not there in time.
+    #[error("network {vni} is not ready after {} s", NETWORK_DEADLINE.as_secs())]
+    Late { vni: Vni },
+    /// The kernel refused.
+    #[error("plugging into network {vni}")]
+    Refused { vni: Vni, source: NetError },
+}
+
+impl PlugError {
+    /// Stable code.
+    pub(crate) fn code(&self) -> &'static str {
+        match self {
+            Self::Late { .. } => "NETWORK_NOT_READY",
+            Self::Refused { source, .. } => source.code(),
+        }
+    }
+}
+
+/// The networks of the node.
+#[derive(Debug)]
+pub(crate) struct Networks {
+    kernel: NodeNetworks,
+    /// What the kernel was last brought in line with.
+    applied: watch::Sender<Desired>,
+}
+
+/// What was found when the networks were opened.
+pub(crate) struct Opened {
+    pub(crate) networks: Networks,
+    /// The ports of machines that an earlier agent started.
+    pub(crate) adopted: BTreeMap<MachineId, Plug>,
+    /// What happens in the networks.
+    pub(crate) events: mpsc::Receiver<NetworkEvent>,
+}
+
+impl Networks {
+    /// The node's networks as `wanted`, with the ports that an earlier agent left in them.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(crate) async fn open(group: NetworkName, wanted: Desired) -> Result<Opened, NetError> {
+        let (tell, events) = mpsc::channel(EVENTS_WAITING_MAX);
+        let config =
+            NodeNetworksConfig { group, underlay: None, resolvers: Vec::new(), events: Some(tell) };
+        let kernel = NodeNetworks::start(config).await?;
+        let (applied, _) = watch::channel(Desired::new(wanted.underlay));
+        let networks = Self { kernel, applied };
+        let shown: Vec<Vni> = wanted.networks.iter().map(|network| network.vni).collect();
+        networks.apply(wanted).await;
+        let mut adopted = BTreeMap::new();
+        for vni in shown {
+            // One that could not be opened has no machine that could be reached either.
+            let Ok(ports) = networks.kernel.ports(vni).await else { continue };
+            for port in ports {
+                if let Ok(machine) = port.label.as_str().parse() {
+                    adopted.insert(machine, Plug { vni, address: port.address });
+                }
+            }
+        }
+        Ok(Opened { networks, adopted, events })
+    }
+
+    /// Brings the kernel in line; whether that was done wholly.
+    async fn apply(&self, wanted: Desired) -> bool {
+        let done = self.kernel.apply(wanted.clone()).await;
+        let failed: BTreeSet<Vni> = done.failed.iter().map(|(vni, _)| *vni).collect();
+        let whole = done.is_whole();
+        let mut applied = wanted;
+        applied.networks.retain(|network| !failed.contains(&network.vni));
+        self.applied.send_replace(applied);
+        whole
+    }
+
+    /// What the kernel was last brought in line with.
+    pub(crate) fn applied(&self) -> Desired {
+        self.applied.borrow().clone()
+    }
+
+    /// Plugs a machine in, as soon as its network knows its port.
+    ///
+    /// # Errors
+    /// [`PlugError`].
+    pub(crate) async fn plug(&self, plug: Plug) -> Result<Port, PlugError> {
+        let mut applied = self.applied.subscribe();
+        let known = applied.wait_for(|desired| knows(desired, plug));
+        match tokio::time::timeout(NETWORK_DEADLINE, known).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) | Err(_) => return Err(PlugError::Late { vni: plug.vni }),
+        }
+        let refused = |source| PlugError::Refused { vni: plug.vni, source };
+        self.kernel.plug(plug.vni, plug.address).await.map_err(refused)
+    }
+
+    /// Removes a port; one that is gone with its network is no error.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(crate) async fn unplug(&self, plug: Plug) -> Result<(), NetError> {
+        match self.kernel.unplug(plug.vni, plug.address).await {
+            Ok(_) | Err(NetError::NetworkUnknown { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sockets inside a network; none while it is not there.
+    pub(crate) async fn connector(&self, vni: Vni) -> Option<Connector> {
+        self.kernel.connector(vni).await.ok()
+    }
+
+    /// Removes all networks with what is in them.
+    pub(crate) async fn close(self) {
+        if let Err(error) = self.kernel.remove().await {
+            warn!(code = error.code(), error = %report::chain(&error), "the node's networks were not removed wholly");
+        }
+    }
+}
+
+/// Whether a port is part of what the kernel was brought in line with.
+fn knows(desired: &Desired, plug: Plug) -> bool {
+    let network = desired.networks.iter().find(|network| network.vni == plug.vni);
+    network.is_some_and(|network| network.ports.iter().any(|port| port.address == plug.address))
+}
+
+/// Keeps the node's networks in line with the records, and tells what happens in them, until the agent stops.
+pub(crate) fn start(node: &Arc<Node>, events: mpsc::Receiver<NetworkEvent>) {
+    node.tasks.spawn(follow(node.clone()));
+    node.tasks.spawn(demand::run(node.clone(), events));
+}
+
+async fn follow(node: Arc<Node>) {
+    let stop = node.tasks.stop_token().clone();
+    let mut changes = node.mirror.changes();
+    let mut whole = true;
+    loop {
+        changes.borrow_and_update();
+        let before = node.networks.applied();
+        let own = Own { name: &node.config.name, underlay: node.config.underlay };
+        let wanted = node.mirror.read(|view| desired(view, own, &before));
+        if !whole || wanted != before {
+            let change = Change::between(&before, &wanted);
+            let named = change.named(&node);
+            whole = node.networks.apply(wanted).await;
+            tell(&node, named);
+        }
+        let wait = if whole { APPLY_EVERY } else { RETRY };
+        tokio::select! {
+            () = stop.cancelled() => return,                                // cancel-safe: token
+            changed = changes.changed() => if changed.is_err() { return },  // cancel-safe: watch; all is re-read
+            () = tokio::time::sleep(wait) => {}                             // cancel-safe: timer
+        }
+    }
+}
+
+/// Networks that come to the node and go from it.
+struct Change {
+    opened: BTreeSet<Vni>,
+    closed: BTreeSet<Vni>,
+}
+
+impl Change {
+    fn between(before: &Desired, after: &Desired) -> Self {
+        let all = |desired: &Desired| desired.networks.iter().map(|network| network.vni).collect();
+        let (before, after): (BTreeSet<Vni>, BTreeSet<Vni>) = (all(before), all(after));
+        Self { opened: &after - &before, closed: &before - &after }
+    }
+
+    /// What is to be told, as long as the records still name the networks.
+    fn named(&self, node: &Node) -> Vec<(EventSubject, EventKind)> {
+        let named = |vni: &Vni| {
+            let record = skein_model::Vni::new(vni.get());
+            node.mirror.read(|view| {
+                let network = network_with(view, record?)?;
+                let subject = EventSubject {
+                    project: Some(network.project.clone()),
+                    node: Some(node.config.name.clone()),
+                    ..EventSubject::default()
+                };
+                Some((subject, network.spec.name.to_string()))
+            })
+        };
+        let opened = self.opened.iter().filter_map(named);
+        let opened = opened.map(|(of, network)| (of, EventKind::NetworkOpened { network }));
+        let closed = self.closed.iter().filter_map(named);
+        let closed = closed.map(|(of, network)| (of, EventKind::NetworkClosed { network }));
+        opened.chain(closed).collect()
+    }
+}
+
+fn tell(node: &Node, events: Vec<(EventSubject, EventKind)>) {
+    for (subject, kind) in events {
+        node.events.emit(subject, kind);
+    }
+}

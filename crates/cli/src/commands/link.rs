@@ -1,0 +1,241 @@
+//! `skein link`.
+
+use crate::Context;
+use crate::commands::up::Stop;
+use crate::output::{self, column, wide};
+use anyhow::{Context as _, Result, bail};
+use skein_bench::{LINK_COUNT_DEFAULT, LinkOptions, Traffic};
+use skein_link::broker::{self, Broker as Server, BrokerConfig, Connection, Project};
+use skein_link::run;
+use std::ffi::OsString;
+use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
+
+/// Where programs and broker meet unless told. Root's own; another user says `--broker`.
+const SOCKET: &str = "/run/skein/link.sock";
+/// How long a broker that `run` has started may take to answer.
+const BROKER_START: Duration = Duration::from_secs(5);
+/// A broker that `run` has started ends after so many looks, one a second, at no connection at all.
+const UNUSED_LOOKS_MAX: u32 = 60;
+
+/// The link: sockets between programs that skip TCP/IP where they can
+#[derive(clap::Subcommand)]
+pub(crate) enum Link {
+    /// Start a program whose sockets take the link
+    ///
+    /// Its TCP connections to other programs of this host that were started so move onto shared memory by themselves; all others
+    /// stay as they are. Starts a broker if none listens. The program must be linked dynamically, and not set-user-ID.
+    Run(Run),
+    /// Run the broker, until Ctrl-C
+    Broker(Broker),
+    /// List connections: their path, why it is TCP if it is, bytes, wake-ups
+    Ls(Ls),
+    /// Measure, beside plain TCP
+    Bench(Bench),
+    /// One side of the bench
+    #[command(hide = true)]
+    Peer(Peer),
+}
+
+#[derive(clap::Args)]
+pub(crate) struct Run {
+    /// Socket of the broker
+    #[arg(long, value_name = "PATH", env = "SKEIN_LINK_BROKER", default_value = SOCKET)]
+    broker: PathBuf,
+    /// The program and its arguments
+    #[arg(trailing_var_arg = true, required = true, value_name = "PROGRAM")]
+    program: Vec<OsString>,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct Broker {
+    /// A project: its name, and the socket on which its programs ask. File permissions of the socket say who may. Programs of
+    /// different projects never share memory
+    #[arg(long = "project", value_name = "NAME=PATH", value_parser = project)]
+    projects: Vec<Project>,
+    /// Ring capacity of a direction, KiB: a power of two, 4 to 65536
+    #[arg(long, value_name = "KIB", default_value = "256")]
+    ring_kib: usize,
+    /// Connections at a time; more stay on TCP
+    #[arg(long, value_name = "COUNT", default_value_t = broker::CONNECTIONS_MAX_DEFAULT)]
+    connections_max: usize,
+    /// End after a minute without a connection
+    #[arg(long, hide = true)]
+    until_unused: bool,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct Ls {
+    /// Socket of the broker
+    #[arg(long, value_name = "PATH", env = "SKEIN_LINK_BROKER", default_value = SOCKET)]
+    broker: PathBuf,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct Bench {
+    /// Print JSON (as -o json does)
+    #[arg(long)]
+    json: bool,
+    /// How often each pair of programs runs
+    #[arg(short = 'n', value_name = "COUNT", default_value_t = LINK_COUNT_DEFAULT)]
+    count: u32,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct Peer {
+    /// Port to connect to; listens unless given
+    #[arg(long)]
+    port: Option<u16>,
+    /// What goes between the two
+    words: Vec<String>,
+}
+
+fn project(text: &str) -> Result<Project, String> {
+    let (name, path) = text.split_once('=').ok_or("a project is NAME=PATH")?;
+    Ok(Project { name: name.to_owned(), socket: path.into() })
+}
+
+impl Link {
+    pub(crate) async fn run(self, context: &Context) -> Result<ExitCode> {
+        match self {
+            Self::Run(run) => run.run(),
+            Self::Broker(broker) => broker.run().await,
+            Self::Ls(ls) => ls.run(context),
+            Self::Bench(bench) => bench.run(context),
+            Self::Peer(peer) => {
+                let traffic = Traffic::parse(&peer.words).context("no such traffic")?;
+                skein_bench::peer(traffic, peer.port)?;
+                Ok(ExitCode::SUCCESS)
+            }
+        }
+    }
+}
+
+fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    Command::new(program)
+}
+
+impl Run {
+    fn run(self) -> Result<ExitCode> {
+        let folder = self.broker.parent().unwrap_or(Path::new("/"));
+        let library = run::library(&folder.join("link-lib"))?;
+        if let Err(error) = started(&self.broker) {
+            // The program matters more than its speed.
+            eprintln!("warning: without a broker all stays on TCP: {error:#}");
+        }
+        let loaded = std::env::var_os("LD_PRELOAD");
+        let variables = run::environment(&library, &self.broker, loaded.as_deref());
+        let error = command(&self.program[0]).args(&self.program[1..]).envs(variables).exec();
+        Err(error).with_context(|| format!("starting {}", self.program[0].display()))
+    }
+}
+
+/// Starts a broker on a socket if none answers there.
+fn started(socket: &Path) -> Result<()> {
+    if broker::connections(socket).is_ok() {
+        return Ok(());
+    }
+    let program = std::env::current_exe().context("finding this program")?;
+    let project = format!("--project=default={}", socket.display());
+    let mut child = command(program)
+        .args(["link", "broker", "--until-unused", &project])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .current_dir("/")
+        .process_group(0)
+        .spawn()
+        .context("starting a broker")?;
+    let looks = BROKER_START.as_millis() / 10;
+    for _ in 0..looks {
+        if broker::connections(socket).is_ok() {
+            return Ok(());
+        }
+        if let Some(status) = child.try_wait().context("waiting for the broker")? {
+            // Another start was faster, or it cannot listen there.
+            broker::connections(socket).with_context(|| format!("the broker ended: {status}"))?;
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    bail!("the broker that was started does not answer on {}", socket.display())
+}
+
+impl Broker {
+    async fn run(self) -> Result<ExitCode> {
+        let mut projects = self.projects;
+        if projects.is_empty() {
+            projects.push(Project { name: "default".to_owned(), socket: SOCKET.into() });
+        }
+        for project in &projects {
+            if let Some(folder) = project.socket.parent() {
+                std::fs::create_dir_all(folder)
+                    .with_context(|| format!("making {}", folder.display()))?;
+            }
+        }
+        let server = Server::start(BrokerConfig {
+            projects,
+            capacity: self.ring_kib << 10,
+            connections_max: self.connections_max,
+            remote: None,
+        })?;
+        let mut stop = Stop::new()?;
+        let mut unused = 0;
+        loop {
+            tokio::select! {
+                () = stop.wait() => break,                                  // cancel-safe: signals are kept
+                () = tokio::time::sleep(Duration::from_secs(1)) => {}       // cancel-safe: only time
+            }
+            unused = if server.connections().is_empty() { unused + 1 } else { 0 };
+            if self.until_unused && unused >= UNUSED_LOOKS_MAX {
+                break;
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Ls {
+    fn run(self, context: &Context) -> Result<ExitCode> {
+        output::list(
+            context.output,
+            &broker::connections(&self.broker)?,
+            &[
+                column("LOW", |c: &Connection| c.low.clone()),
+                column("HIGH", |c| c.high.clone()),
+                column("PATH", |c| format!("{:?}", c.path).to_lowercase()),
+                column("REASON", |c| c.reason.clone()),
+                column("RING BYTES", |c| both(c.ring_bytes)),
+                column("TCP BYTES", |c| both(c.tcp_bytes)),
+                column("WAKE-UPS", |c| both(c.wakeups)),
+                wide("PROCESSES", |c| format!("{}/{}", c.pids[0], c.pids[1])),
+                wide("PROJECT", |c| c.project.clone()),
+            ],
+        )?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Two figures: from the low end to the high one, and back.
+fn both(values: [u64; 2]) -> String {
+    format!("{}/{}", values[0], values[1])
+}
+
+impl Bench {
+    fn run(self, context: &Context) -> Result<ExitCode> {
+        let options = LinkOptions {
+            count: self.count,
+            program: std::env::current_exe().context("finding this program")?,
+            peer_words: vec!["link".into(), "peer".into()],
+        };
+        let report = skein_bench::run_link(&options, &|line| eprintln!("{line}"))?;
+        let json = self.json || context.output == output::Format::Json;
+        let text =
+            if json { serde_json::to_string_pretty(&report)? } else { skein_bench::table(&report) };
+        writeln!(std::io::stdout(), "{text}")?;
+        Ok(if report.holds() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}

@@ -1,0 +1,297 @@
+//! `skein network`.
+
+use crate::Context;
+use crate::output::{self, Column, column, wide};
+use anyhow::{Context as _, Result, bail};
+use skein_api::{Network as ApiNetwork, Trace as ApiTrace, TraceRequest};
+use skein_model::{Exit, NetworkKind, NetworkSpec, NodeName, Prefix6, Protocol, Subnet};
+use std::io::{IsTerminal, Write};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Networks: isolated segments of a project
+#[derive(clap::Subcommand)]
+pub(crate) enum Network {
+    /// Create a network
+    Create(Create),
+    /// List networks
+    Ls,
+    /// Show one network, and where it is
+    Show {
+        /// Name of the network
+        name: String,
+    },
+    /// Remove networks that nothing uses
+    Rm {
+        /// Names of networks
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+    /// Record what a machine sends and receives, as a file of libpcap
+    Capture(Capture),
+    /// Say what would happen to a packet, and which rule decides
+    Trace(Trace),
+}
+
+/// Create a network
+#[derive(clap::Args)]
+pub(crate) struct Create {
+    /// Name of the network
+    name: String,
+    /// Its addresses, such as 10.20.0.0/24
+    #[arg(long, value_name = "A.B.C.D/P")]
+    cidr: Subnet,
+    /// How it meets the world outside
+    #[arg(long, value_parser = kind, value_name = "nat|isolated|bridged")]
+    kind: Option<NetworkKind>,
+    /// Its IPv6 addresses, such as fd00:20::/64
+    #[arg(long, value_name = "PREFIX/64")]
+    ipv6: Option<Prefix6>,
+    /// Largest packet, bytes
+    #[arg(long, value_name = "BYTES")]
+    mtu: Option<u16>,
+    /// Resolver that machines are told instead of the gateway; may be given three times
+    #[arg(long, value_name = "ADDRESS")]
+    resolver: Vec<Ipv4Addr>,
+    /// Interface of the nodes that a bridged network is attached to
+    #[arg(long, value_name = "NAME")]
+    interface: Option<String>,
+    /// The one node by which it meets the world outside; each machine's own unless given
+    #[arg(long, value_name = "NODE")]
+    exit: Option<NodeName>,
+    /// The address that its packets have outside; must be routed to the exit
+    #[arg(long, value_name = "ADDRESS", requires = "exit")]
+    exit_address: Option<Ipv4Addr>,
+}
+
+fn kind(text: &str) -> Result<NetworkKind, String> {
+    match text {
+        "nat" => Ok(NetworkKind::Nat),
+        "isolated" => Ok(NetworkKind::Isolated),
+        "bridged" => Ok(NetworkKind::Bridged),
+        _ => Err("nat, isolated or bridged".to_owned()),
+    }
+}
+
+impl Create {
+    fn spec(self) -> Result<NetworkSpec> {
+        let mut spec = NetworkSpec::new(self.name.parse()?, self.cidr);
+        spec.kind = self.kind.unwrap_or_default();
+        spec.ipv6 = self.ipv6;
+        spec.mtu = self.mtu.unwrap_or(spec.mtu);
+        spec.resolvers = self.resolver;
+        spec.interface = self.interface;
+        spec.exit = self.exit.map(|node| Exit { node, address: self.exit_address });
+        spec.check()?;
+        Ok(spec)
+    }
+}
+
+/// Record what a machine sends and receives, as a file of libpcap
+#[derive(clap::Args)]
+pub(crate) struct Capture {
+    /// Id of the machine
+    machine: String,
+    /// File to write; - for standard output
+    #[arg(short, long, value_name = "FILE")]
+    write: PathBuf,
+    /// For how long; Ctrl-C ends it before
+    #[arg(long, default_value = "1m", value_name = "TIME", value_parser = super::duration)]
+    time: Duration,
+    /// Bytes of each packet
+    #[arg(long, default_value_t = 65_535, value_name = "BYTES")]
+    snap: u32,
+}
+
+/// Say what would happen to a packet, and which rule decides
+#[derive(clap::Args)]
+pub(crate) struct Trace {
+    /// The machine that sends it
+    source: String,
+    /// Where to: MACHINE:PORT, ADDRESS:PORT; without the port for icmp
+    destination: String,
+    /// Protocol: tcp, udp or icmp
+    #[arg(long, default_value = "tcp", value_parser = protocol, value_name = "NAME")]
+    protocol: Protocol,
+}
+
+/// A protocol as it is written on the command line.
+pub(crate) fn protocol(text: &str) -> Result<Protocol, String> {
+    match text {
+        "any" => Ok(Protocol::Any),
+        "tcp" => Ok(Protocol::Tcp),
+        "udp" => Ok(Protocol::Udp),
+        "icmp" => Ok(Protocol::Icmp),
+        _ => Err("any, tcp, udp or icmp".to_owned()),
+    }
+}
+
+const COLUMNS: [Column<ApiNetwork>; 10] = [
+    column("NAME", |n: &ApiNetwork| n.spec.name.to_string()),
+    column("CIDR", |n| n.spec.cidr.to_string()),
+    column("KIND", |n| n.spec.kind.as_str().to_owned()),
+    column("PORTS", |n| n.ports.to_string()),
+    column("NODES", |n| if n.nodes.is_empty() { "-".to_owned() } else { n.nodes.join(",") }),
+    wide("IPV6", |n| output::dash(n.spec.ipv6)),
+    wide("GATEWAY", |n| n.gateway.clone()),
+    wide("MTU", |n| n.spec.mtu.to_string()),
+    wide("VNI", |n| n.vni.to_string()),
+    wide("CREATED", |n| n.created_at.clone()),
+];
+
+impl Network {
+    pub(crate) async fn run(self, context: &Context) -> Result<ExitCode> {
+        let client = context.client()?;
+        let mut out = std::io::stdout();
+        match self {
+            Self::Create(create) => {
+                let network = client.create_network(&create.spec()?).await?;
+                writeln!(out, "{}", network.spec.name)?;
+            }
+            Self::Ls => output::list(context.output, &client.networks().await?, &COLUMNS)?,
+            Self::Show { name } => show(context, &client.network(&name).await?)?,
+            Self::Rm { names } => {
+                for name in names {
+                    client.remove_network(&name).await?;
+                    writeln!(out, "{name}")?;
+                }
+            }
+            Self::Capture(capture) => capture.run(&client).await?,
+            Self::Trace(trace) => return trace.run(context, &client).await,
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn show(context: &Context, n: &ApiNetwork) -> Result<()> {
+    let spec = &n.spec;
+    let mut lines = vec![
+        ("name", spec.name.to_string()),
+        ("project", n.project.clone()),
+        ("kind", spec.kind.as_str().to_owned()),
+        ("cidr", spec.cidr.to_string()),
+        ("gateway", n.gateway.clone()),
+        ("ipv6", output::dash(spec.ipv6)),
+        ("mtu", spec.mtu.to_string()),
+        ("vni", n.vni.to_string()),
+        ("ports", format!("{} of {}", n.ports, n.addresses)),
+        ("nodes", if n.nodes.is_empty() { "-".to_owned() } else { n.nodes.join(", ") }),
+    ];
+    if !spec.resolvers.is_empty() {
+        let resolvers: Vec<String> = spec.resolvers.iter().map(ToString::to_string).collect();
+        lines.push(("resolvers", resolvers.join(", ")));
+    }
+    if let Some(interface) = &spec.interface {
+        lines.push(("interface", interface.clone()));
+    }
+    if let Some(exit) = &spec.exit {
+        let address = exit.address.map_or_else(String::new, |address| format!(" as {address}"));
+        lines.push(("exit", format!("{}{address}", exit.node)));
+    }
+    lines.push(("created", n.created_at.clone()));
+    output::one(context.output, n, &lines)
+}
+
+impl Capture {
+    async fn run(self, client: &skein_api::Client) -> Result<()> {
+        let to_stdout = self.write == Path::new("-");
+        if to_stdout && std::io::stdout().is_terminal() {
+            bail!(
+                "a capture is not text: write it to a file, or into a program such as tcpdump -r -"
+            );
+        }
+        let mut capture = client.capture(&self.machine, self.time, self.snap).await?;
+        let mut out: Box<dyn Write> = match to_stdout {
+            true => Box::new(std::io::stdout()),
+            false => {
+                let file = std::fs::File::create(&self.write);
+                Box::new(file.with_context(|| format!("creating {}", self.write.display()))?)
+            }
+        };
+        let mut stop = super::up::Stop::new()?;
+        let mut bytes = 0;
+        loop {
+            tokio::select! {
+                () = stop.wait() => break,                // cancel-safe: signals are kept
+                piece = capture.next() => match piece? {  // cancel-safe: as documented
+                    Some(piece) => {
+                        bytes += piece.len();
+                        out.write_all(&piece)?;
+                        out.flush()?;
+                    }
+                    None => break,
+                },
+            }
+        }
+        eprintln!("{bytes} bytes");
+        Ok(())
+    }
+}
+
+impl Trace {
+    fn request(self) -> Result<TraceRequest> {
+        let (destination, port) = match self.protocol.has_ports() {
+            false => (self.destination, None),
+            true => match self.destination.parse::<SocketAddr>() {
+                Ok(at) => (at.ip().to_string(), Some(at.port())),
+                Err(_) => {
+                    let parts = self.destination.rsplit_once(':');
+                    let (host, port) = parts.context("the destination needs a port: HOST:PORT")?;
+                    let port = port.parse().with_context(|| format!("{port:?} is not a port"))?;
+                    (host.to_owned(), Some(port))
+                }
+            },
+        };
+        let (source, protocol) = (self.source, self.protocol);
+        Ok(TraceRequest { source, destination, protocol, port })
+    }
+
+    /// Exit status 0 when the packet would arrive, 1 when not.
+    async fn run(self, context: &Context, client: &skein_api::Client) -> Result<ExitCode> {
+        let trace = client.trace(&self.request()?).await?;
+        if context.output == output::Format::Json {
+            output::one(context.output, &trace, &[])?;
+        } else {
+            tell(&trace)?;
+        }
+        Ok(if trace.arrives { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}
+
+fn tell(trace: &ApiTrace) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    let width = trace.hops.iter().map(|hop| hop.place.len()).max().unwrap_or(0);
+    for hop in &trace.hops {
+        let rule = match (&hop.group, &hop.rule) {
+            (Some(group), Some(rule)) => format!("  [group {group}, rule {rule}]"),
+            _ => String::new(),
+        };
+        writeln!(out, "{:width$}  {}{rule}", hop.place, hop.what)?;
+    }
+    writeln!(out, "{}", if trace.arrives { "it arrives" } else { "it does not arrive" })?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn destinations_are_read() {
+        let check = |destination: &str, protocol: Protocol, expect: Option<(&str, Option<u16>)>| {
+            let trace =
+                Trace { source: "web-1".to_owned(), destination: destination.to_owned(), protocol };
+            let read = trace.request().ok().map(|r| (r.destination, r.port));
+            let expect = expect.map(|(host, port)| (host.to_owned(), port));
+            assert_eq!(read, expect, "{destination}");
+        };
+        check("web-2:80", Protocol::Tcp, Some(("web-2", Some(80))));
+        check("10.0.0.1:53", Protocol::Udp, Some(("10.0.0.1", Some(53))));
+        check("[fd00::1]:80", Protocol::Tcp, Some(("fd00::1", Some(80))));
+        check("10.0.0.1", Protocol::Icmp, Some(("10.0.0.1", None)));
+        check("web-2", Protocol::Tcp, None);
+        check("web-2:http", Protocol::Tcp, None);
+    }
+}

@@ -1,0 +1,347 @@
+//! One direction's words in shared memory: indices, phases, bell, flags.
+
+use super::atomic::{AtomicU32, AtomicU64, Ordering, fence, spin_loop};
+
+/// How many changes of phase may be unseen by the receiver. 32: a sender that overflows to TCP and back for each of a
+/// slow receiver's reads gets that far ahead before it stays on TCP.
+#[cfg(not(loom))]
+pub const LOG: u32 = 32;
+/// A model has few objects.
+#[cfg(loom)]
+pub const LOG: u32 = 4;
+
+/// Turns of waiting for a sender that is between two stores of its change of phase; far more than it takes unless it was
+/// preempted there. The caller's `relax` yields the processor.
+const INTENT_TURNS: u32 = 1_000_000;
+
+/// A phase's number: even on TCP, odd on the ring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Phase(pub u32);
+
+impl Phase {
+    /// Whether its bytes are on the ring.
+    pub const fn on_ring(self) -> bool {
+        self.0 % 2 == 1
+    }
+
+    /// The following one.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0.wrapping_add(1))
+    }
+
+    /// How far `self` is after `other`.
+    pub const fn since(self, other: Self) -> u32 {
+        self.0.wrapping_sub(other.0)
+    }
+}
+
+/// Where a phase begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Record {
+    /// Position in the direction's TCP stream, bytes since the connection began.
+    pub tcp: u64,
+    /// Position in the ring, bytes since the segment was made.
+    pub ring: u64,
+}
+
+#[derive(Debug)]
+#[repr(C)]
+struct SharedRecord {
+    tcp: AtomicU64,
+    ring: AtomicU64,
+}
+
+/// One direction's shared words. Cache lines are by writer; 128 bytes, because processors fetch lines in pairs.
+#[derive(Debug)]
+#[repr(C, align(128))]
+pub struct Direction {
+    sender: SenderLine,
+    receiver: ReceiverLine,
+    both: BothLine,
+    records: [SharedRecord; LOG as usize],
+}
+
+#[derive(Debug)]
+#[repr(C, align(128))]
+struct SenderLine {
+    /// Bytes published.
+    head: AtomicU64,
+    /// The latest phase published.
+    phase: AtomicU32,
+    /// 1 while the sender changes phase.
+    intent: AtomicU32,
+    /// 1 while the sender may write to the ring.
+    busy: AtomicU32,
+    /// Bytes sent on TCP, bells included; for display.
+    tcp: AtomicU64,
+}
+
+#[derive(Debug)]
+#[repr(C, align(128))]
+struct ReceiverLine {
+    /// Bytes taken.
+    tail: AtomicU64,
+    /// The phase the receiver is in.
+    seen: AtomicU32,
+    /// 1 while the receiver reads.
+    busy: AtomicU32,
+    /// How often it slept in the kernel; for display.
+    sleeps: AtomicU64,
+}
+
+#[derive(Debug)]
+#[repr(C, align(128))]
+struct BothLine {
+    /// What the receiver wants of the sender: see [`Refusal`]. Here, because the sender looks at this line anyway.
+    refuse: AtomicU32,
+    /// TCP position after the last bell, times two, plus one if rung.
+    bell: AtomicU64,
+    /// 1 while the sender sleeps for room; a futex.
+    waiting: AtomicU32,
+}
+
+/// State of the bell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Bell {
+    /// TCP position after the last bell.
+    pub(crate) end: u64,
+    /// Whether the receiver need not be rung: a bell is in its queue or on its way.
+    pub(crate) rung: bool,
+}
+
+impl Bell {
+    const fn word(self) -> u64 {
+        (self.end << 1) | self.rung as u64
+    }
+
+    const fn of(word: u64) -> Self {
+        Self { end: word >> 1, rung: word & 1 == 1 }
+    }
+}
+
+/// What a receiver that leaves the ring wants of its sender.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// The ring is welcome.
+    None,
+    /// No more bytes on the ring.
+    NoMore,
+    /// Nor those that are there and unread: they shall come again on TCP.
+    Recall,
+}
+
+impl Direction {
+    /// A direction at its beginning, in a segment whose memory is zero: that is what all words begin with. For tests
+    /// and devices that do not hand out zeroed memory.
+    pub fn new() -> Self {
+        let zero64 = || AtomicU64::new(0);
+        let zero32 = || AtomicU32::new(0);
+        Self {
+            sender: SenderLine {
+                head: zero64(),
+                phase: zero32(),
+                intent: zero32(),
+                busy: zero32(),
+                tcp: zero64(),
+            },
+            receiver: ReceiverLine {
+                tail: zero64(),
+                seen: zero32(),
+                busy: zero32(),
+                sleeps: zero64(),
+            },
+            both: BothLine { refuse: zero32(), bell: zero64(), waiting: zero32() },
+            records: core::array::from_fn(|_| SharedRecord { tcp: zero64(), ring: zero64() }),
+        }
+    }
+
+    // The sender's words.
+
+    /// Bytes published so far.
+    pub fn head(&self) -> u64 {
+        self.sender.head.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_head(&self, head: u64) {
+        self.sender.head.store(head, Ordering::Release);
+    }
+
+    /// The latest phase published.
+    pub fn phase(&self) -> Phase {
+        Phase(self.sender.phase.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn publish(&self, phase: Phase, record: Record) {
+        let slot = &self.records[(phase.0 % LOG) as usize];
+        slot.tcp.store(record.tcp, Ordering::Relaxed);
+        slot.ring.store(record.ring, Ordering::Relaxed);
+        self.sender.phase.store(phase.0, Ordering::Release);
+    }
+
+    /// Where a phase begins; only of use for phases that are published and at most [`LOG`] old.
+    pub(crate) fn record(&self, phase: Phase) -> Record {
+        let slot = &self.records[(phase.0 % LOG) as usize];
+        Record { tcp: slot.tcp.load(Ordering::Relaxed), ring: slot.ring.load(Ordering::Relaxed) }
+    }
+
+    /// Excludes the receiver while the phase changes. `false`: it is reading right now.
+    pub(crate) fn intend(&self) -> bool {
+        self.sender.intent.store(1, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        if self.receiver.busy.load(Ordering::Acquire) == 0 {
+            return true;
+        }
+        self.intended();
+        false
+    }
+
+    pub(crate) fn intended(&self) {
+        self.sender.intent.store(0, Ordering::Release);
+    }
+
+    /// The sender begins to write to the ring; the answer is what the receiver wants. Call [`Direction::wrote`] after.
+    pub fn begin_write(&self) -> Refusal {
+        self.sender.busy.store(1, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        self.refusal()
+    }
+
+    /// The sender has ended its write.
+    pub fn wrote(&self) {
+        self.sender.busy.store(0, Ordering::Release);
+    }
+
+    /// Whether the sender is within a write. Of use after [`Direction::refuse`].
+    pub fn is_writing(&self) -> bool {
+        self.sender.busy.load(Ordering::Acquire) != 0
+    }
+
+    /// Tells whoever looks how much went over TCP.
+    pub fn show_tcp(&self, position: u64) {
+        self.sender.tcp.store(position, Ordering::Relaxed);
+    }
+
+    /// Bytes on TCP, bells included, as the sender shows them. Not to be trusted.
+    pub fn shown_tcp(&self) -> u64 {
+        self.sender.tcp.load(Ordering::Relaxed)
+    }
+
+    // The receiver's words.
+
+    /// Bytes taken so far.
+    pub fn tail(&self) -> u64 {
+        self.receiver.tail.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_tail(&self, tail: u64) {
+        self.receiver.tail.store(tail, Ordering::Release);
+    }
+
+    /// The phase the receiver is in.
+    pub fn seen(&self) -> Phase {
+        Phase(self.receiver.seen.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn set_seen(&self, phase: Phase) {
+        self.receiver.seen.store(phase.0, Ordering::Release);
+    }
+
+    /// The receiver begins to read: no phase changes until [`Direction::leave`]. `false`: the sender has stood between
+    /// two stores for very long. `relax` is called between looks.
+    pub fn enter(&self, mut relax: impl FnMut()) -> bool {
+        self.receiver.busy.store(1, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        let mut turns = 0;
+        while self.sender.intent.load(Ordering::Acquire) != 0 {
+            turns += 1;
+            if turns > INTENT_TURNS {
+                self.leave();
+                return false;
+            }
+            if turns % 64 == 0 {
+                relax();
+            } else {
+                spin_loop();
+            }
+        }
+        true
+    }
+
+    /// The receiver begins to read although the sender stands in a change: it is no more.
+    pub fn enter_after_death(&self) {
+        self.receiver.busy.store(1, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+    }
+
+    /// The receiver has ended its read.
+    pub fn leave(&self) {
+        self.receiver.busy.store(0, Ordering::Release);
+    }
+
+    /// What the receiver wants.
+    pub fn refusal(&self) -> Refusal {
+        match self.both.refuse.load(Ordering::Acquire) {
+            0 => Refusal::None,
+            1 => Refusal::NoMore,
+            _ => Refusal::Recall,
+        }
+    }
+
+    /// The receiver wants no more bytes on the ring. After this, and once [`Direction::is_writing`] is `false`, the ring
+    /// gets none.
+    pub fn refuse(&self, refusal: Refusal) {
+        let word = match refusal {
+            Refusal::None => 0,
+            Refusal::NoMore => 1,
+            Refusal::Recall => 2,
+        };
+        self.both.refuse.store(word, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+    }
+
+    /// Counts a sleep in the kernel.
+    pub fn count_sleep(&self) {
+        let sleeps = self.receiver.sleeps.load(Ordering::Relaxed);
+        self.receiver.sleeps.store(sleeps.wrapping_add(1), Ordering::Relaxed);
+    }
+
+    /// How often the receiver slept. Not to be trusted.
+    pub fn sleeps(&self) -> u64 {
+        self.receiver.sleeps.load(Ordering::Relaxed)
+    }
+
+    // Both.
+
+    pub(crate) fn bell(&self) -> Bell {
+        Bell::of(self.both.bell.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn reset_bell(&self, bell: Bell) {
+        self.both.bell.store(bell.word(), Ordering::Release);
+    }
+
+    /// Changes the bell if it still is `from`.
+    pub(crate) fn change_bell(&self, from: Bell, to: Bell) -> bool {
+        let (from, to) = (from.word(), to.word());
+        self.both.bell.compare_exchange(from, to, Ordering::SeqCst, Ordering::Acquire).is_ok()
+    }
+
+    /// The futex on which a sender sleeps for room: 1 while it does.
+    pub fn waiting(&self) -> &AtomicU32 {
+        &self.both.waiting
+    }
+
+    /// The receiver has made room: whether a sender sleeps and is to be woken now.
+    pub fn take_waiting(&self) -> bool {
+        fence(Ordering::SeqCst);
+        self.both.waiting.load(Ordering::Relaxed) != 0
+            && self.both.waiting.swap(0, Ordering::Relaxed) != 0
+    }
+}
+
+impl Default for Direction {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,149 @@
+//! All interleavings of a few moves, with loom: `RUSTFLAGS="--cfg loom" cargo test -p skein-link-core --release ring::model`.
+
+use super::direction::Bell;
+use super::*;
+use core::ptr::NonNull;
+use loom::sync::{Arc, Mutex};
+use loom::thread;
+
+const CAPACITY: usize = 8;
+
+/// What lies in the receiver's kernel socket: data, then bells.
+#[derive(Default)]
+struct Wire {
+    data: u64,
+    bells: u64,
+}
+
+struct Shared {
+    direction: Direction,
+    /// Not looked at: only indices are modelled.
+    data: [u8; CAPACITY],
+    wire: Mutex<Wire>,
+}
+
+fn pipe(shared: &Shared) -> Pipe<'_> {
+    // SAFETY: no byte of it is read or written in these models: writes are of indices, through `announce`.
+    unsafe {
+        let data = NonNull::from(&shared.data).cast();
+        Pipe::from_parts(&shared.direction, data, CAPACITY)
+    }
+}
+
+fn shared() -> Arc<Shared> {
+    let wire = Mutex::new(Wire::default());
+    Arc::new(Shared { direction: Direction::new(), data: [0; CAPACITY], wire })
+}
+
+/// One byte into the ring, and its bell.
+fn announce(shared: &Shared, tx: &mut Tx) {
+    shared.direction.begin_write();
+    tx.publish_for_model(&shared.direction);
+    if tx.bell(&shared.direction).unwrap() {
+        shared.wire.lock().unwrap().bells += 1;
+    }
+    shared.direction.wrote();
+}
+
+/// A receiver that is about to wait never waits while there are bytes and no bell.
+#[test]
+fn no_wake_up_is_lost() {
+    loom::model(|| {
+        let shared = shared();
+        let mut tx = Tx::new(0);
+        let mut rx = Rx::new(0);
+        tx.to_ring(&shared.direction).unwrap();
+        let sender = {
+            let shared = Arc::clone(&shared);
+            thread::spawn(move || {
+                announce(&shared, &mut tx);
+                announce(&shared, &mut tx);
+            })
+        };
+        // Reads a byte if there is one, then settles.
+        let dir = &shared.direction;
+        assert!(dir.enter(thread::yield_now));
+        if let Next::Ring { .. } = rx.next(pipe(&shared)).unwrap() {
+            rx.take(dir, 1);
+        }
+        let mut owed = 0;
+        if rx.next(pipe(&shared)).unwrap() == Next::Empty {
+            owed = match rx.settle(pipe(&shared)).unwrap() {
+                Settled::Quiet { drop } | Settled::Bytes { drop } => drop,
+            };
+        }
+        dir.leave();
+        sender.join().unwrap();
+        // The bells it has to drop are there by now; a settling receiver waits for them.
+        let mut wire = shared.wire.lock().unwrap();
+        assert!(wire.bells >= owed, "it waits for a bell that does not come");
+        wire.bells -= owed;
+        if dir.head() != rx.tail() {
+            assert!(wire.bells > 0, "bytes in the ring, no bell in the socket");
+        }
+    });
+}
+
+/// In its critical section a receiver on TCP never reads a bell as data.
+#[test]
+fn phases_do_not_change_under_a_reader() {
+    loom::model(|| {
+        let shared = shared();
+        let sender = {
+            let shared = Arc::clone(&shared);
+            thread::spawn(move || {
+                let mut tx = Tx::new(0);
+                shared.wire.lock().unwrap().data += 1;
+                tx.sent(&shared.direction, 1);
+                if tx.to_ring(&shared.direction).is_ok() {
+                    announce(&shared, &mut tx);
+                }
+            })
+        };
+        let mut rx = Rx::new(0);
+        let dir = &shared.direction;
+        if dir.enter(thread::yield_now) {
+            if let Next::Tcp { limit } = rx.next(pipe(&shared)).unwrap() {
+                let mut wire = shared.wire.lock().unwrap();
+                let most = limit.min(wire.data + wire.bells);
+                assert!(most <= wire.data, "a bell was read as data");
+                wire.data -= most;
+                rx.took(most);
+            }
+            dir.leave();
+        }
+        sender.join().unwrap();
+    });
+}
+
+/// After a refusal, and once no write is in progress, nothing comes on the ring.
+#[test]
+fn a_refused_ring_stays_as_it_is() {
+    loom::model(|| {
+        let shared = shared();
+        let mut tx = Tx::new(0);
+        tx.to_ring(&shared.direction).unwrap();
+        let sender = {
+            let shared = Arc::clone(&shared);
+            thread::spawn(move || {
+                if shared.direction.begin_write() == Refusal::None {
+                    tx.publish_for_model(&shared.direction);
+                }
+                shared.direction.wrote();
+            })
+        };
+        shared.direction.refuse(Refusal::NoMore);
+        let quiet = !shared.direction.is_writing();
+        let seen = shared.direction.head();
+        sender.join().unwrap();
+        if quiet {
+            assert_eq!(shared.direction.head(), seen, "bytes came after the refusal");
+        }
+    });
+}
+
+/// Names the type that the models look into.
+#[test]
+fn a_bell_is_armed_at_first() {
+    loom::model(|| assert_eq!(Direction::new().bell(), Bell { end: 0, rung: false }));
+}

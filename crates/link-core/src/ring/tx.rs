@@ -1,0 +1,188 @@
+//! The sender's side of a direction: what it knows by itself, and its moves.
+
+use super::atomic::{Ordering, fence};
+use super::direction::{Bell, LOG, Phase, Record, Refusal};
+use super::segment::Pipe;
+use super::{Broken, Direction};
+
+/// The receiver is reading right now, or too far behind: the phase cannot change at this moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Busy;
+
+/// What the sender of a direction knows. It lives in memory that only the sender's side can write, under a lock of that
+/// side: forked processes that share the socket share it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct Tx {
+    phase: Phase,
+    /// TCP position of the next byte.
+    tcp: u64,
+    /// Ring position of the next byte.
+    head: u64,
+}
+
+impl Tx {
+    /// A sender on TCP whose next TCP byte has this position.
+    pub const fn new(tcp: u64) -> Self {
+        Self { phase: Phase(0), tcp, head: 0 }
+    }
+
+    /// Whether bytes go to the ring now.
+    pub const fn on_ring(&self) -> bool {
+        self.phase.on_ring()
+    }
+
+    /// TCP position of the next byte.
+    pub const fn tcp(&self) -> u64 {
+        self.tcp
+    }
+
+    /// Ring position of the next byte.
+    pub const fn head(&self) -> u64 {
+        self.head
+    }
+
+    /// That many bytes were sent on TCP, in a TCP phase.
+    pub fn sent(&mut self, dir: &Direction, bytes: u64) {
+        debug_assert!(!self.on_ring());
+        self.tcp += bytes;
+        dir.show_tcp(self.tcp);
+    }
+
+    /// Room in the ring, bytes.
+    ///
+    /// # Errors
+    /// The receiver's index cannot be.
+    pub fn room(&self, pipe: Pipe<'_>) -> Result<usize, Broken> {
+        let used = self.head.wrapping_sub(pipe.direction().tail());
+        let capacity = pipe.capacity();
+        usize::try_from(used).ok().and_then(|used| capacity.checked_sub(used)).ok_or(Broken::Index)
+    }
+
+    /// Whether the receiver is in the phase that the sender is in.
+    pub fn is_seen(&self, dir: &Direction) -> bool {
+        dir.seen() == self.phase
+    }
+
+    /// Whether the receiver has taken all that was sent, on both paths.
+    pub fn all_taken(&self, dir: &Direction) -> bool {
+        self.on_ring() && self.is_seen(dir) && dir.tail() == self.head
+    }
+
+    /// From TCP to the ring; the next byte of the direction is the next byte of the ring.
+    ///
+    /// # Errors
+    /// [`Busy`]: stay on TCP, and try with a later byte.
+    pub fn to_ring(&mut self, dir: &Direction) -> Result<(), Busy> {
+        debug_assert!(!self.on_ring());
+        // Two places are kept free: this phase's, and the one that leads back to TCP, which must never have to wait.
+        if self.phase.since(dir.seen()) > LOG - 3 || !dir.intend() {
+            return Err(Busy);
+        }
+        // After the fence in `intend`: a receiver that has refused and then entered sees this phase, or we see its refusal.
+        if dir.refusal() != Refusal::None {
+            dir.intended();
+            return Err(Busy);
+        }
+        let next = self.phase.next();
+        dir.reset_bell(Bell { end: self.tcp, rung: false });
+        dir.publish(next, Record { tcp: self.tcp, ring: self.head });
+        self.phase = next;
+        dir.intended();
+        Ok(())
+    }
+
+    /// From the ring to TCP; the next byte of the direction is the next byte of TCP.
+    ///
+    /// # Errors
+    /// [`Busy`]: the receiver is in its critical section, which is short; try again at once.
+    pub fn to_tcp(&mut self, dir: &Direction) -> Result<(), Busy> {
+        self.back_to_tcp(dir, self.head)
+    }
+
+    /// From the ring to TCP, taking back what the receiver has not read: the ring's bytes from `ring` on are to be sent
+    /// again on TCP. Only when the receiver asked for it ([`Refusal::Recall`]), for then it reads no more, and when it is in
+    /// this phase ([`Tx::is_seen`]), for bytes of earlier ones would come twice.
+    ///
+    /// # Errors
+    /// As [`Tx::to_tcp`].
+    pub fn back_to_tcp(&mut self, dir: &Direction, ring: u64) -> Result<(), Busy> {
+        debug_assert!(self.on_ring());
+        if !dir.intend() {
+            return Err(Busy);
+        }
+        let next = self.phase.next();
+        dir.publish(next, Record { tcp: self.tcp, ring });
+        self.phase = next;
+        self.head = ring;
+        dir.set_head(ring);
+        dir.intended();
+        Ok(())
+    }
+
+    /// Copies bytes into the ring and publishes them: how many fitted. Ask [`Tx::bell`] after.
+    ///
+    /// # Errors
+    /// [`Broken::Index`].
+    pub fn write(&mut self, pipe: Pipe<'_>, bytes: &[u8]) -> Result<usize, Broken> {
+        debug_assert!(self.on_ring());
+        let count = bytes.len().min(self.room(pipe)?);
+        if count > 0 {
+            pipe.put(self.head, &bytes[..count]);
+            self.head += count as u64;
+            pipe.direction().set_head(self.head);
+        }
+        Ok(count)
+    }
+
+    /// One more byte, without copying any: models have indices only.
+    #[cfg(loom)]
+    pub(crate) fn publish_for_model(&mut self, dir: &Direction) {
+        self.head += 1;
+        dir.set_head(self.head);
+    }
+
+    /// Whether a bell must be sent now, one byte on TCP. If so it counts as sent.
+    ///
+    /// # Errors
+    /// The receiver wrote a bell that cannot be.
+    pub fn bell(&mut self, dir: &Direction) -> Result<bool, Broken> {
+        debug_assert!(self.on_ring());
+        fence(Ordering::SeqCst);
+        let bell = dir.bell();
+        if bell.end != self.tcp {
+            return Err(Broken::Index);
+        }
+        if bell.rung || !dir.change_bell(bell, Bell { end: self.tcp + 1, rung: true }) {
+            // Only the receiver could have changed it meanwhile, from armed to rung: it has seen the bytes.
+            return Ok(false);
+        }
+        self.tcp += 1;
+        dir.show_tcp(self.tcp);
+        Ok(true)
+    }
+
+    /// Mends what a process left that died within a move: `tcp` is the kernel's word for the position of the next TCP
+    /// byte. Answers whether a bell must be sent (it was announced and did not go out).
+    ///
+    /// # Errors
+    /// [`Broken::Foreign`] if the kernel's word fits neither the state before nor that after the move.
+    pub fn recover(&mut self, pipe: Pipe<'_>, tcp: u64) -> Result<bool, Broken> {
+        let dir = pipe.direction();
+        dir.intended();
+        dir.wrote();
+        self.phase = dir.phase();
+        self.head = dir.head();
+        if self.room(pipe).is_err() {
+            return Err(Broken::Index);
+        }
+        if !self.on_ring() {
+            self.tcp = tcp;
+            return Ok(false);
+        }
+        let end = dir.bell().end;
+        let missing = end.checked_sub(tcp).filter(|missing| *missing <= 1);
+        self.tcp = end;
+        missing.map(|missing| missing == 1).ok_or(Broken::Foreign)
+    }
+}

@@ -1,0 +1,145 @@
+//! What the kernel knows of a connection.
+
+use crate::sys;
+use libc::c_int;
+
+/// Established, in the kernel's numbering.
+pub(crate) const ESTABLISHED: u8 = 1;
+
+/// Parts of `struct tcp_info` (linux/tcp.h; fields are only ever appended to it).
+#[derive(Clone, Copy)]
+pub(crate) struct TcpInfo {
+    pub(crate) state: u8,
+    options: u8,
+    received: u64,
+    unsent: u64,
+    sent: u64,
+    resent: u64,
+}
+
+/// The structure's length in Linux 4.19, the first with `tcpi_bytes_sent`.
+const LEN: usize = 216;
+/// `TCPI_OPT_SYN_DATA`: there were bytes in the SYN, and the counters do not tell how many were taken.
+const OPTION_SYN_DATA: u8 = 32;
+
+/// Asks the kernel. `None`: no TCP socket, or an older kernel.
+pub(crate) fn tcp_info(fd: c_int) -> Option<TcpInfo> {
+    #[derive(Clone, Copy)]
+    #[repr(C, align(8))]
+    struct Raw([u8; LEN]);
+    let mut raw = Raw([0; LEN]);
+    if sys::get_option(fd, libc::IPPROTO_TCP, libc::TCP_INFO, &mut raw) < 0 {
+        return None;
+    }
+    let word32 = |at: usize| {
+        u64::from(u32::from_ne_bytes([raw.0[at], raw.0[at + 1], raw.0[at + 2], raw.0[at + 3]]))
+    };
+    let word64 = |at: usize| {
+        let mut bytes = [0; 8];
+        bytes.copy_from_slice(&raw.0[at..at + 8]);
+        u64::from_ne_bytes(bytes)
+    };
+    Some(TcpInfo {
+        state: raw.0[0],
+        options: raw.0[5],
+        received: word64(128),
+        unsent: word32(144),
+        sent: word64(200),
+        resent: word64(208),
+    })
+}
+
+impl TcpInfo {
+    /// Position of the next byte that is written, counted from the connection's first.
+    pub(crate) const fn write_position(&self) -> u64 {
+        self.sent - self.resent + self.unsent
+    }
+
+    /// Whether all that was written has gone out at least once.
+    pub(crate) const fn is_sent(&self) -> bool {
+        self.unsent == 0
+    }
+
+    /// Whether the counters can be trusted as positions.
+    pub(crate) const fn counts(&self) -> bool {
+        self.state == ESTABLISHED && self.options & OPTION_SYN_DATA == 0
+    }
+}
+
+/// Positions of the next byte to be written and to be read, counted from the connection's first. The caller holds both
+/// locks, so that nobody of ours reads or writes; the peer may send meanwhile.
+pub(crate) fn positions(fd: c_int) -> Option<(u64, u64)> {
+    for _ in 0..16 {
+        let before = tcp_info(fd)?;
+        let queued = u64::try_from(sys::queued(fd)).ok()?;
+        let after = tcp_info(fd)?;
+        if !after.counts() {
+            return None;
+        }
+        if before.received == after.received {
+            return Some((after.write_position(), after.received.checked_sub(queued)?));
+        }
+    }
+    None
+}
+
+/// Position of the next byte to be read, whatever the connection's state. `None`: the kernel does not know any more.
+pub(crate) fn read_position(fd: c_int) -> Option<u64> {
+    /// States after the peer's FIN, which is counted like a byte: TIME_WAIT, CLOSE_WAIT, LAST_ACK, CLOSING.
+    const AFTER_FIN: [u8; 4] = [6, 8, 9, 11];
+    const CLOSED: u8 = 7;
+    for _ in 0..16 {
+        let before = tcp_info(fd)?;
+        let queued = u64::try_from(sys::queued(fd)).ok()?;
+        let after = tcp_info(fd)?;
+        if after.state == CLOSED {
+            return None;
+        }
+        if before.received == after.received && before.state == after.state {
+            let end = u64::from(AFTER_FIN.contains(&after.state));
+            return after.received.checked_sub(queued + end);
+        }
+    }
+    None
+}
+
+/// Whether a call on it may block now.
+pub(crate) fn blocks(fd: c_int, flags: c_int) -> bool {
+    if flags & libc::MSG_DONTWAIT != 0 {
+        return false;
+    }
+    let status = sys::fcntl(fd, libc::F_GETFL, 0);
+    status < 0 || status as c_int & libc::O_NONBLOCK == 0
+}
+
+/// Whether some signal's handler wants calls to end with EINTR rather than go on. Looked up when a call of ours that the
+/// kernel would restart was interrupted; which signal it was, nobody tells.
+pub(crate) fn wants_eintr() -> bool {
+    (1..=64).any(|signal| {
+        // SAFETY: all-zero is a valid `sigaction`.
+        let mut action: libc::sigaction = unsafe { core::mem::zeroed() };
+        // SAFETY: only reads the disposition.
+        let known = unsafe { libc::sigaction(signal, core::ptr::null(), &raw mut action) } == 0;
+        known
+            && action.sa_sigaction != libc::SIG_DFL
+            && action.sa_sigaction != libc::SIG_IGN
+            && action.sa_flags & libc::SA_RESTART == 0
+    })
+}
+
+/// A timeout of a socket, milliseconds; `None`: none.
+pub(crate) fn send_timeout_ms(fd: c_int) -> Option<u64> {
+    let mut time = [0i64; 2];
+    if sys::get_option(fd, libc::SOL_SOCKET, libc::SO_SNDTIMEO, &mut time) < 0 || time == [0, 0] {
+        return None;
+    }
+    u64::try_from(time[0].saturating_mul(1000) + time[1] / 1000).ok()
+}
+
+/// Cuts the connection: the peer gets a reset, every further call here an error.
+pub(crate) fn cut(fd: c_int) {
+    // SAFETY: all-zero is a valid address of family AF_UNSPEC, which dissolves the connection.
+    let address: libc::sockaddr = unsafe { core::mem::zeroed() };
+    // SAFETY: points at 16 bytes.
+    unsafe { sys::connect(fd, &raw const address, 16) };
+}

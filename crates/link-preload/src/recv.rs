@@ -1,0 +1,593 @@
+//! Receiving: from TCP and ring in the order in which the bytes were sent.
+
+use crate::buffers::Buffers;
+use crate::conn::Conn;
+use crate::kernel;
+use crate::side::{Guard, Stage, Taken};
+use crate::{attach, leave, real, settle, spin, sys};
+use core::sync::atomic::Ordering;
+use libc::c_int;
+use skein_link_core::ring::{Broken, Direction, Next, Pipe, Reason, Rx, Segment, Settled};
+
+/// How long a bell that was announced is waited for, milliseconds at a time, and how often. Its sender is between two
+/// instructions; only one that is stopped or starved takes longer, and then a program may wake for nothing, once.
+const BELL_WAIT_MS: u32 = 20;
+const BELL_WAITS: u32 = 50;
+
+/// What to do when there is nothing to read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Quiet {
+    /// Answer so at once; the socket may stay readable.
+    Leave,
+    /// Make the socket unreadable first, and look for the end of the connection.
+    Settle,
+}
+
+/// How a part of a call went.
+enum Part {
+    /// That many bytes came.
+    Got(usize),
+    /// Nothing now. On the ring: a copy of the receiver's state, to spin on.
+    Nothing(Option<Rx>),
+    /// The peer has ended.
+    End,
+    /// An error number.
+    Error(c_int),
+}
+
+/// Receives as `recvmsg` does, into the buffers. The answer is a count or a negative error number.
+pub(crate) fn recv(conn: &Conn, fd: c_int, mut buffers: Buffers<'_>, flags: c_int) -> isize {
+    attach::advance(conn, fd, 0);
+    let mut quiet = Quiet::Leave;
+    let mut blocks = None;
+    loop {
+        let part = match conn.side().receiver() {
+            Ok(guard) => part(conn, fd, guard, &buffers, flags, quiet),
+            Err(Taken::Self_ | Taken::Other) => Part::Error(libc::EAGAIN),
+        };
+        let end = match part {
+            Part::Got(bytes) => {
+                if conn.side().stage() != Stage::Counting {
+                    attach::advance(conn, fd, bytes);
+                }
+                if flags & libc::MSG_PEEK != 0 {
+                    if flags & libc::MSG_WAITALL == 0 || bytes == buffers.left() {
+                        return bytes as isize;
+                    }
+                    // The kernel waits for all of them too; there is no call for "more than these".
+                    return wait_all(conn, fd, buffers, flags);
+                }
+                buffers.advance(bytes);
+                if buffers.left() == 0 || flags & libc::MSG_WAITALL == 0 {
+                    return buffers.done() as isize;
+                }
+                quiet = Quiet::Leave;
+                continue;
+            }
+            Part::End => return buffers.done() as isize,
+            Part::Error(error) => error,
+            Part::Nothing(Some(_)) if quiet == Quiet::Leave && may_say_empty(conn, flags) => {
+                libc::EAGAIN
+            }
+            Part::Nothing(ring) => {
+                if !*blocks.get_or_insert_with(|| waits(conn, fd, flags)) {
+                    conn.nonblocking.fetch_max(1, Ordering::Relaxed);
+                    if quiet == Quiet::Settle || ring.is_none() {
+                        libc::EAGAIN
+                    } else {
+                        quiet = Quiet::Settle;
+                        continue;
+                    }
+                } else if let Some(rx) = ring
+                    && quiet == Quiet::Leave
+                {
+                    if !spin_for(conn, &rx) {
+                        quiet = Quiet::Settle;
+                    }
+                    continue;
+                } else {
+                    quiet = Quiet::Leave;
+                    let end = sleep(conn, fd);
+                    // The peer may have woken us to have its bytes back.
+                    attach::advance(conn, fd, 0);
+                    end
+                }
+            }
+        };
+        if end != 0 {
+            return if buffers.done() > 0 { buffers.done() as isize } else { -(end as isize) };
+        }
+    }
+}
+
+/// Whether the call may wait. The kernel need not be asked if this process has said so and shares the socket with none.
+fn waits(conn: &Conn, fd: c_int, flags: c_int) -> bool {
+    let known = conn.nonblocking.load(Ordering::Relaxed) == KNOWN_NONBLOCKING
+        && conn.side().processes.load(Ordering::Relaxed) == 1;
+    !known && kernel::blocks(fd, flags)
+}
+
+/// The program has set the socket not to block, with a call that the library saw.
+pub(crate) const KNOWN_NONBLOCKING: u8 = 2;
+
+/// Every so many calls without bytes, of a program that asks again and again, the kernel is asked too.
+const MISSES: u8 = 32;
+
+/// Whether a call that does not wait may answer from the ring alone: the program does not let the kernel tell it when to
+/// read, so that the end of the connection may be told by one of the next calls.
+fn may_say_empty(conn: &Conn, flags: c_int) -> bool {
+    let waits_not = flags & libc::MSG_DONTWAIT != 0
+        || (conn.nonblocking.load(Ordering::Relaxed) == KNOWN_NONBLOCKING
+            && conn.side().processes.load(Ordering::Relaxed) == 1);
+    waits_not
+        && conn.polled.load(Ordering::Relaxed) == 0
+        && conn.edges.load(Ordering::Relaxed) == 0
+        && !conn.misses.fetch_add(1, Ordering::Relaxed).is_multiple_of(MISSES)
+}
+
+/// Spins for bytes in the ring.
+fn spin_for(conn: &Conn, rx: &Rx) -> bool {
+    let Some(segment) = conn.segment() else {
+        return false;
+    };
+    let (_, inward) = conn.pipes(&segment);
+    spin::until(&conn.spin_read, || rx.stirs(inward.direction()))
+}
+
+/// Sleeps in the kernel until the socket is readable: with its timeouts, its restarts after signals, its shutdown by
+/// another thread, as a point of cancellation. The answer is an error number or zero.
+fn sleep(conn: &Conn, fd: c_int) -> c_int {
+    if let Some(segment) = conn.segment() {
+        conn.pipes(&segment).1.direction().count_sleep();
+    }
+    let mut byte = 0u8;
+    let place = (&raw mut byte).cast();
+    // SAFETY: one byte of ours; nothing with a destructor is alive in this frame and those above when a thread is cancelled.
+    let result = unsafe { real::recv(fd, place, 1, libc::MSG_PEEK) };
+    if result >= 0 {
+        return 0;
+    }
+    match sys::errno() {
+        error @ (libc::EINTR | libc::EAGAIN) => error,
+        error => {
+            // Bytes in the ring come before the error.
+            conn.side().error.store(error, Ordering::Release);
+            0
+        }
+    }
+}
+
+/// `MSG_PEEK | MSG_WAITALL`: looks again until there is enough, the end, or an error.
+fn wait_all(conn: &Conn, fd: c_int, buffers: Buffers<'_>, flags: c_int) -> isize {
+    let flags = flags & !libc::MSG_WAITALL;
+    let mut last = recv(conn, fd, buffers, flags);
+    while last > 0 && (last as usize) < buffers.left() && kernel::blocks(fd, flags) {
+        // Readable already, so that the kernel has no event for the next byte: look each millisecond.
+        let mut none = [];
+        // SAFETY: no descriptors; only the time.
+        unsafe { real::poll(none.as_mut_ptr(), 0, 1) };
+        let again = recv(conn, fd, buffers, flags);
+        let ended = again == last
+            && kernel::tcp_info(fd).is_none_or(|info| info.state != kernel::ESTABLISHED);
+        if again <= 0 || ended {
+            return last.max(again);
+        }
+        last = again;
+    }
+    last
+}
+
+fn part(
+    conn: &Conn,
+    fd: c_int,
+    mut rx: Guard<'_, Rx>,
+    buffers: &Buffers<'_>,
+    flags: c_int,
+    quiet: Quiet,
+) -> Part {
+    let side = conn.side();
+    if let Some(error) = side.aborted() {
+        return Part::Error(error);
+    }
+    let Some(segment) = (side.stage() == Stage::Counting).then(|| conn.segment()).flatten() else {
+        return match side.error.swap(0, Ordering::AcqRel) {
+            0 => tcp(fd, buffers, flags, u64::MAX),
+            error => Part::Error(error),
+        };
+    };
+    let (_, inward) = conn.pipes(&segment);
+    let dir = inward.direction();
+    if rx.orphaned {
+        match kernel::read_position(fd) {
+            Some(position) => rx.recover(dir, position),
+            None => return Part::Error(leave::abort(conn, fd, Reason::Broken)),
+        }
+    }
+    if !dir.enter(sys::yield_now) {
+        if kernel::tcp_info(fd).is_some_and(|info| info.state == kernel::ESTABLISHED) {
+            // The sender was stopped between two stores. Its bytes, if there are any, have rung: a wait ends at once.
+            return Part::Nothing(None);
+        }
+        dir.enter_after_death();
+    }
+    let mut call = Call { conn, fd, segment: &segment, rx: &mut rx, pipe: inward };
+    let part = if flags & libc::MSG_PEEK != 0 {
+        call.peek(buffers, flags, quiet)
+    } else {
+        call.read(*buffers, flags, quiet)
+    };
+    dir.leave();
+    part.unwrap_or_else(|broken| Part::Error(leave::abort(conn, fd, reason(broken))))
+}
+
+pub(crate) const fn reason(broken: Broken) -> Reason {
+    match broken {
+        Broken::Index => Reason::Broken,
+        Broken::Foreign => Reason::Foreign,
+    }
+}
+
+/// Receives from TCP without waiting.
+fn tcp(fd: c_int, buffers: &Buffers<'_>, flags: c_int, limit: u64) -> Part {
+    let flags = (flags | libc::MSG_DONTWAIT) & !libc::MSG_WAITALL;
+    let result = buffers.pieces(limit, |list| {
+        let mut message = sys::header(list);
+        sys::recvmsg(fd, &mut message, flags)
+    });
+    match usize::try_from(result) {
+        Ok(0) => Part::End,
+        Ok(bytes) => Part::Got(bytes),
+        Err(_) if result == -(libc::EAGAIN as isize) => Part::Nothing(None),
+        Err(_) => Part::Error((-result) as c_int),
+    }
+}
+
+/// A call within the receiver's critical section.
+struct Call<'a> {
+    conn: &'a Conn,
+    fd: c_int,
+    segment: &'a Segment,
+    rx: &'a mut Rx,
+    pipe: Pipe<'a>,
+}
+
+impl<'a> Call<'a> {
+    fn dir(&self) -> &'a Direction {
+        self.pipe.direction()
+    }
+
+    fn read(
+        &mut self,
+        mut buffers: Buffers<'_>,
+        flags: c_int,
+        quiet: Quiet,
+    ) -> Result<Part, Broken> {
+        let begun = buffers.done();
+        loop {
+            let got = buffers.done() - begun;
+            match self.rx.next(self.pipe)? {
+                Next::Ring { bytes } => {
+                    if buffers.left() == 0 {
+                        return Ok(Part::Got(got));
+                    }
+                    let count = bytes.min(buffers.left());
+                    self.copy_out(&buffers, flags, 0, count);
+                    self.rx.take(self.dir(), count);
+                    buffers.advance(count);
+                    // A sender that sleeps is not chased byte by byte.
+                    if bytes - count <= self.pipe.capacity() / 4 * 3 && self.dir().take_waiting() {
+                        sys::futex_wake(self.dir().waiting().as_ptr());
+                    }
+                }
+                Next::Tcp { limit } => {
+                    if buffers.left() == 0 || (got > 0 && limit == u64::MAX) {
+                        return Ok(Part::Got(got));
+                    }
+                    let part = self.tcp(&buffers, flags, limit);
+                    if let Part::Got(bytes) = part {
+                        self.rx.took(bytes as u64);
+                        buffers.advance(bytes);
+                        if limit == u64::MAX {
+                            return Ok(Part::Got(got + bytes));
+                        }
+                    } else {
+                        return Ok(if got > 0 { Part::Got(got) } else { part });
+                    }
+                }
+                Next::Bells { bytes } => {
+                    if let Some(part) = self.drop_bells(bytes) {
+                        return Ok(if got > 0 { Part::Got(got) } else { part });
+                    }
+                }
+                Next::Empty if got > 0 => {
+                    if settle::is_lazy(self.conn) && settle::remember(self.conn) {
+                        return Ok(Part::Got(got));
+                    }
+                    self.settle()?;
+                    if self.rx.next(self.pipe)? == Next::Empty {
+                        return Ok(Part::Got(got));
+                    }
+                }
+                Next::Empty => {
+                    if quiet == Quiet::Leave {
+                        return Ok(Part::Nothing(Some(*self.rx)));
+                    }
+                    if let Some(part) = self.quiet()? {
+                        return Ok(part);
+                    }
+                }
+            }
+        }
+    }
+
+    /// As `read`, but everything stays where it is.
+    fn peek(&mut self, buffers: &Buffers<'_>, flags: c_int, quiet: Quiet) -> Result<Part, Broken> {
+        loop {
+            match self.rx.next(self.pipe)? {
+                Next::Ring { bytes } => {
+                    let count = bytes.min(buffers.left());
+                    self.copy_out(buffers, flags, 0, count);
+                    return Ok(Part::Got(count));
+                }
+                Next::Tcp { limit } => {
+                    let part = self.tcp(buffers, flags, limit);
+                    let Part::Got(bytes) = part else {
+                        return Ok(part);
+                    };
+                    // What follows in the ring is visible too.
+                    let mut rest = *buffers;
+                    rest.advance(bytes);
+                    let mut ahead = *self.rx;
+                    ahead.took(bytes as u64);
+                    if bytes as u64 == limit
+                        && rest.left() > 0
+                        && let Some(more) = ahead.in_ring(self.pipe)?
+                    {
+                        let count = more.min(rest.left());
+                        self.copy_out(&rest, flags, 0, count);
+                        return Ok(Part::Got(bytes + count));
+                    }
+                    return Ok(part);
+                }
+                Next::Bells { bytes } => {
+                    if let Some(part) = self.drop_bells(bytes) {
+                        return Ok(part);
+                    }
+                }
+                Next::Empty => {
+                    if quiet == Quiet::Leave {
+                        return Ok(Part::Nothing(Some(*self.rx)));
+                    }
+                    if let Some(part) = self.quiet()? {
+                        return Ok(part);
+                    }
+                }
+            }
+        }
+    }
+
+    fn copy_out(&self, buffers: &Buffers<'_>, flags: c_int, skip: usize, count: usize) {
+        if flags & libc::MSG_TRUNC != 0 {
+            // On TCP that means: drop them.
+            return;
+        }
+        let mut at = 0;
+        // SAFETY: the program's buffers, in the call that it made with them.
+        unsafe {
+            buffers.each(|piece| {
+                let len = piece.len().min(count - at);
+                self.rx.peek(self.pipe, skip + at, &mut piece[..len]);
+                at += len;
+                len
+            });
+        }
+    }
+
+    fn tcp(&self, buffers: &Buffers<'_>, flags: c_int, limit: u64) -> Part {
+        match self.conn.side().error.swap(0, Ordering::AcqRel) {
+            0 => tcp(self.fd, buffers, flags, limit),
+            error => Part::Error(error),
+        }
+    }
+
+    /// The ring is empty and the program shall wait: makes its socket unreadable, and looks at what the kernel has to say.
+    /// `None`: bytes came meanwhile.
+    fn quiet(&mut self) -> Result<Option<Part>, Broken> {
+        let (empty, dropped) = self.settle()?;
+        if !empty {
+            return Ok(None);
+        }
+        if dropped && self.conn.edges.load(Ordering::Relaxed) == 0 {
+            // What else the kernel has to say makes the socket readable again, and is asked for then. With edges it does not.
+            let stirs = self.rx.stirs(self.dir());
+            return Ok((!stirs).then_some(Part::Nothing(Some(*self.rx))));
+        }
+        let error = self.conn.side().error.swap(0, Ordering::AcqRel);
+        let seen = if error == 0 {
+            sys::recv(self.fd, &mut [0; 8], libc::MSG_PEEK)
+        } else {
+            -(error as isize)
+        };
+        if self.rx.stirs(self.dir()) {
+            if error != 0 {
+                self.conn.side().error.store(error, Ordering::Release);
+            }
+            return Ok(None);
+        }
+        match seen {
+            0 => Ok(Some(Part::End)),
+            present if present > 0 => {
+                self.rx.check_bells(self.dir(), present as u64)?;
+                Ok(None)
+            }
+            none if none == -(libc::EAGAIN as isize) => Ok(Some(Part::Nothing(Some(*self.rx)))),
+            failed => Ok(Some(self.ended((-failed) as c_int))),
+        }
+    }
+
+    /// The kernel reports an error. A peer that was killed while a bell lay in its queue sends a reset where on TCP it
+    /// would have sent a FIN, for it had read all that we had sent.
+    fn ended(&self, error: c_int) -> Part {
+        let Ok(tx) = self.conn.side().sender() else {
+            return Part::Error(error);
+        };
+        let (out, _) = self.conn.pipes(self.segment);
+        if error == libc::ECONNRESET && tx.all_taken(out.direction()) {
+            return Part::End;
+        }
+        Part::Error(error)
+    }
+
+    /// Makes the socket unreadable if the ring is empty: whether it is, and whether there were bells to drop and they are
+    /// dropped.
+    fn settle(&mut self) -> Result<(bool, bool), Broken> {
+        let (quiet, drop) = match self.rx.settle(self.pipe)? {
+            Settled::Quiet { drop } => (true, drop),
+            Settled::Bytes { drop } => (false, drop),
+        };
+        let dropped = drop > 0
+            && self.drop_bells(drop).is_none()
+            && self.conn.side().error.load(Ordering::Relaxed) == 0;
+        Ok((quiet, dropped))
+    }
+
+    /// Reads bells and drops them. Answers what else came instead.
+    fn drop_bells(&mut self, bells: u64) -> Option<Part> {
+        let mut left = bells as usize;
+        let mut waits = 0;
+        let mut buffer = [0u8; 8];
+        while left > 0 {
+            let len = left.min(buffer.len());
+            let result = sys::recv(self.fd, &mut buffer[..len], 0);
+            match usize::try_from(result) {
+                Ok(0) => break,
+                Ok(bytes) => {
+                    left -= bytes;
+                    self.rx.took(bytes as u64);
+                    continue;
+                }
+                Err(_) if result == -(libc::EAGAIN as isize) => {}
+                Err(_) if result == -(libc::EINTR as isize) => continue,
+                Err(_) => {
+                    // The sender died between announcing and sending, or the connection broke; told when it is due.
+                    self.conn.side().error.store((-result) as c_int, Ordering::Release);
+                    break;
+                }
+            }
+            if waits == BELL_WAITS {
+                return Some(Part::Nothing(None));
+            }
+            waits += 1;
+            sys::poll(self.fd, libc::POLLIN, BELL_WAIT_MS);
+        }
+        self.rx.took(left as u64);
+        None
+    }
+}
+
+/// Makes a connection's socket unreadable if there is nothing to read: before the program waits in the kernel, or closes.
+pub(crate) fn settle_now(conn: &Conn, fd: c_int) {
+    let Some(segment) = (conn.side().stage() == Stage::Counting).then(|| conn.segment()).flatten()
+    else {
+        return;
+    };
+    // Somebody else in there settles by himself.
+    let Ok(mut rx) = conn.side().try_receiver() else {
+        return;
+    };
+    let (_, inward) = conn.pipes(&segment);
+    let dir = inward.direction();
+    if !rx.is_unsettled(dir) || !dir.enter(sys::yield_now) {
+        return;
+    }
+    let mut call = Call { conn, fd, segment: &segment, rx: &mut rx, pipe: inward };
+    if matches!(call.rx.next(inward), Ok(Next::Empty)) {
+        // An error shows when the program reads.
+        let _ = call.settle();
+    }
+    dir.leave();
+}
+
+/// Bytes that a `recv` would find now: for FIONREAD.
+pub(crate) fn available(conn: &Conn, fd: c_int) -> Option<usize> {
+    let segment = (conn.side().stage() == Stage::Counting).then(|| conn.segment()).flatten()?;
+    let mut rx = conn.side().receiver().ok()?;
+    let (_, inward) = conn.pipes(&segment);
+    let dir = inward.direction();
+    if !dir.enter(sys::yield_now) {
+        return None;
+    }
+    let bytes = match rx.next(inward) {
+        Ok(Next::Ring { bytes }) => bytes,
+        Ok(Next::Tcp { limit }) => {
+            let queued = usize::try_from(sys::queued(fd)).unwrap_or(0);
+            let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+            let mut ahead = *rx;
+            ahead.took(queued.min(limit) as u64);
+            let ring = if queued >= limit { ahead.in_ring(inward).ok().flatten() } else { None };
+            queued.min(limit) + ring.unwrap_or(0)
+        }
+        _ => 0,
+    };
+    dir.leave();
+    Some(bytes)
+}
+
+/// Bytes in the ring towards us, at a glance.
+pub(crate) fn in_ring(conn: &Conn) -> u64 {
+    let Some(segment) = conn.segment() else { return 0 };
+    let (_, inward) = conn.pipes(&segment);
+    let dir = inward.direction();
+    dir.head().wrapping_sub(dir.tail())
+}
+
+/// Bytes that were sent and not yet read by the peer, beyond what TCP knows of: for SIOCOUTQ.
+pub(crate) fn unread_by_peer(conn: &Conn) -> u64 {
+    let Some(segment) = conn.segment() else { return 0 };
+    let (out, _) = conn.pipes(&segment);
+    let dir = out.direction();
+    dir.head().wrapping_sub(dir.tail()).min(out.capacity() as u64)
+}
+
+/// Leaves the ring in this direction, as far as this side can: see [`leave`].
+pub(crate) fn refuse(conn: &Conn, fd: c_int, recall: bool) -> Result<bool, Broken> {
+    let Some(segment) = conn.segment() else {
+        return Ok(true);
+    };
+    let Ok(mut rx) = conn.side().receiver() else {
+        return Ok(false);
+    };
+    let (_, inward) = conn.pipes(&segment);
+    let dir = inward.direction();
+    dir.refuse(if recall {
+        skein_link_core::ring::Refusal::Recall
+    } else {
+        skein_link_core::ring::Refusal::NoMore
+    });
+    for _ in 0..100_000 {
+        if !dir.is_writing() {
+            break;
+        }
+        sys::yield_now();
+    }
+    if !dir.enter(sys::yield_now) {
+        return Ok(false);
+    }
+    let mut call = Call { conn, fd, segment: &segment, rx: &mut rx, pipe: inward };
+    let clean = loop {
+        match call.rx.next(inward) {
+            Ok(Next::Empty) => break call.settle().map(|(empty, _)| empty),
+            // Plain bytes on TCP and none on a ring behind them.
+            Ok(Next::Tcp { limit: u64::MAX }) => break Ok(true),
+            Ok(Next::Bells { bytes }) => {
+                if call.drop_bells(bytes).is_some() {
+                    break Ok(false);
+                }
+            }
+            Ok(Next::Ring { .. } | Next::Tcp { .. }) => break Ok(false),
+            Err(broken) => break Err(broken),
+        }
+    };
+    dir.leave();
+    clean
+}

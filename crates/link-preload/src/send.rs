@@ -1,0 +1,384 @@
+//! Sending: onto the ring while it is there and has room, onto TCP otherwise.
+//!
+//! A full ring never makes a program wait in a way that the kernel does not know: after a short spin (and, if the call may
+//! block, a short sleep) the rest goes to TCP, whose buffer and readiness are the kernel's own. So `poll` for writing means
+//! what it meant.
+
+use crate::buffers::Buffers;
+use crate::conn::Conn;
+use crate::kernel;
+use crate::side::{Guard, Side, Stage, Taken};
+use crate::{attach, leave, spin, sys};
+use core::sync::atomic::Ordering;
+use libc::c_int;
+use skein_link_core::ring::{Hello, Pipe, Reason, Refusal, Segment, Tx};
+
+/// What a bell looks like on the wire; its value has no meaning.
+const BELL: u8 = 0x07;
+/// How long a blocking sender sleeps for room at a time and in all, milliseconds, before the rest goes to TCP. A receiver
+/// that runs at all makes room within a time slice.
+const ROOM_SLEEP_MS: u32 = 4;
+const ROOM_SLEEPS: u32 = 2;
+/// While writing to a ring without ringing: how often the kernel is asked whether the peer lives, nanoseconds.
+const LOOK_EVERY_NS: u64 = 500_000;
+/// The clock is read at every so many writes only.
+const LOOK_EVERY_WRITES: u32 = 16;
+/// Turns of waiting for the receiver's critical section.
+const BUSY_TURNS: u32 = 2000;
+
+/// How a part of a call went.
+enum Part {
+    /// That many bytes went out.
+    Sent(usize),
+    /// The ring is full.
+    Full(Segment),
+    /// TCP takes nothing now.
+    Blocked,
+    /// An error number.
+    Error(c_int),
+}
+
+/// Sends as `sendmsg` does, from the buffers. The answer is a count or a negative error number.
+pub(crate) fn send(conn: &Conn, fd: c_int, mut buffers: Buffers<'_>, flags: c_int) -> isize {
+    let side = conn.side();
+    attach::advance(conn, fd, buffers.left());
+    let mut sleeps = 0;
+    let mut blocks = None;
+    let deadline = &mut None;
+    while buffers.left() > 0 {
+        let onto_tcp = sleeps >= ROOM_SLEEPS || blocks == Some(false);
+        let part = match side.sender() {
+            Ok(guard) => part(conn, fd, guard, &mut buffers, flags, onto_tcp),
+            Err(Taken::Self_ | Taken::Other) => Part::Error(libc::EAGAIN),
+        };
+        let end = match part {
+            Part::Sent(bytes) => {
+                buffers.advance(bytes);
+                sleeps = 0;
+                continue;
+            }
+            Part::Error(error) => error,
+            Part::Full(segment) => {
+                if *blocks.get_or_insert_with(|| kernel::blocks(fd, flags)) {
+                    sleeps += 1;
+                    sleep_for_room(conn, &segment)
+                } else {
+                    0
+                }
+            }
+            Part::Blocked => {
+                if *blocks.get_or_insert_with(|| kernel::blocks(fd, flags)) {
+                    sleep_for_tcp(fd, deadline)
+                } else {
+                    libc::EAGAIN
+                }
+            }
+        };
+        if end != 0 {
+            return if buffers.done() > 0 { buffers.done() as isize } else { -(end as isize) };
+        }
+    }
+    buffers.done() as isize
+}
+
+fn part(
+    conn: &Conn,
+    fd: c_int,
+    mut tx: Guard<'_, Tx>,
+    buffers: &mut Buffers<'_>,
+    flags: c_int,
+    onto_tcp: bool,
+) -> Part {
+    let side = conn.side();
+    if let Some(error) = side.aborted() {
+        return Part::Error(error);
+    }
+    let Some(segment) = (side.stage() == Stage::Counting).then(|| conn.segment()).flatten() else {
+        return tcp(fd, buffers, flags);
+    };
+    let (out, _) = conn.pipes(&segment);
+    if tx.orphaned
+        && let Err(error) = mend(conn, fd, &mut tx, out)
+    {
+        return Part::Error(error);
+    }
+    if !tx.on_ring()
+        && !onto_tcp
+        && let Err(reason) = take_ring(conn, fd, &segment, &mut tx, out)
+    {
+        return Part::Error(leave::abort(conn, fd, reason));
+    }
+    if tx.on_ring() {
+        match ring(conn, fd, &segment, &mut tx, out, buffers) {
+            Ring::Sent(bytes) => return Part::Sent(bytes),
+            Ring::Full if !onto_tcp => return Part::Full(segment),
+            Ring::Full | Ring::Leave => {}
+            Ring::Broken(reason) => return Part::Error(leave::abort(conn, fd, reason)),
+        }
+        if let Err(part) = to_tcp(conn, fd, &mut tx, out) {
+            return part;
+        }
+    }
+    let part = tcp(fd, buffers, flags);
+    if let Part::Sent(bytes) = part {
+        tx.sent(out.direction(), bytes as u64);
+    }
+    part
+}
+
+/// Sends on TCP without waiting.
+fn tcp(fd: c_int, buffers: &Buffers<'_>, flags: c_int) -> Part {
+    // Bytes that went before make this an incomplete call, which gets no signal.
+    let quiet = if buffers.done() > 0 { libc::MSG_NOSIGNAL } else { 0 };
+    let flags = flags | libc::MSG_DONTWAIT | quiet;
+    let result = buffers.pieces(u64::MAX, |list| sys::sendmsg(fd, &sys::header(list), flags));
+    match usize::try_from(result) {
+        Ok(bytes) => Part::Sent(bytes),
+        Err(_) if result == -(libc::EAGAIN as isize) => Part::Blocked,
+        Err(_) => Part::Error((-result) as c_int),
+    }
+}
+
+/// How writing to the ring went.
+enum Ring {
+    Sent(usize),
+    Full,
+    /// The ring may not be used any more, or not now.
+    Leave,
+    Broken(Reason),
+}
+
+fn ring(
+    conn: &Conn,
+    fd: c_int,
+    segment: &Segment,
+    tx: &mut Tx,
+    out: Pipe<'_>,
+    buffers: &Buffers<'_>,
+) -> Ring {
+    let dir = out.direction();
+    let refusal = dir.begin_write();
+    let done = if refusal != Refusal::None
+        || conn.side().shut.load(Ordering::Relaxed) != 0
+        || segment.header().hello(conn.role().other()) == Hello::Gone
+    {
+        Ring::Leave
+    } else {
+        copy_in(conn, tx, out, buffers)
+    };
+    let done = match done {
+        Ring::Sent(bytes) => match tx.bell(dir) {
+            Ok(true) => ring_bell(fd, bytes),
+            Ok(false) => {
+                look(conn.side(), fd);
+                Ring::Sent(bytes)
+            }
+            Err(_) => Ring::Broken(Reason::Broken),
+        },
+        other => other,
+    };
+    dir.wrote();
+    done
+}
+
+/// Copies as much as fits. If nothing does, spins for room a little: a quarter of the ring, so that the receiver is not
+/// chased byte by byte.
+fn copy_in(conn: &Conn, tx: &mut Tx, out: Pipe<'_>, buffers: &Buffers<'_>) -> Ring {
+    let copy = |tx: &mut Tx| {
+        let mut broken = false;
+        let mut put = |piece: &mut [u8]| {
+            tx.write(out, piece).unwrap_or_else(|_| {
+                broken = true;
+                0
+            })
+        };
+        // SAFETY: the program's buffers, in the call that it made with them.
+        let bytes = unsafe { buffers.each(&mut put) };
+        (bytes, broken)
+    };
+    let (mut bytes, mut broken) = copy(tx);
+    if bytes == 0 && !broken {
+        let wanted = (out.capacity() / 4).min(buffers.left());
+        if spin::until(&conn.spin_write, || tx.room(out).is_ok_and(|room| room >= wanted)) {
+            (bytes, broken) = copy(tx);
+        }
+    }
+    match (bytes, broken) {
+        (_, true) => Ring::Broken(Reason::Broken),
+        (0, false) => Ring::Full,
+        (bytes, false) => Ring::Sent(bytes),
+    }
+}
+
+/// Sends the bell that was announced. An error means that the connection has ended: the next call learns of it from TCP.
+fn ring_bell(fd: c_int, bytes: usize) -> Ring {
+    for _ in 0..1000 {
+        let result = sys::send_byte(fd, BELL);
+        if result == -(libc::EAGAIN as isize) {
+            // Bells are one byte at a time and data went out before: only acknowledgements are missing.
+            sys::poll(fd, libc::POLLOUT, 10);
+        } else if result != -(libc::EINTR as isize) {
+            break;
+        }
+    }
+    Ring::Sent(bytes)
+}
+
+/// Looks now and then whether the peer's end is no more, for a bell that nobody reads does not tell. If so, what follows
+/// goes to TCP, which tells.
+fn look(side: &Side, fd: c_int) {
+    let writes = side.writes.fetch_add(1, Ordering::Relaxed);
+    if writes % LOOK_EVERY_WRITES != 0 {
+        return;
+    }
+    let now = sys::nanos();
+    if now.wrapping_sub(side.looked_at.load(Ordering::Relaxed)) < LOOK_EVERY_NS {
+        return;
+    }
+    side.looked_at.store(now, Ordering::Relaxed);
+    if kernel::tcp_info(fd).is_none_or(|info| info.state != kernel::ESTABLISHED) {
+        side.shut.store(1, Ordering::Relaxed);
+    }
+}
+
+/// Goes onto the ring if it is there and nothing speaks against it.
+fn take_ring(
+    conn: &Conn,
+    fd: c_int,
+    segment: &Segment,
+    tx: &mut Tx,
+    out: Pipe<'_>,
+) -> Result<(), Reason> {
+    let side = conn.side();
+    if !segment.header().is_live()
+        || side.forbidden.load(Ordering::Relaxed) != 0
+        || side.shut.load(Ordering::Relaxed) != 0
+        || tx.room(out).map_err(|_| Reason::Broken)? < out.capacity() / 2
+    {
+        return Ok(());
+    }
+    let Some(info) = kernel::tcp_info(fd) else {
+        return Ok(());
+    };
+    if info.state != kernel::ESTABLISHED || !info.is_sent() {
+        return Ok(());
+    }
+    if info.write_position() != tx.tcp() {
+        // Something else has written to the socket, or the kernel's counters are not what they seem. On TCP both is fine.
+        side.forbidden.store(1, Ordering::Relaxed);
+        return Ok(());
+    }
+    // Busy: the receiver reads right now; a later call will do.
+    let _ = tx.to_ring(out.direction());
+    Ok(())
+}
+
+/// Goes back to TCP. The error is what the call shall answer instead.
+fn to_tcp(conn: &Conn, fd: c_int, tx: &mut Tx, out: Pipe<'_>) -> Result<(), Part> {
+    let dir = out.direction();
+    let recall = dir.refusal() == Refusal::Recall;
+    for turn in 0..BUSY_TURNS {
+        let left = if recall { leave::give_back(conn, fd, tx, out) } else { tx.to_tcp(dir) };
+        if left.is_ok() {
+            return Ok(());
+        }
+        if turn % 16 == 15 {
+            sys::yield_now();
+        } else {
+            core::hint::spin_loop();
+        }
+    }
+    Err(Part::Blocked)
+}
+
+/// Takes the direction to TCP for something that the ring cannot do, or for good. `false`: not now.
+pub(crate) fn onto_tcp(conn: &Conn, fd: c_int) -> bool {
+    let Ok(mut tx) = conn.side().sender() else {
+        return false;
+    };
+    let Some(segment) = conn.segment() else {
+        return true;
+    };
+    let (out, _) = conn.pipes(&segment);
+    if tx.orphaned && mend(conn, fd, &mut tx, out).is_err() {
+        return false;
+    }
+    !tx.on_ring() || to_tcp(conn, fd, &mut tx, out).is_ok()
+}
+
+/// Mends what a process left that died within a call of this side.
+pub(crate) fn mend(conn: &Conn, fd: c_int, tx: &mut Tx, out: Pipe<'_>) -> Result<(), c_int> {
+    let Some(info) = kernel::tcp_info(fd) else {
+        return Ok(());
+    };
+    match tx.recover(out, info.write_position()) {
+        Ok(true) => {
+            ring_bell(fd, 0);
+            Ok(())
+        }
+        Ok(false) => Ok(()),
+        Err(_) => Err(leave::abort(conn, fd, Reason::Broken)),
+    }
+}
+
+/// Sleeps until the receiver has made room, or a little while. The answer is an error number or zero.
+fn sleep_for_room(conn: &Conn, segment: &Segment) -> c_int {
+    let (out, _) = conn.pipes(segment);
+    let dir = out.direction();
+    dir.waiting().store(1, Ordering::SeqCst);
+    core::sync::atomic::fence(Ordering::SeqCst);
+    let head = dir.head();
+    if head.wrapping_sub(dir.tail()) >= out.capacity() as u64 / 4 * 3 {
+        let result = sys::futex_wait(dir.waiting().as_ptr(), 1, ROOM_SLEEP_MS);
+        if result == -(libc::EINTR as isize) && kernel::wants_eintr() {
+            return libc::EINTR;
+        }
+    }
+    0
+}
+
+/// Sleeps until TCP takes bytes again. The answer is an error number or zero.
+fn sleep_for_tcp(fd: c_int, deadline: &mut Option<u64>) -> c_int {
+    let timeout = match kernel::send_timeout_ms(fd) {
+        None => 1000,
+        Some(ms) => {
+            let now = sys::nanos();
+            let end = *deadline.get_or_insert(now.saturating_add(ms.saturating_mul(1_000_000)));
+            if now >= end {
+                return libc::EAGAIN;
+            }
+            // Up to the deadline, or look again after a second.
+            u32::try_from((end - now).div_ceil(1_000_000)).unwrap_or(1000).min(1000)
+        }
+    };
+    let result = sys::poll(fd, libc::POLLOUT, timeout);
+    if result == -(libc::EINTR as isize) && (deadline.is_some() || kernel::wants_eintr()) {
+        return libc::EINTR;
+    }
+    0
+}
+
+/// Makes the peer's library look at its state: rings a bell, through the ring if need be. `false`: not now.
+pub(crate) fn wake(conn: &Conn, fd: c_int) -> bool {
+    let Ok(mut tx) = conn.side().sender() else {
+        return false;
+    };
+    let Some(segment) = conn.segment() else {
+        return false;
+    };
+    let (out, _) = conn.pipes(&segment);
+    let dir = out.direction();
+    for _ in 0..BUSY_TURNS {
+        if tx.on_ring() || tx.to_ring(dir).is_ok() {
+            break;
+        }
+        sys::yield_now();
+    }
+    if !tx.on_ring() {
+        return false;
+    }
+    if tx.bell(dir) == Ok(true) {
+        ring_bell(fd, 0);
+    }
+    true
+}

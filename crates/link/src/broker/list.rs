@@ -1,0 +1,123 @@
+//! What a broker tells of its connections.
+
+use super::error::BrokerError;
+use super::table::{Entry, Place};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
+use serde::{Deserialize, Serialize};
+use skein_link_core::negotiate::LIST;
+use skein_link_core::ring::host::Memory;
+use skein_link_core::ring::{Hello, Reason, Role};
+use std::io;
+use std::path::Path as FilePath;
+
+/// The path that bytes take now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Path {
+    /// Shared memory, in at least one direction.
+    Ring,
+    /// The light protocol to another host.
+    Light,
+    /// TCP.
+    Tcp,
+}
+
+/// A connection, as its segment shows it. The programs write the figures: they are for looking at, not for billing.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Connection {
+    /// The project on whose socket it asked.
+    pub project: String,
+    /// The smaller address.
+    pub low: String,
+    /// The greater address.
+    pub high: String,
+    /// The processes that asked for the ends, low and high; 0: that end has not asked.
+    pub pids: [u32; 2],
+    /// Where the bytes go.
+    pub path: Path,
+    /// Why it is on TCP; `none` if it is not.
+    pub reason: String,
+    /// Bytes that went over the rings, from low to high and back.
+    pub ring_bytes: [u64; 2],
+    /// Bytes and bells over TCP since the link was agreed, in the same order.
+    pub tcp_bytes: [u64; 2],
+    /// How often the receiver of each direction slept and was woken by the kernel.
+    pub wakeups: [u64; 2],
+}
+
+/// What belongs to a connection.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) memory: Memory,
+    pub(crate) light: bool,
+}
+
+pub(crate) fn describe(project: &str, place: &Place, entry: &Entry<Shared>) -> Connection {
+    let segment = entry.shared.memory.segment();
+    let header = segment.header();
+    let directions = [Role::Low, Role::High].map(|role| segment.pipe(role).direction());
+    let on_ring = directions.iter().any(|direction| direction.phase().on_ring());
+    let (path, reason) = match (entry.shared.light, on_ring) {
+        (true, true) => (Path::Light, "none"),
+        (false, true) => (Path::Ring, "none"),
+        (_, false) => (Path::Tcp, why_not(entry)),
+    };
+    let left = [Role::Low, Role::High].map(|role| header.left(role));
+    let left = left.into_iter().find(|reason| *reason != Reason::None);
+    Connection {
+        project: project.to_owned(),
+        low: place.key.low.to_string(),
+        high: place.key.high.to_string(),
+        pids: entry.ends.map(|end| end.map_or(0, |end| end.pid)),
+        path,
+        reason: left.map_or(reason, Reason::word).to_owned(),
+        ring_bytes: directions.map(skein_link_core::ring::Direction::head),
+        tcp_bytes: directions.map(skein_link_core::ring::Direction::shown_tcp),
+        wakeups: directions.map(skein_link_core::ring::Direction::sleeps),
+    }
+}
+
+fn why_not(entry: &Entry<Shared>) -> &'static str {
+    let header = entry.shared.memory.segment().header();
+    let hellos = [header.hello(Role::Low), header.hello(Role::High)];
+    if hellos.contains(&Hello::Gone) {
+        "closed"
+    } else if hellos.contains(&Hello::None) {
+        "peer-not-there"
+    } else if hellos == [Hello::Confirmed; 2] {
+        "quiet"
+    } else {
+        "agreeing"
+    }
+}
+
+/// Asks the broker on a socket for its connections.
+///
+/// # Errors
+/// [`BrokerError::Ask`], [`BrokerError::Answer`].
+pub fn connections(socket: &FilePath) -> Result<Vec<Connection>, BrokerError> {
+    let failed = |source: rustix::io::Errno| BrokerError::Ask {
+        path: socket.to_owned(),
+        source: io::Error::from(source),
+    };
+    let address = SocketAddrUnix::new(socket).map_err(failed)?;
+    let flags = SocketFlags::CLOEXEC;
+    let asker = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None);
+    let asker = asker.map_err(failed)?;
+    let patience = Some(std::time::Duration::from_secs(5));
+    rustix::net::sockopt::set_socket_timeout(&asker, rustix::net::sockopt::Timeout::Recv, patience)
+        .map_err(failed)?;
+    rustix::net::connect(&asker, &address).map_err(failed)?;
+    rustix::net::send(&asker, &LIST, SendFlags::NOSIGNAL).map_err(failed)?;
+    let mut found = Vec::new();
+    let mut packet = vec![0; 4096];
+    loop {
+        let (len, _) =
+            rustix::net::recv(&asker, &mut packet[..], RecvFlags::empty()).map_err(failed)?;
+        if len == 0 {
+            return Ok(found);
+        }
+        let connection = serde_json::from_slice(&packet[..len]);
+        found.push(connection.map_err(|_| BrokerError::Answer { path: socket.to_owned() })?);
+    }
+}

@@ -1,0 +1,124 @@
+//! The broker: hands both ends of a TCP connection on this host the memory that they share.
+//!
+//! ```text
+//!  library ──ask, with its socket──▶ thread ──▶ table: the same two addresses, network namespace and project?
+//!          ◀──── memory file ───────   │              first: a new segment; second: the same one
+//!                                      └──▶ peer on another host: `Remote`, if it reaches there; else never
+//! ```
+//!
+//! It is not on the way of any byte between programs of one host: when it ends, connections go on, and new ones stay on
+//! TCP. It reads a socket's addresses from the socket itself, so that nobody gets a segment of a connection of which
+//! he does not hold an end. A connection exists only if the firewall let it through; [`Broker::revoke`] takes the ring from
+//! connections that it would not let through any more. Each project asks on a socket of its own, whose file permissions say
+//! who belongs to it, and projects never meet.
+//!
+//! It keeps no copy of a program's socket: TCP ends when the programs' last descriptor does.
+
+mod error;
+mod list;
+mod serve;
+mod table;
+
+pub use error::BrokerError;
+pub use list::{Connection, Path, connections};
+pub use table::{End, Place};
+
+use crate::remote::{ConnectionKey, Remote};
+use serve::Server;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+
+/// Who may ask, and where.
+#[derive(Debug, Clone)]
+pub struct Project {
+    /// Its name, for display.
+    pub name: String,
+    /// The socket's path. It is made with access for its owner and group.
+    pub socket: PathBuf,
+}
+
+/// What a broker is told.
+#[derive(Clone)]
+pub struct BrokerConfig {
+    /// The projects; at least one.
+    pub projects: Vec<Project>,
+    /// Ring capacity of a direction, bytes: a power of two.
+    pub capacity: usize,
+    /// Connections that are known at a time; one more stays on TCP.
+    pub connections_max: usize,
+    /// The way to other hosts.
+    pub remote: Option<Arc<dyn Remote>>,
+}
+
+/// 4,096 connections: two gigabytes of rings if all of them are full at once.
+pub const CONNECTIONS_MAX_DEFAULT: usize = 4096;
+
+impl BrokerConfig {
+    /// One project on one socket.
+    pub fn new(socket: PathBuf) -> Self {
+        Self {
+            projects: vec![Project { name: "default".to_owned(), socket }],
+            capacity: skein_link_core::ring::CAPACITY_DEFAULT,
+            connections_max: CONNECTIONS_MAX_DEFAULT,
+            remote: None,
+        }
+    }
+}
+
+/// What the thread is asked from within the process. 16: a caller waits for its answer before it asks again.
+const ORDERS: usize = 16;
+
+pub(crate) enum Order {
+    List(mpsc::SyncSender<Vec<Connection>>),
+    Revoke(Box<dyn Fn(&ConnectionKey) -> bool + Send>, mpsc::SyncSender<usize>),
+}
+
+/// A running broker. It stops when the value is dropped; its sockets' files go with it.
+pub struct Broker {
+    stop: Arc<AtomicBool>,
+    orders: mpsc::SyncSender<Order>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Broker {
+    /// Starts one, on a thread of its own, in the network namespace of the caller's thread.
+    ///
+    /// # Errors
+    /// [`BrokerError`]; a socket left behind by a broker that is no more is replaced.
+    pub fn start(config: BrokerConfig) -> Result<Self, BrokerError> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (orders, inbox) = mpsc::sync_channel(ORDERS);
+        let server = Server::bind(config, Arc::clone(&stop), inbox)?;
+        let thread = std::thread::Builder::new().name("link-broker".to_owned());
+        let thread = thread.spawn(move || server.run());
+        let thread = thread.map_err(|source| BrokerError::Thread { source })?;
+        Ok(Self { stop, orders, thread: Some(thread) })
+    }
+
+    /// The connections that it knows.
+    pub fn connections(&self) -> Vec<Connection> {
+        let (answer, inbox) = mpsc::sync_channel(1);
+        let _ = self.orders.send(Order::List(answer));
+        inbox.recv().unwrap_or_default()
+    }
+
+    /// Takes the ring from all connections that `forbidden` says: both ends go back to TCP with their next byte, and there
+    /// the firewall has them. How many there were.
+    pub fn revoke(&self, forbidden: impl Fn(&ConnectionKey) -> bool + Send + 'static) -> usize {
+        let (answer, inbox) = mpsc::sync_channel(1);
+        let _ = self.orders.send(Order::Revoke(Box::new(forbidden), answer));
+        inbox.recv().unwrap_or_default()
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! Which connections there are, and who has which end. Pure: no socket, no clock.
+
+use crate::remote::ConnectionKey;
+use skein_link_core::ring::Role;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+
+/// A connection as the broker tells them apart: two network namespaces, or two projects, may use the same addresses.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Place {
+    /// The project whose socket was asked on.
+    pub project: usize,
+    /// The network namespace's number.
+    pub namespace: u64,
+    /// The two addresses.
+    pub key: ConnectionKey,
+}
+
+/// One end of a connection, as its program's library asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct End {
+    /// The kernel's number of the socket; never used again while the host runs.
+    pub cookie: u64,
+    /// The process that asked.
+    pub pid: u32,
+}
+
+/// A connection and what belongs to it.
+#[derive(Debug)]
+pub(crate) struct Entry<T> {
+    /// The ends, low and high.
+    pub ends: [Option<End>; 2],
+    /// What both ends share.
+    pub shared: T,
+}
+
+/// All connections.
+#[derive(Debug)]
+pub(crate) struct Table<T> {
+    entries: HashMap<Place, Entry<T>>,
+    limit: usize,
+}
+
+/// Which role an end with these addresses has. `None`: a socket that is connected to itself.
+pub(crate) fn role(local: SocketAddr, peer: SocketAddr) -> Option<Role> {
+    match local.cmp(&peer) {
+        std::cmp::Ordering::Less => Some(Role::Low),
+        std::cmp::Ordering::Greater => Some(Role::High),
+        std::cmp::Ordering::Equal => None,
+    }
+}
+
+const fn index(role: Role) -> usize {
+    match role {
+        Role::Low => 0,
+        Role::High => 1,
+    }
+}
+
+impl<T> Table<T> {
+    /// An empty table for at most `limit` connections.
+    pub(crate) fn new(limit: usize) -> Self {
+        Self { entries: HashMap::new(), limit }
+    }
+
+    /// An end asks. If the connection is known and this end's socket is the one that is known, or new there, it joins;
+    /// if another socket had this end before, the addresses were used again and the entry is a new connection's. `make`
+    /// is called for new entries.
+    ///
+    /// # Errors
+    /// `make`'s. `Ok(None)`: the table is full.
+    pub(crate) fn ask<E>(
+        &mut self,
+        place: Place,
+        role: Role,
+        end: End,
+        make: impl FnOnce() -> Result<T, E>,
+    ) -> Result<Option<&mut Entry<T>>, E> {
+        let known = self.entries.get(&place).and_then(|entry| entry.ends[index(role)]);
+        if known.is_some_and(|known| known.cookie != end.cookie) {
+            self.entries.remove(&place);
+        }
+        if !self.entries.contains_key(&place) {
+            if self.entries.len() >= self.limit {
+                return Ok(None);
+            }
+            let entry = Entry { ends: [None, None], shared: make()? };
+            self.entries.insert(place.clone(), entry);
+        }
+        let Some(entry) = self.entries.get_mut(&place) else { return Ok(None) };
+        entry.ends[index(role)] = Some(end);
+        Ok(Some(entry))
+    }
+
+    /// All entries.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&Place, &Entry<T>)> {
+        self.entries.iter()
+    }
+
+    /// Drops entries that are not to be kept.
+    pub(crate) fn retain(&mut self, mut keep: impl FnMut(&Place, &mut Entry<T>) -> bool) {
+        self.entries.retain(|place, entry| keep(place, entry));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(port: u16) -> Place {
+        let low = SocketAddr::from(([127, 0, 0, 1], 80));
+        let high = SocketAddr::from(([127, 0, 0, 1], port));
+        Place { project: 0, namespace: 1, key: ConnectionKey::new(low, high) }
+    }
+
+    fn ask(table: &mut Table<u32>, port: u16, role: Role, cookie: u64, made: u32) -> Option<u32> {
+        let end = End { cookie, pid: 1 };
+        let entry = table.ask(place(port), role, end, || Ok::<_, ()>(made)).unwrap();
+        entry.map(|entry| entry.shared)
+    }
+
+    #[test]
+    fn both_ends_get_the_same() {
+        let mut table = Table::new(10);
+        assert_eq!(ask(&mut table, 5000, Role::Low, 7, 1), Some(1));
+        assert_eq!(ask(&mut table, 5000, Role::High, 8, 2), Some(1));
+        assert_eq!(ask(&mut table, 5000, Role::Low, 7, 3), Some(1), "asking again changes nothing");
+    }
+
+    #[test]
+    fn addresses_used_again_are_another_connection() {
+        let mut table = Table::new(10);
+        ask(&mut table, 5000, Role::Low, 7, 1);
+        ask(&mut table, 5000, Role::High, 8, 2);
+        assert_eq!(ask(&mut table, 5000, Role::High, 9, 3), Some(3));
+        assert_eq!(ask(&mut table, 5000, Role::Low, 10, 4), Some(3));
+    }
+
+    #[test]
+    fn projects_do_not_meet() {
+        let mut table = Table::new(10);
+        ask(&mut table, 5000, Role::Low, 7, 1);
+        let other = Place { project: 1, ..place(5000) };
+        let entry = table.ask(other, Role::High, End { cookie: 8, pid: 1 }, || Ok::<_, ()>(2));
+        assert_eq!(entry.unwrap().unwrap().shared, 2);
+    }
+
+    #[test]
+    fn a_full_table_answers_nothing() {
+        let mut table = Table::new(1);
+        ask(&mut table, 5000, Role::Low, 7, 1);
+        assert_eq!(ask(&mut table, 5001, Role::Low, 9, 2), None);
+    }
+}

@@ -1,0 +1,292 @@
+//! Sessions and the carriers they share: one thread's half of the node that knows nothing of programs.
+//!
+//! ```text
+//!  carrier ── from whom? ──▶ session ── events ──▶ (who owns the hub)
+//!     ▲                         │
+//!     └──── the way in use ◀────┘ transmit
+//! ```
+
+use super::clock::Clock;
+use crate::carrier::{Address, Carrier, CarrierKind, Sent, Source};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use skein_link_core::light::{ChannelId, Config, DatagramSize, Moment, Planned, Session};
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+
+/// How long an interface whose queue overflows is left alone: eight full frames at 1 Gbit/s.
+const CONGESTED_PAUSE: Duration = Duration::from_micros(100);
+
+/// A carrier of a hub.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct CarrierIndex(usize);
+
+/// A peer of a hub.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PeerIndex(usize);
+
+/// A way to a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Way {
+    /// By which carrier.
+    pub carrier: CarrierIndex,
+    /// To where.
+    pub address: Address,
+}
+
+/// Takes bytes of a channel at once; how many.
+pub type Taker<'a> = &'a mut dyn FnMut(PeerIndex, ChannelId, &[u8]) -> usize;
+
+/// How long a carrier that takes no more is left alone. Its descriptor becomes writable only when half of its buffer is
+/// free, and a wire that waits for the sender to wake up after that is a wire that stands still.
+const FULL_PAUSE: Duration = Duration::from_micros(200);
+
+struct Line {
+    carrier: Box<dyn Carrier>,
+    /// It takes no more now.
+    full: bool,
+    /// It takes no more until then.
+    congested_until: Option<Moment>,
+    failures: u64,
+}
+
+struct Peer {
+    session: Session,
+    ways: Vec<Way>,
+    /// The largest datagram of each way, as far as is known.
+    sizes: Vec<DatagramSize>,
+    /// Which of `ways` is used.
+    current: usize,
+}
+
+/// Sessions and their carriers.
+pub struct Hub {
+    clock: Clock,
+    lines: Vec<Line>,
+    peers: Vec<Peer>,
+    by_address: HashMap<Address, usize>,
+}
+
+impl Hub {
+    /// A hub without carriers.
+    pub fn new(clock: Clock) -> Self {
+        Self { clock, lines: Vec::new(), peers: Vec::new(), by_address: HashMap::new() }
+    }
+
+    /// Adds a carrier.
+    pub fn add_carrier(&mut self, carrier: Box<dyn Carrier>) -> CarrierIndex {
+        let line = Line { carrier, full: false, congested_until: None, failures: 0 };
+        self.lines.push(line);
+        CarrierIndex(self.lines.len() - 1)
+    }
+
+    /// Adds a peer that is reached by `way`; its datagrams are as large as that carries.
+    pub fn add_peer(&mut self, mut config: Config, way: Way) -> PeerIndex {
+        let size = self.datagram_max(way);
+        config.datagram_max = size;
+        let index = self.peers.len();
+        self.by_address.insert(way.address, index);
+        let session = Session::new(config);
+        self.peers.push(Peer { session, ways: vec![way], sizes: vec![size], current: 0 });
+        PeerIndex(index)
+    }
+
+    /// Adds another way to a peer, not used yet, but listened to.
+    pub fn add_way(&mut self, peer: PeerIndex, way: Way) {
+        let size = self.datagram_max(way);
+        self.by_address.insert(way.address, peer.0);
+        let peer = &mut self.peers[peer.0];
+        peer.ways.push(way);
+        peer.sizes.push(size);
+    }
+
+    /// The ways to a peer; the first is the one it was added with.
+    pub fn ways(&self, peer: PeerIndex) -> &[Way] {
+        &self.peers[peer.0].ways
+    }
+
+    /// Uses the way number `way` of [`Hub::ways`] from now on.
+    pub fn use_way(&mut self, peer: PeerIndex, way: usize) {
+        let peer = &mut self.peers[peer.0];
+        peer.current = way;
+        peer.session.set_datagram(peer.sizes[way]);
+    }
+
+    /// The set-up has shown how large a datagram the way in use carries: remembers it for that way.
+    pub fn note_size(&mut self, peer: PeerIndex) {
+        let peer = &mut self.peers[peer.0];
+        peer.sizes[peer.current] = peer.session.datagram();
+    }
+
+    /// The largest datagram that the way number `way` carries.
+    pub fn size_of(&self, peer: PeerIndex, way: usize) -> DatagramSize {
+        self.peers[peer.0].sizes[way]
+    }
+
+    /// Which way is used, and what carries it.
+    pub fn current(&self, peer: PeerIndex) -> (usize, CarrierKind) {
+        let peer = &self.peers[peer.0];
+        let line = &self.lines[peer.ways[peer.current].carrier.0];
+        (peer.current, line.carrier.kind())
+    }
+
+    /// The session with a peer.
+    pub fn session(&mut self, peer: PeerIndex) -> &mut Session {
+        &mut self.peers[peer.0].session
+    }
+
+    /// All peers.
+    pub fn peers(&self) -> impl Iterator<Item = PeerIndex> + use<> {
+        (0..self.peers.len()).map(PeerIndex)
+    }
+
+    /// Now.
+    pub fn now(&self) -> Moment {
+        self.clock.now()
+    }
+
+    /// How often a carrier could not be used.
+    pub fn failures(&self) -> u64 {
+        self.lines.iter().map(|line| line.failures).sum()
+    }
+
+    fn datagram_max(&self, way: Way) -> DatagramSize {
+        self.lines[way.carrier.0].carrier.datagram_max(&way.address)
+    }
+
+    /// Takes what has come; how many datagrams. Bytes that are the next to be read are offered to `taker` first, which
+    /// says how many it took; the others wait in their session.
+    pub fn receive(&mut self, taker: Taker<'_>) -> usize {
+        let mut taken = 0;
+        for line in &mut self.lines {
+            // Read at most once in each call: answers must not wait until the wire is silent.
+            let mut now = None;
+            // Datagrams come in trains of one peer.
+            let mut latest: Option<(Address, usize)> = None;
+            let result = line.carrier.receive(&mut |from, datagram| {
+                let now = *now.get_or_insert_with(|| self.clock.now());
+                let peer = match latest {
+                    Some((address, peer)) if address == from => peer,
+                    _ => match self.by_address.get(&from) {
+                        Some(peer) => *peer,
+                        None => return,
+                    },
+                };
+                latest = Some((from, peer));
+                let mut take = |channel, bytes: &[u8]| taker(PeerIndex(peer), channel, bytes);
+                self.peers[peer].session.receive_with(datagram, now, &mut take);
+            });
+            match result {
+                Ok(count) => taken += count,
+                Err(_) => line.failures += 1,
+            }
+        }
+        taken
+    }
+
+    /// Sends what is to be sent; whether there was anything.
+    pub fn transmit(&mut self) -> bool {
+        let mut any = false;
+        for peer in &mut self.peers {
+            let way = peer.ways[peer.current];
+            let line = &mut self.lines[way.carrier.0];
+            any |= line.transmit(&way.address, &mut peer.session, &self.clock);
+        }
+        any
+    }
+
+    /// Sends one datagram by a way that need not be the one in use; whether it was taken.
+    pub fn send_by(&mut self, peer: PeerIndex, way: usize, datagram: &[u8]) -> bool {
+        let way = self.peers[peer.0].ways[way];
+        let line = &mut self.lines[way.carrier.0];
+        let mut once = Some(datagram);
+        let sent = line.carrier.send(&way.address, &mut |out: &mut [u8]| {
+            let datagram = once.take()?;
+            out.get_mut(..datagram.len())?.copy_from_slice(datagram);
+            Some(datagram.len())
+        });
+        sent.is_ok() && once.is_none()
+    }
+
+    /// Waits until something has come, something can be sent, one of `also` is readable, or `limit` has passed.
+    ///
+    /// # Errors
+    /// The kernel refuses to wait.
+    pub fn wait(&self, limit: Option<Duration>, also: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let now = self.clock.now();
+        // What is due for a carrier that takes nothing waits for the carrier.
+        let free = |peer: &&Peer| !self.lines[peer.ways[peer.current].carrier.0].full;
+        let deadlines = self.peers.iter().filter(free).filter_map(|p| p.session.next_deadline());
+        let congested = self.lines.iter().filter_map(|line| line.congested_until);
+        let due = deadlines.chain(congested).min().map(|due| due.since(now));
+        let full = self.lines.iter().any(|line| line.full).then_some(FULL_PAUSE);
+        let span = [due, limit, full].into_iter().flatten().min();
+        let lines = self.lines.iter().map(|line| {
+            let flags = if line.full { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+            PollFd::from_borrowed_fd(line.carrier.descriptor(), flags)
+        });
+        let also = also.iter().map(|also| PollFd::from_borrowed_fd(*also, PollFlags::IN));
+        let mut descriptors: Vec<PollFd<'_>> = lines.chain(also).collect();
+        let span = span.map(|span| Timespec {
+            tv_sec: i64::try_from(span.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: span.subsec_nanos().into(),
+        });
+        match poll(&mut descriptors, span.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+impl Line {
+    fn transmit(&mut self, to: &Address, session: &mut Session, clock: &Clock) -> bool {
+        let now = clock.now();
+        if self.congested_until.is_some_and(|until| until > now) {
+            return false;
+        }
+        let mut outlet = Outlet { session, clock, now, count: 0 };
+        let result = self.carrier.send(to, &mut outlet);
+        let (now, any) = (outlet.now, outlet.count > 0);
+        self.full = matches!(result, Ok(Sent::Full));
+        self.congested_until = matches!(result, Ok(Sent::Congested)).then(|| now + CONGESTED_PAUSE);
+        self.failures += u64::from(result.is_err());
+        any
+    }
+}
+
+/// A session as a source of datagrams.
+struct Outlet<'a> {
+    session: &'a mut Session,
+    clock: &'a Clock,
+    now: Moment,
+    count: u32,
+}
+
+impl Outlet<'_> {
+    /// The clock costs as much as a short datagram: it is read once for a train.
+    fn count(&mut self) {
+        self.count += 1;
+        if self.count.is_multiple_of(32) {
+            self.now = self.clock.now();
+        }
+    }
+}
+
+impl Source for Outlet<'_> {
+    fn next(&mut self, out: &mut [u8]) -> Option<usize> {
+        let length = self.session.transmit(self.now, out)?;
+        self.count();
+        Some(length)
+    }
+
+    fn plan(&mut self) -> Option<Planned> {
+        let planned = self.session.plan(self.now)?;
+        self.count();
+        Some(planned)
+    }
+
+    fn pieces(&self, planned: &Planned) -> (&[u8], &[u8]) {
+        self.session.pieces(planned)
+    }
+}

@@ -1,0 +1,215 @@
+//! Programs of socket calls that must print the same on plain TCP and on the link.
+
+mod common;
+
+use common::{Ground, On, program, wait};
+use std::io::{BufRead, BufReader, Write};
+use std::process::Stdio;
+
+/// Random calls in lockstep, seed by seed.
+fn seeds(from: u32, count: u32, steps: u32) {
+    let ground = Ground::new();
+    let script = program("exercise.py");
+    for seed in from..from + count {
+        let (seed, steps) = (seed.to_string(), steps.to_string());
+        let words = ["python3", script.to_str().unwrap(), &seed, &steps];
+        let tcp = ground.output(On::Tcp, &words);
+        let link = ground.output(On::Link, &words);
+        if tcp == link {
+            continue;
+        }
+        // What plain TCP answers may depend on the moment on a machine that has no time.
+        let again = ground.output(On::Tcp, &words);
+        assert!(link == again, "seed {seed}: {}", first_difference(&tcp.0, &link.0));
+    }
+}
+
+fn first_difference(one: &str, other: &str) -> String {
+    let line = one.lines().zip(other.lines()).find(|(one, other)| one != other);
+    line.map_or_else(|| "one ends early".to_owned(), |(one, other)| format!("{one}\n{other}"))
+}
+
+#[test]
+fn random_calls() {
+    seeds(1, 20, 150);
+}
+
+#[test]
+#[cfg(feature = "long-tests")]
+fn many_random_calls() {
+    seeds(1000, 500, 400);
+}
+
+/// A hard case of `scenarios.py`.
+fn scenario(name: &str) {
+    let ground = Ground::new();
+    let script = program("scenarios.py");
+    let words = ["python3", script.to_str().unwrap(), name];
+    let tcp = ground.output(On::Tcp, &words);
+    let link = ground.output(On::Link, &words);
+    assert_eq!(link, tcp, "{name}: the link beside plain TCP");
+}
+
+macro_rules! scenarios {
+    ($($name:ident)*) => {
+        $(
+            #[test]
+            fn $name() {
+                scenario(stringify!($name));
+            }
+        )*
+    };
+}
+
+scenarios! {
+    bulk slow_reader edge_reader fork_writers fork_readers last_holder exec_same exec_without spawn passed out_of_band
+    stdio sandbox timeout interrupted shutdown_wakes kill_writer kill_reader
+}
+
+/// Bytes that go past the library end the connection with an error; none is taken for another.
+#[test]
+fn foreign_bytes_end_the_connection() {
+    let ground = Ground::new();
+    let script = program("scenarios.py");
+    let (text, _) = ground.output(On::Link, &["python3", script.to_str().unwrap(), "foreign"]);
+    assert!(text.contains("ECONNRESET"), "{text}");
+}
+
+/// Starts a connection that rests after its traffic, in a state that the word names.
+fn resting(ground: &Ground, word: &str) -> (common::Running, impl Write + use<>) {
+    let script = program("resting.py");
+    let mut command = ground.command(On::Link, &["python3", script.to_str().unwrap(), word]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let stdin = child.stdin.take().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "ready\n");
+    (common::Running(child), stdin)
+}
+
+#[test]
+fn both_directions_take_the_ring() {
+    let ground = Ground::new();
+    let (running, stdin) = resting(&ground, "nothing");
+    let found = ground
+        .until("a connection on the ring", |c| c.ring_bytes.iter().all(|bytes| *bytes > 1000));
+    assert_eq!(found.reason, "none");
+    assert!(found.pids.iter().all(|pid| *pid > 0));
+    drop((stdin, running));
+    wait("the end of the connection", || ground.broker.connections().is_empty().then_some(()));
+}
+
+#[test]
+fn steps_back_are_told_with_their_reason() {
+    let ground = Ground::new();
+    for (word, reason) in [
+        ("stdio", "stdio"),
+        ("option", "socket-option"),
+        ("sandbox", "sandbox"),
+        ("uring", "io-uring"),
+        ("urgent", "out-of-band"),
+        ("passed", "descriptor-passed"),
+    ] {
+        let (running, stdin) = resting(&ground, word);
+        ground.until(word, |c| c.reason == reason);
+        drop((stdin, running));
+        wait("the end of the connection", || ground.broker.connections().is_empty().then_some(()));
+    }
+}
+
+#[test]
+fn a_revoked_connection_goes_on_over_tcp() {
+    let ground = Ground::new();
+    let (mut running, mut stdin) = resting(&ground, "nothing");
+    ground.until("a connection on the ring", |c| c.ring_bytes.iter().all(|bytes| *bytes > 1000));
+    assert_eq!(ground.broker.revoke(|_| true), 1);
+    stdin.write_all(b"more\n").unwrap();
+    ground.until("a connection on TCP", |c| {
+        c.reason == "operator" && c.tcp_bytes.iter().all(|bytes| *bytes > 20_000)
+    });
+    drop(stdin);
+    assert!(running.0.wait().unwrap().success());
+}
+
+#[test]
+fn without_a_broker_all_stays_on_tcp() {
+    let ground = Ground::new();
+    let script = program("scenarios.py");
+    let words = ["python3", script.to_str().unwrap(), "bulk"];
+    let mut command = ground.command(On::Link, &words);
+    command.env("SKEIN_LINK_BROKER", ground.path("nobody.sock"));
+    let out = command.output().unwrap();
+    assert!(out.status.success());
+    assert!(ground.broker.connections().is_empty());
+}
+
+#[test]
+fn projects_never_share_memory() {
+    use skein_link::broker::{Broker, BrokerConfig, Project};
+    let ground = Ground::new();
+    let sockets = [ground.path("one.sock"), ground.path("two.sock")];
+    let project = |(name, socket): (&str, &std::path::PathBuf)| Project {
+        name: name.to_owned(),
+        socket: socket.clone(),
+    };
+    let projects = ["one", "two"].into_iter().zip(&sockets).map(project).collect();
+    let config = BrokerConfig { projects, ..BrokerConfig::new(ground.path("unused.sock")) };
+    let broker = Broker::start(config).unwrap();
+    let script = program("resting.py");
+    let mut command = ground.command(On::Link, &["python3", script.to_str().unwrap(), "nothing"]);
+    command.env("SKEIN_LINK_BROKER", &sockets[0]).env("OTHER_BROKER", &sockets[1]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let running = common::Running(child);
+    let found = wait("both ends to have asked", || {
+        let found = broker.connections();
+        (found.len() == 2).then_some(found)
+    });
+    for connection in found {
+        assert_eq!(connection.reason, "peer-not-there");
+        assert_eq!(connection.ring_bytes, [0, 0]);
+    }
+    drop(running);
+}
+
+/// A program that is not one of ours gets nothing out of the broker, and does not disturb it.
+#[test]
+fn nonsense_is_not_answered() {
+    use rustix::net::{
+        AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketType, connect, recv, send,
+        socket,
+    };
+    let ground = Ground::new();
+    let address = SocketAddrUnix::new(ground.path("link.sock")).unwrap();
+    for bytes in [&b"x"[..], &[0; 16], &[0xFF; 16], &[0; 4000]] {
+        let asker = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+        connect(&asker, &address).unwrap();
+        send(&asker, bytes, SendFlags::NOSIGNAL).unwrap();
+        let (len, _) = recv(&asker, &mut [0; 64][..], RecvFlags::empty()).unwrap();
+        assert_eq!(len, 0);
+    }
+    let (running, stdin) = resting(&ground, "nothing");
+    ground.until("a connection on the ring", |c| c.ring_bytes[0] > 1000);
+    drop((stdin, running));
+}
+
+/// The library stands in front of the functions that it names and of nothing else.
+#[test]
+fn the_library_exports_what_it_hooks() {
+    let ground = Ground::new();
+    let library = std::fs::read_dir(ground.path("lib")).unwrap().next().unwrap().unwrap().path();
+    let out = ground.output(On::Tcp, &["nm", "-D", "--defined-only", library.to_str().unwrap()]);
+    let names: Vec<_> = out.0.lines().filter_map(|line| line.split_whitespace().last()).collect();
+    for name in
+        ["read", "write", "recvmsg", "__read_chk", "sendfile64", "fcntl64", "vfork", "execl"]
+    {
+        assert!(names.contains(&name), "{name} is not hooked");
+    }
+    for name in names {
+        assert!(
+            !name.contains("rust") && !name.starts_with("_ZN"),
+            "{name} is not the C library's"
+        );
+    }
+}

@@ -1,0 +1,312 @@
+"""Random socket calls on both ends of one TCP connection, in lockstep, and what they answer.
+
+exercise.py SEED STEPS: prints one line for each step. The script of calls depends on the seed alone, and each call is made
+only when what plain TCP answers is certain, so that two runs - on plain TCP and on the link - must print the same.
+"""
+
+import array, fcntl, json, os, random, select, signal, socket, struct, sys, tempfile, termios
+
+LIMIT = 20_000  # bytes under way at most, and one write of up to 30,000 more: what every TCP takes without a reader
+
+
+def pattern(start, count):
+    return bytes((start + i) * 131 >> 3 & 0xFF for i in range(count))
+
+
+class Peer:
+    """One end, in a process of its own, that makes calls as told."""
+
+    def __init__(self, sock):
+        self.socks = [sock]
+        self.poll = select.poll()
+        self.level = self.edge = None
+        self.file = tempfile.TemporaryFile()
+        self.file.write(pattern(0, 4096))
+        self.file.flush()
+
+    def call(self, name, *args):
+        try:
+            return getattr(self, "do_" + name)(*args)
+        except OSError as error:
+            # A connection that was reset tells so at one call or the next.
+            return ["error", error.errno]
+
+    def sock(self):
+        return self.socks[-1]
+
+    def do_send(self, way, start, count, flags):
+        data = pattern(start, count)
+        sock = self.sock()
+        if way == "send":
+            return sock.send(data, flags)
+        if way == "write":
+            return os.write(sock.fileno(), data)
+        if way == "writev":
+            return os.writev(sock.fileno(), [data[: count // 3], b"", data[count // 3 :]])
+        if way == "sendmsg":
+            return sock.sendmsg([data[: count // 2], data[count // 2 :]], [], flags)
+        sent = 0
+        while sent < count:
+            sent += os.sendfile(sock.fileno(), self.file.fileno(), sent, count - sent)
+        return sent
+
+    def do_recv(self, way, count, flags):
+        sock = self.sock()
+        if way == "recv":
+            data = sock.recv(count, flags)
+        elif way == "read":
+            data = os.read(sock.fileno(), count)
+        elif way == "readv":
+            parts = [bytearray(count // 2), bytearray(count - count // 2)]
+            got = os.readv(sock.fileno(), parts)
+            data = b"".join(parts)[:got]
+        else:
+            data, control, flags, _ = sock.recvmsg(count, 64, flags)
+            if control or flags:
+                return ["control", len(control), flags]
+        return [len(data), data.hex() if len(data) < 40 else hash_of(data)]
+
+    def do_nonblocking(self, count):
+        self.sock().setblocking(False)
+        try:
+            return self.do_recv("recv", count, 0)
+        finally:
+            self.sock().setblocking(True)
+
+    def do_ready(self, wait):
+        poll = select.poll()
+        poll.register(self.sock(), select.POLLIN | select.POLLOUT | select.POLLRDHUP)
+        if wait:  # for the input, which may be a moment away; output is always there
+            only = select.poll()
+            only.register(self.sock(), select.POLLIN)
+            only.poll(2000)
+        return [event for _, event in poll.poll(0)]
+
+    def do_select(self, wait):
+        readable, writable, _ = select.select([self.sock()], [self.sock()], [], 0)
+        if wait:
+            readable, _, _ = select.select([self.sock()], [], [], 2)
+        return [len(readable), len(writable)]
+
+    def do_level(self, wait):
+        if not self.level:
+            self.level = select.epoll()
+            self.level.register(self.socks[0], select.EPOLLIN | select.EPOLLRDHUP)
+        return [event for _, event in self.level.poll(2 if wait else 0)]
+
+    def do_edge(self, wait):
+        if not self.edge:
+            self.edge = select.epoll()
+            self.edge.register(self.socks[0], select.EPOLLIN | select.EPOLLET)
+        return [event for _, event in self.edge.poll(2 if wait else 0)]
+
+    def do_unread(self):
+        number = array.array("i", [0])
+        fcntl.ioctl(self.sock().fileno(), termios.FIONREAD, number)
+        return number[0]
+
+    def do_dup(self):
+        self.socks.append(self.sock().dup())
+        return len(self.socks)
+
+    def do_undup(self):
+        self.socks.pop().close()
+        return len(self.socks)
+
+    def do_option(self, value):
+        self.sock().setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, value)
+        return self.sock().getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+    def do_fork(self, call):
+        """A child makes the call on the socket that it inherits."""
+        out, into = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.write(into, json.dumps(self.call(*call)).encode())
+            os._exit(0)
+        os.close(into)
+        answer = os.read(out, 65536)
+        os.close(out)
+        os.waitpid(child, 0)
+        return json.loads(answer)
+
+    def do_shutdown(self, how):
+        self.sock().shutdown(how)
+        return 0
+
+    def do_close(self):
+        for epoll in (self.level, self.edge):
+            if epoll:
+                epoll.close()
+        for sock in self.socks:
+            sock.close()
+        return 0
+
+
+def hash_of(data):
+    number = 0
+    for byte in data:
+        number = (number * 31 + byte) & 0xFFFFFFFF
+    return number
+
+
+def serve(peer, commands, answers):
+    with os.fdopen(commands, "rb") as lines:
+        for line in lines:
+            os.write(answers, json.dumps(peer.call(*json.loads(line))).encode() + b"\n")
+    os._exit(0)
+
+
+class Side:
+    """How the script sees an end."""
+
+    def __init__(self, sock, others):
+        to_child, self.commands = os.pipe()
+        self.answers, from_child = os.pipe()
+        out = to_child, from_child
+        self.pid = os.fork()
+        if self.pid == 0:
+            for fd in [self.commands, self.answers] + others:
+                os.close(fd)
+            serve(Peer(sock), *out)
+        for fd in out:
+            os.close(fd)
+        self.lines = os.fdopen(self.answers, "rb")
+        self.sent = 0  # bytes written
+        self.read = 0  # bytes taken by the other end
+        self.dups = 0
+        self.shut = self.dead = self.unread_end = False
+
+    def call(self, *call):
+        os.write(self.commands, json.dumps(call).encode() + b"\n")
+        return json.loads(self.lines.readline() or '"gone"')
+
+
+def choose(rng, me, other):
+    """A call that has one certain answer, and what it does to the model."""
+    waiting = other.sent - other.read
+    ended = other.shut or other.dead
+    choices = ["ready", "select", "unread", "option", "level"]
+    if not me.shut and not other.dead and me.sent - me.read < LIMIT:
+        choices += ["send"] * 6
+    if waiting or ended:
+        choices += ["recv"] * 6
+    choices += ["nonblocking", "dup", "undup", "fork"]
+    name = rng.choice(choices)
+    if name == "send":
+        most = rng.choice([1, 8, 200, 4000, 30_000])
+        count = rng.randint(1, min(most, LIMIT))
+        way = rng.choice(["send", "write", "writev", "sendmsg", "sendfile"])
+        if way == "sendfile":
+            count = min(count, 4096)
+        flags = rng.choice([0, 0, socket.MSG_MORE if count > 2000 else 0, socket.MSG_DONTWAIT])
+        start = 0 if way == "sendfile" else me.sent
+        me.sent += count
+        return ["send", way, start, count, int(flags) & ~int(socket.MSG_MORE)]
+    if name == "recv":
+        count = rng.randint(1, rng.choice([1, 10, 300, 5000, 100_000]))
+        flags = rng.choice([0, 0, 0, socket.MSG_PEEK, socket.MSG_WAITALL])
+        if flags == socket.MSG_WAITALL and count > waiting and not ended:
+            flags = 0
+        way = rng.choice(["recv", "read", "readv", "recvmsg"])
+        if way in ("read", "readv"):
+            flags = 0
+        if not flags & socket.MSG_PEEK:
+            other.read += min(count, waiting)
+        return ["recv", way, count, int(flags)]
+    if name == "nonblocking":
+        count = rng.randint(1, 3000)
+        other.read += min(count, waiting)
+        return ["nonblocking", count]
+    if name in ("ready", "select", "level"):
+        return [name, bool(waiting or ended)]
+    if name == "dup" and me.dups < 3:
+        me.dups += 1
+        return ["dup"]
+    if name == "undup" and me.dups:
+        me.dups -= 1
+        return ["undup"]
+    if name == "fork":
+        inner = choose(rng, me, other)
+        while inner[0] in ("dup", "undup", "fork", "level"):
+            inner = choose(rng, me, other)
+        return ["fork", inner]
+    if name == "option":
+        return ["option", 1]
+    return ["unread"]
+
+
+
+def main():
+    seed, steps = int(sys.argv[1]), int(sys.argv[2])
+    rng = random.Random(seed)
+    listener = socket.create_server(("127.0.0.1", 0))
+    client = socket.create_connection(listener.getsockname())
+    server, _ = listener.accept()
+    listener.close()
+    for sock in (client, server):  # or TCP keeps small pieces back for a while, by its own clock
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    one = Side(client, [server.fileno()])
+    server_only = [one.commands, one.answers]
+    client.close()
+    two = Side(server, server_only)
+    server.close()
+    # The first forks happened with both ends open here: both are shared no more from now on.
+    sides = [one, two]
+    for number in range(steps):
+        index = rng.randint(0, 1)
+        me, other = sides[index], sides[1 - index]
+        call = choose(rng, me, other)
+        # FIONREAD and readiness are asked when everything is there.
+        if call[0] in ("unread", "nonblocking") or call[0] == "fork" and call[1][0] in ("unread", "nonblocking"):
+            if other.sent - other.read or call[0] == "nonblocking":
+                me.call("ready", bool(other.sent - other.read))
+        print(number, index, json.dumps(call), json.dumps(me.call(*call)), flush=True)
+    end(rng, sides)
+
+
+def drain(side, other):
+    """Reads until the end; how many bytes, and how it ended."""
+    total = 0
+    while True:
+        answer = side.call("recv", "recv", 65536, 0)
+        if answer[0] in ("error", 0):
+            return total, answer[0] if answer[0] == 0 else answer
+        total += answer[0]
+
+
+def end(rng, sides):
+    """One of the ways in which connections end, and what the other end sees of it."""
+    index = rng.randint(0, 1)
+    me, other = sides[index], sides[1 - index]
+    unread = other.sent > other.read
+    way = rng.choice(["shutdown", "close", "kill", "exit"])
+    if way == "shutdown":
+        print("shutdown", me.call("shutdown", socket.SHUT_WR), flush=True)
+        print("drain", drain(other, me), other.call("ready", True), flush=True)
+        print("reply", other.call("send", "send", other.sent, 500, 0), flush=True)
+        print("shutdown", other.call("shutdown", socket.SHUT_WR), flush=True)
+        print("drain", drain(me, other), flush=True)
+    elif way == "close":
+        print("close", me.call("close"), flush=True)
+    elif way == "kill":
+        os.kill(me.pid, signal.SIGKILL)
+        os.waitpid(me.pid, 0)
+    else:
+        os.close(me.commands)
+        os.waitpid(me.pid, 0)
+    if way != "shutdown":
+        print(way, "unread" if unread else "all read", drain(other, me), flush=True)
+    for side in sides:
+        try:
+            os.close(side.commands)
+        except OSError:
+            pass
+    for side in sides:
+        try:
+            os.waitpid(side.pid, 0)
+        except ChildProcessError:
+            pass
+
+
+main()

@@ -1,0 +1,59 @@
+"""A connection with some traffic that then rests, after a step back if a word says so: resting.py WORD. Prints `ready`; for
+each line of its input there is more traffic."""
+
+import ctypes, os, socket, struct, sys
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+listener = socket.create_server(("127.0.0.1", 0))
+address = listener.getsockname()
+child = os.fork()
+if child == 0:
+    listener.close()
+    if other := os.environ.get("OTHER_BROKER"):
+        os.environ["SKEIN_LINK_BROKER"] = other
+        os.environ.pop("OTHER_BROKER")
+        code = "import socket,sys\n" + "s=socket.create_connection(('127.0.0.1',%d))\n" % address[1]
+        code += "while d:=s.recv(100): s.sendall(d)\n"
+        os.execv(sys.executable, [sys.executable, "-c", code])
+    sock = socket.create_connection(address)
+    try:
+        while data := sock.recv(1000):
+            sock.sendall(data)
+    except ConnectionError:
+        pass
+    os._exit(0)
+sock, _ = listener.accept()
+listener.close()
+
+
+def traffic(rounds):
+    for _ in range(rounds):
+        sock.sendall(b"x" * 100)
+        left = 100
+        while left:
+            left -= len(sock.recv(left))
+
+
+traffic(200)
+word = sys.argv[1]
+if word == "stdio":
+    LIBC.fdopen.restype = ctypes.c_void_p
+    LIBC.fdopen(os.dup(sock.fileno()), b"w")
+elif word == "option":
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 2)
+elif word == "sandbox":
+    allow = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0x7FFF0000))
+    LIBC.prctl(38, 1, 0, 0, 0)
+    LIBC.prctl(22, 2, ctypes.c_char_p(struct.pack("HxxxxxxP", 1, ctypes.addressof(allow))))
+elif word == "uring":
+    LIBC.syscall(425, 0, 0)
+elif word == "urgent":
+    sock.send(b"!", socket.MSG_OOB)
+elif word == "passed":
+    one, other = socket.socketpair()
+    socket.send_fds(one, [b"x"], [sock.fileno()])
+print("ready", flush=True)
+for _ in sys.stdin:
+    traffic(200)
+sock.close()
+os.waitpid(child, 0)

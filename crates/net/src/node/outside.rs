@@ -1,0 +1,422 @@
+//! The node's own namespace: what of networks stands in it.
+
+use crate::connector::Connector;
+use crate::desired::{Desired, HostInterface, Vni};
+use crate::error::NetError;
+use crate::events::{Events, NetworkEvent};
+use crate::firewall::{HostRules, Way, host_rules};
+use crate::kernel;
+use crate::monitor::{Ears, Monitor};
+use crate::names::{InterfaceName, NetworkName};
+use crate::netfilter::{Netfilter, Ruleset, diff, replace};
+use crate::netlink::{Netlink, Route, Tunnel};
+use crate::network::blocking;
+use crate::plan::{HOST_TRANSIT, transit_address};
+use crate::setup::failed;
+use crate::thread::NamespaceThread;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio::task::JoinSet;
+use tracing::{info, warn};
+
+/// Names and addresses of resolvers.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+/// After a change of the node's namespace: others come in bursts.
+const SETTLE: Duration = Duration::from_millis(500);
+/// However quiet it is, the table is looked at after this long.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
+
+/// The node's namespace.
+#[derive(Debug)]
+pub(super) struct Outside {
+    group: NetworkName,
+    thread: NamespaceThread,
+    connector: Connector,
+    resolvers: Arc<[SocketAddrV4]>,
+    parts: Mutex<Parts>,
+    /// One writer of the table at a time.
+    turn: Arc<Semaphore>,
+    /// Counts changes of the namespace, for every keeper that has a way through here.
+    changed: watch::Sender<u64>,
+    _tasks: JoinSet<()>,
+}
+
+#[derive(Debug, Default)]
+struct Parts {
+    ways: BTreeMap<Vni, Way>,
+    tunnel: Option<(u16, BTreeSet<Ipv4Addr>)>,
+    /// What was programmed, and the generation it left.
+    programmed: Option<(Ruleset, u32)>,
+    netfilter: Option<Netfilter>,
+    /// A task that looks after the table, once there is one.
+    guard: Option<JoinSet<()>>,
+}
+
+impl Outside {
+    pub(super) async fn enter(
+        group: NetworkName,
+        underlay: Option<PathBuf>,
+        resolvers: Vec<SocketAddrV4>,
+        events: Events,
+    ) -> Result<Self, NetError> {
+        let path = underlay.unwrap_or_else(|| PathBuf::from("/proc/self/ns/net"));
+        let opened = path.clone();
+        let file = blocking(move || {
+            let failed = |source| NetError::Namespace { action: "opening", path: opened, source };
+            std::fs::File::open(&path).map_err(failed)
+        });
+        let namespace: OwnedFd = file.await?.into();
+        let copy = namespace.try_clone();
+        let copy = copy.map_err(|_| NetError::Descriptors { action: "entering a namespace" })?;
+        let thread = NamespaceThread::start(copy).await?;
+        let name = group.clone();
+        let ears = thread.run(move |_| {
+            Box::pin(async move { Ears::open(false).map_err(failed("listening for", &name)) })
+        });
+        let (woken, changed) = (Arc::new(Notify::new()), watch::Sender::new(0));
+        let heard = Monitor::start(ears.await?, woken.clone(), None, events.clone());
+        let heard = heard.map_err(failed("listening for", &group))?;
+        let mut tasks = JoinSet::new();
+        tasks.spawn(pass_on(heard, woken, changed.clone()));
+        Ok(Self {
+            connector: Connector::start(namespace)?,
+            group,
+            thread,
+            resolvers: resolvers.into(),
+            parts: Mutex::new(Parts::default()),
+            turn: Arc::new(Semaphore::new(1)),
+            changed,
+            _tasks: tasks,
+        })
+    }
+
+    /// Tells of changes of the namespace.
+    pub(super) fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    pub(super) fn connector(&self) -> Connector {
+        self.connector.clone()
+    }
+
+    pub(super) fn resolvers(&self) -> Arc<[SocketAddrV4]> {
+        self.resolvers.clone()
+    }
+
+    /// Takes note of who may send to the tunnel.
+    pub(super) fn prepare(&self, desired: &Desired) {
+        let peers = desired.peers.iter().map(|peer| peer.address);
+        let tunnel = (!desired.peers.is_empty()).then(|| {
+            (desired.underlay.vxlan_port, peers.chain([desired.underlay.address]).collect())
+        });
+        self.parts().tunnel = tunnel;
+    }
+
+    /// Makes a network's tunnel, in its namespace.
+    pub(super) async fn make_tunnel(
+        &self,
+        network: &NetworkName,
+        namespace: OwnedFd,
+        tunnel: Tunnel,
+        mtu: u32,
+    ) -> Result<(), NetError> {
+        let name = network.clone();
+        let job = self.thread.run(move |netlink| {
+            Box::pin(async move {
+                let made =
+                    netlink.create_tunnel(&InterfaceName::vxlan(), &namespace, tunnel, mtu).await;
+                made.map_err(|source| match source.kind() {
+                    io::ErrorKind::AlreadyExists => {
+                        NetError::TunnelTaken { vni: tunnel.vni, port: tunnel.port }
+                    }
+                    _ => failed("making the tunnel of", &name)(source),
+                })
+            })
+        });
+        job.await
+    }
+
+    /// Makes the pair of interfaces that leads from a network's namespace here.
+    pub(super) async fn make_way(
+        &self,
+        network: &NetworkName,
+        namespace: OwnedFd,
+        mtu: u32,
+    ) -> Result<(), NetError> {
+        let name = network.clone();
+        let job = self.thread.run(move |netlink| {
+            Box::pin(async move {
+                let here = InterfaceName::host_end(&name);
+                let made = make_pair(netlink, &here, &namespace, mtu).await;
+                made.map_err(failed("making the way out of", &name))
+            })
+        });
+        job.await
+    }
+
+    /// Makes a network's uplink a port of the host's bridge, or the owner of another interface.
+    pub(super) async fn make_segment(
+        &self,
+        network: &NetworkName,
+        namespace: OwnedFd,
+        attach: HostInterface,
+        mtu: u32,
+    ) -> Result<(), NetError> {
+        let name = network.clone();
+        let job = self.thread.run(move |netlink| {
+            Box::pin(async move {
+                let failed = failed("attaching to the host's segment", &name);
+                let base = netlink.find(attach.as_str()).await.map_err(&failed)?;
+                let Some(base) = base else {
+                    return Err(NetError::AttachMissing { interface: attach });
+                };
+                if !base.is_bridge {
+                    let inside = InterfaceName::uplink();
+                    let made = netlink.create_passthru(base.index, &inside, &namespace).await;
+                    return made.map_err(failed);
+                }
+                let here = InterfaceName::host_end(&name);
+                make_pair(netlink, &here, &namespace, mtu).await.map_err(&failed)?;
+                let index = netlink.index_of(&here).map_err(&failed)?;
+                match index {
+                    Some(index) => netlink.enslave(index, base.index).await.map_err(failed),
+                    None => Err(failed(io::ErrorKind::NotFound.into())),
+                }
+            })
+        });
+        job.await
+    }
+
+    /// Brings the host's end of a way in order; its network's address on it, or `None` if it is
+    /// not there.
+    pub(super) async fn tend_way(
+        &self,
+        network: &NetworkName,
+        source: Option<Ipv4Addr>,
+    ) -> Result<Option<Ipv4Addr>, NetError> {
+        let name = network.clone();
+        let job = self.thread.run(move |netlink| {
+            Box::pin(async move {
+                let here = InterfaceName::host_end(&name);
+                tend(netlink, &here, source).await.map_err(failed("tending the way out of", &name))
+            })
+        });
+        job.await
+    }
+
+    /// Notes the way into a network, or that there is none. The table follows with
+    /// [`Outside::refresh`].
+    pub(super) fn set_way(&self, vni: Vni, way: Option<Way>) -> bool {
+        let ways = &mut self.parts().ways;
+        match way {
+            Some(way) => ways.insert(vni, way.clone()) != Some(way),
+            None => ways.remove(&vni).is_some(),
+        }
+    }
+
+    /// Programs the table if it is not what it should be. Returns whether it was not.
+    pub(super) async fn refresh(&self) -> Result<bool, NetError> {
+        let rules = {
+            let parts = self.parts();
+            let ways: Vec<_> = parts.ways.values().cloned().collect();
+            let host = HostRules { ways, tunnel: parts.tunnel.clone() };
+            match host.ways.is_empty() && host.tunnel.is_none() {
+                true => Ruleset::new(),
+                false => host_rules(&self.table(), &host),
+            }
+        };
+        self.program(rules).await
+    }
+
+    /// Removes the table.
+    pub(super) async fn clear(&self) -> Result<(), NetError> {
+        self.program(Ruleset::new()).await.map(drop)
+    }
+
+    fn table(&self) -> String {
+        format!("skein-{}", self.group)
+    }
+
+    async fn program(&self, rules: Ruleset) -> Result<bool, NetError> {
+        let Ok(_turn) = self.turn.acquire().await else { return Ok(false) };
+        let (netfilter, programmed) = {
+            let mut parts = self.parts();
+            (parts.netfilter.take(), parts.programmed.take())
+        };
+        let netfilter = match netfilter {
+            Some(netfilter) => netfilter,
+            None => self.open_netfilter().await?,
+        };
+        let place = (crate::netfilter::Family::Ipv4, self.table());
+        let work = move || {
+            let mut netfilter = netfilter;
+            let done = write(&mut netfilter, &rules, programmed, place);
+            Ok((netfilter, rules, done))
+        };
+        let (netfilter, rules, done) = blocking(work).await?;
+        let (generation, changed) = done.map_err(|source| NetError::Rules { source })?;
+        let mut parts = self.parts();
+        parts.netfilter = Some(netfilter);
+        parts.programmed = Some((rules, generation));
+        Ok(changed)
+    }
+
+    async fn open_netfilter(&self) -> Result<Netfilter, NetError> {
+        let open = self.thread.run(|_| {
+            Box::pin(async { Netfilter::open().map_err(|source| NetError::Rules { source }) })
+        });
+        open.await
+    }
+
+    /// Looks after the table from now on, once.
+    pub(super) fn guard(self: &Arc<Self>, events: Events) {
+        let mut parts = self.parts();
+        if parts.guard.is_some() {
+            return;
+        }
+        let (weak, mut changed) = (Arc::downgrade(self), self.changes());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            loop {
+                tokio::select! {
+                    _ = changed.changed() => {}                   // cancel-safe: watch
+                    () = tokio::time::sleep(LOOK_EVERY) => {}     // cancel-safe: timer
+                }
+                let Some(outside) = weak.upgrade() else { return };
+                match outside.refresh().await {
+                    Ok(false) => {}
+                    Ok(true) => {
+                        info!(group = %outside.group, "the node's table was put back");
+                        events.mention(NetworkEvent::Healed { vni: None, steps: 1 });
+                    }
+                    Err(error) => warn!(%error, "the node's table could not be looked at"),
+                }
+            }
+        });
+        parts.guard = Some(tasks);
+    }
+
+    fn parts(&self) -> std::sync::MutexGuard<'_, Parts> {
+        self.parts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Changes come in bursts; one of them is enough for all who wait.
+async fn pass_on(_heard: Monitor, woken: Arc<Notify>, changed: watch::Sender<u64>) {
+    loop {
+        woken.notified().await;
+        tokio::time::sleep(SETTLE).await;
+        changed.send_modify(|count| *count += 1);
+    }
+}
+
+/// Writes what differs, or everything if somebody else wrote meanwhile. Returns the generation and
+/// whether somebody had.
+fn write(
+    netfilter: &mut Netfilter,
+    rules: &Ruleset,
+    programmed: Option<(Ruleset, u32)>,
+    place: (crate::netfilter::Family, String),
+) -> io::Result<(u32, bool)> {
+    let now = netfilter.generation()?;
+    match programmed {
+        // Other tables of the host change the generation too; ours is only written anew if it is
+        // not there any more or was touched.
+        Some((before, generation)) if generation == now => {
+            Ok((netfilter.commit(&diff(&before, rules))?, false))
+        }
+        Some((before, _)) if netfilter.shows(&place, before.get(&place))? => {
+            let changes = diff(&before, rules);
+            match changes.is_empty() {
+                true => Ok((now, false)),
+                false => Ok((netfilter.commit(&changes)?, false)),
+            }
+        }
+        found => {
+            let stale = Ruleset::from([(place, crate::netfilter::Table::default())]);
+            let generation = netfilter.commit(&replace(rules, &stale))?;
+            Ok((generation, found.is_some()))
+        }
+    }
+}
+
+async fn make_pair(
+    netlink: &Netlink,
+    here: &InterfaceName,
+    namespace: &OwnedFd,
+    mtu: u32,
+) -> io::Result<()> {
+    // One that a crash left leads to a namespace that is gone, or to nothing.
+    if let Some(index) = netlink.index_of(here)? {
+        netlink.remove_link(index).await?;
+    }
+    netlink.create_pair(here, &InterfaceName::uplink(), namespace, mtu).await
+}
+
+async fn tend(
+    netlink: &Netlink,
+    here: &InterfaceName,
+    source: Option<Ipv4Addr>,
+) -> io::Result<Option<Ipv4Addr>> {
+    let Some(link) = netlink.find(here.as_str()).await? else { return Ok(None) };
+    kernel::let_through(here)?;
+    if !link.is_up {
+        netlink.set_up(link.index, None).await?;
+    }
+    let wanted: BTreeSet<_> = [Some(HOST_TRANSIT), source].into_iter().flatten().collect();
+    let found = netlink.all_addresses(link.index).await?;
+    for (address, _) in &found {
+        let IpAddr::V4(address) = address else { continue };
+        if !wanted.contains(address) {
+            netlink.unset_address(link.index, (*address).into()).await?;
+        }
+    }
+    for address in wanted {
+        if !found.contains(&(address.into(), 32)) {
+            netlink.set_address(link.index, address.into(), 32).await?;
+        }
+    }
+    let transit = transit_address(link.index);
+    let route = Route { to: (transit, 32), via: None, device: link.index };
+    if !netlink.routes().await?.contains(&route) {
+        netlink.set_route(route).await?;
+    }
+    Ok(Some(transit))
+}
+
+/// Those that the host itself asks, of IPv4.
+pub(super) fn resolvers_of_host() -> Vec<SocketAddrV4> {
+    parse_resolvers(&std::fs::read_to_string(RESOLV_CONF).unwrap_or_default())
+}
+
+fn parse_resolvers(text: &str) -> Vec<SocketAddrV4> {
+    let lines = text.lines().filter_map(|line| line.trim().strip_prefix("nameserver"));
+    let addresses = lines.filter_map(|rest| rest.trim().parse::<Ipv4Addr>().ok());
+    addresses.map(|address| SocketAddrV4::new(address, 53)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn reads_resolvers() {
+        let text = "# x\nsearch a\nnameserver 192.0.2.1\nnameserver\t192.0.2.2 \nnameserver ::1\n";
+        let found = parse_resolvers(text);
+        assert_eq!(found, ["192.0.2.1:53".parse().unwrap(), "192.0.2.2:53".parse().unwrap()]);
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_answered(text in "(nameserver|\\PC|\n){0,60}") {
+            let _ = parse_resolvers(&text);
+        }
+    }
+}

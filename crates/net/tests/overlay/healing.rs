@@ -1,0 +1,64 @@
+//! What somebody else removes is back, and what a killed agent left is taken over.
+
+use crate::common::bed::{Bed, Plan, run};
+use crate::common::eventually;
+use crate::tcp;
+use anyhow::{Result, ensure};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_removed_by_hand_is_back() -> Result<()> {
+    let bed = Bed::new(2).await?;
+    let plan = Plan::new(20, "blue").group("web", vec![tcp(1, 80)]).with(11, 1, &["web"]).with(
+        21,
+        2,
+        &["web"],
+    );
+    bed.apply(&[&plan]).await?;
+    let (a, b) = (bed.machine(0, &plan, 11).await?, bed.machine(1, &plan, 21).await?);
+    b.echo(80);
+    b.echo(81);
+    let inner = bed.nodes[0].networks().name(plan.network.vni).namespace();
+    let there = bed.nodes[1].networks().name(plan.network.vni).namespace();
+    ensure!(a.connects((b.address, 80)), "before");
+    let harms = [
+        format!("ip -n {inner} link delete skvx0"),
+        format!("bridge -n {inner} fdb delete 02:00:00:00:00:15 dev skvx0 master"),
+        format!("ip -n {inner} neigh flush dev skbr0 nud permanent"),
+        format!("ip -n {inner} addr flush dev skbr0"),
+        format!("ip -n {inner} link delete skbr0"),
+        format!("ip netns exec {there} nft delete table inet skein"),
+        format!("ip netns exec {there} nft flush ruleset"),
+        format!("ip netns delete {inner}"),
+    ];
+    for harm in harms {
+        run(&harm)?;
+        let healed = || async {
+            let whole = b.address6.is_some_and(|to| a.connects((to, 80)));
+            (whole && a.connects((b.address, 80)) && !a.connects((b.address, 81))).then_some(())
+        };
+        eventually(&harm, healed).await?;
+    }
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restarted_node_takes_over_and_removes_what_nobody_wants() -> Result<()> {
+    let mut bed = Bed::new(2).await?;
+    let plan = Plan::new(21, "blue").group("web", vec![tcp(1, 80)]).with(11, 1, &["web"]).with(
+        21,
+        2,
+        &["web"],
+    );
+    let other = Plan::new(22, "green").with(11, 1, &[]);
+    bed.apply(&[&plan, &other]).await?;
+    let (a, b) = (bed.machine(0, &plan, 11).await?, bed.machine(1, &plan, 21).await?);
+    b.echo(80);
+    ensure!(a.connects((b.address, 80)), "before");
+    let gone = bed.nodes[0].networks().name(other.network.vni).namespace();
+    bed.nodes[0].restart().await?;
+    ensure!(a.connects((b.address, 80)), "without an agent");
+    bed.apply(&[&plan]).await?;
+    ensure!(a.connects((b.address, 80)), "with the next one");
+    ensure!(!std::path::Path::new(&format!("/run/netns/{gone}")).exists(), "{gone} stayed");
+    bed.finish().await
+}

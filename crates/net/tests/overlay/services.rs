@@ -1,0 +1,217 @@
+//! Addresses, names and ways out, as real clients ask for them.
+
+use crate::common::bed::{Bed, Plan, inside, run};
+use crate::tcp;
+use anyhow::{Result, ensure};
+use skein_net::{DnsRecord, Publication, Transport};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
+
+fn has(program: &str) -> bool {
+    std::process::Command::new(program).arg("--help").output().is_ok()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_of_distributions_get_leases() -> Result<()> {
+    let bed = Bed::new(1).await?;
+    let plan = Plan::new(40, "blue").with(11, 1, &[]).with(12, 1, &[]);
+    bed.apply(&[&plan]).await?;
+    let directory = tempfile::tempdir()?;
+    if has("udhcpc") {
+        let machine = bed.bare_machine(0, &plan, 11).await?;
+        let script = directory.path().join("udhcpc.sh");
+        let out = directory.path().join("lease");
+        std::fs::write(
+            &script,
+            format!("#!/bin/sh\n[ \"$1\" = bound ] && env > {}\n", out.display()),
+        )?;
+        run(&format!("chmod +x {}", script.display()))?;
+        let m = machine.name();
+        run(&format!(
+            "ip netns exec {m} udhcpc -i eth0 -n -q -f -t 5 -T 1 -s {} -O mtu -O search",
+            script.display()
+        ))?;
+        let lease = std::fs::read_to_string(&out)?;
+        for line in [
+            "ip=10.20.0.11",
+            "router=10.20.0.1",
+            "mtu=1450",
+            "hostname=m11",
+            "dns=10.20.0.1",
+            "domain=web.blue.internal",
+            "serverid=10.20.0.1",
+        ] {
+            ensure!(lease.contains(line), "{line} is not in {lease}");
+        }
+    }
+    if has("dhclient") {
+        let machine = bed.bare_machine(0, &plan, 12).await?;
+        let (m, d) = (machine.name(), directory.path().display());
+        run(&format!(
+            "ip netns exec {m} dhclient -1 -4 -sf /bin/true -lf {d}/4.leases -pf {d}/4.pid eth0"
+        ))?;
+        let lease = std::fs::read_to_string(directory.path().join("4.leases"))?;
+        let six = run(&format!(
+            "ip netns exec {m} timeout 20 dhclient -1 -6 -sf /bin/true -lf {d}/6.leases -pf {d}/6.pid eth0"
+        ));
+        for pid in ["4.pid", "6.pid"] {
+            if let Ok(pid) = std::fs::read_to_string(directory.path().join(pid)) {
+                let _ = run(&format!("kill {}", pid.trim()));
+            }
+        }
+        ensure!(lease.contains("fixed-address 10.20.0.12"), "{lease}");
+        six?;
+        let lease = std::fs::read_to_string(directory.path().join("6.leases"))?;
+        ensure!(lease.contains("iaaddr fd00:20::c"), "{lease}");
+    }
+    bed.finish().await
+}
+
+/// Asks for addresses of a name; the answer's code and bytes.
+fn ask(from: &str, server: Ipv4Addr, name: &str) -> Option<(u8, Vec<u8>)> {
+    let mut question = vec![7, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.split('.') {
+        question.push(u8::try_from(label.len()).expect("short"));
+        question.extend(label.as_bytes());
+    }
+    question.extend([0, 0, 1, 0, 1]);
+    inside(from, move || {
+        let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
+        socket.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+        socket.send_to(&question, (server, 53)).ok()?;
+        let mut answer = vec![0; 512];
+        let count = socket.recv(&mut answer).ok()?;
+        answer.truncate(count);
+        Some((answer[3] & 15, answer))
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn names_of_the_network_resolve_and_others_are_passed_on() -> Result<()> {
+    let bed = Bed::new(1).await?;
+    let mut plan = Plan::new(41, "blue").with(11, 1, &[]);
+    let address = Ipv4Addr::new(10, 20, 0, 12);
+    plan.network.dns.records =
+        vec![DnsRecord { name: "db.web.blue.internal".into(), addresses: vec![address.into()] }];
+    bed.apply(&[&plan]).await?;
+    let machine = bed.machine(0, &plan, 11).await?;
+    let (m, gateway) = (machine.name(), plan.network.gateway);
+    let (code, answer) = ask(m, gateway, "DB.web.blue.internal").expect("an answer");
+    ensure!(code == 0 && answer.ends_with(&address.octets()), "{answer:x?}");
+    let (code, _) = ask(m, gateway, "nobody.web.blue.internal").expect("an answer");
+    ensure!(code == 3, "an unknown name: {code}");
+    // The node's resolver is the world's end of the wire.
+    let resolver = inside(&bed.world.0, || UdpSocket::bind("192.0.2.254:53"))?;
+    let thread = std::thread::spawn(move || {
+        let mut question = [0; 512];
+        let (count, from) = resolver.recv_from(&mut question).expect("a question");
+        let mut answer = question[..count].to_vec();
+        answer[2] = 0x81;
+        answer[3] = 0x85;
+        resolver.send_to(&answer, from).expect("an answer");
+    });
+    let (code, _) = ask(m, gateway, "example.org").expect("an answer");
+    ensure!(code == 5, "what the resolver says: {code}");
+    thread.join().expect("the resolver does not panic");
+    bed.finish().await
+}
+
+fn greet(listener: TcpListener) -> std::thread::JoinHandle<SocketAddr> {
+    std::thread::spawn(move || {
+        let (mut stream, from) = listener.accept().expect("a client");
+        stream.write_all(b"hello").expect("it listens");
+        from
+    })
+}
+
+fn hears(from: &str, to: SocketAddr) -> bool {
+    inside(from, move || {
+        let Ok(mut stream) = TcpStream::connect_timeout(&to, Duration::from_secs(2)) else {
+            return false;
+        };
+        let mut word = [0; 5];
+        stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
+        stream.read_exact(&mut word).is_ok() && &word == b"hello"
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_nat_network_reaches_out_and_is_reached() -> Result<()> {
+    let mut bed = Bed::new(2).await?;
+    let mut plan = Plan::new(42, "blue").group("web", vec![tcp(1, 80)]).with(11, 1, &["web"]).with(
+        21,
+        2,
+        &["web"],
+    );
+    plan.exit = Some(1);
+    let publish = |port, backends: Vec<Ipv4Addr>, wake: Option<&str>| Publication {
+        address: None,
+        protocol: Transport::Tcp,
+        port,
+        target_port: 80,
+        backends,
+        wake: wake.map(|label| label.parse().expect("a label")),
+    };
+    let none = || publish(8090, Vec::new(), Some("sleeper"));
+    plan.network.publications = vec![
+        publish(8081, vec![plan.address(11)], None),
+        publish(8082, vec![plan.address(21)], None),
+        none(),
+    ];
+    plan.network.kind = skein_net::NetworkKind::Nat(skein_net::Exit::Here { source: None });
+    let node_two = |plan: &Plan| {
+        let mut plan = plan.clone();
+        plan.network.publications.clear();
+        plan
+    };
+    let apply = async |bed: &Bed, plan: &Plan| -> Result<()> {
+        let two = node_two(plan);
+        for (at, plan) in [(0, plan), (1, &two)] {
+            let applied = bed.nodes[at].networks().apply(bed.desired(at, &[plan])).await;
+            ensure!(applied.is_whole(), "{applied:?}");
+        }
+        Ok(())
+    };
+    apply(&bed, &plan).await?;
+    let a = bed.machine(0, &plan, 11).await?;
+    let b = bed.machine(1, &plan, 21).await?;
+    for machine in [&a, &b] {
+        let world = greet(inside(&bed.world.0, || TcpListener::bind("192.0.2.254:7000"))?);
+        ensure!(hears(machine.name(), "192.0.2.254:7000".parse()?), "out from {}", machine.address);
+        let from = world.join().expect("the world does not panic");
+        ensure!(from.ip() == std::net::IpAddr::from([192, 0, 2, 1]), "{from}");
+    }
+    let world = bed.world.0.clone();
+    let at = |machine: &crate::common::bed::Machine| {
+        inside(machine.name(), || TcpListener::bind("0.0.0.0:80"))
+    };
+    let served = greet(at(&a)?);
+    ensure!(hears(&world, "192.0.2.1:8081".parse()?), "in to a machine of the node");
+    ensure!(served.join().expect("no panic").ip() == std::net::IpAddr::from([192, 0, 2, 254]));
+    let served = greet(at(&b)?);
+    ensure!(hears(&world, "192.0.2.1:8082".parse()?), "in to a machine of another node");
+    drop(served.join());
+    // Nobody is there: the client waits, somebody is told, and then it is served.
+    let served = greet(at(&b)?);
+    let waiting = std::thread::spawn(move || hears(&world, "192.0.2.1:8090".parse().expect("one")));
+    let event = tokio::time::timeout(Duration::from_secs(20), async {
+        loop {
+            match bed.nodes[0].events.recv().await {
+                Some(skein_net::NetworkEvent::Wake { label, port, .. }) => return (label, port),
+                Some(_) => {}
+                None => panic!("the node ended"),
+            }
+        }
+    });
+    let (label, port) = event.await?;
+    ensure!((label.as_str(), port) == ("sleeper", 8090));
+    plan.network.publications[2].backends = vec![plan.address(21)];
+    apply(&bed, &plan).await?;
+    ensure!(waiting.join().expect("no panic"), "the client that waited is served");
+    drop(served.join());
+    // A machine must not speak VXLAN to the nodes, nor reach them.
+    inside(&bed.nodes[0].namespace.0, || TcpListener::bind("192.0.2.1:7100"))?;
+    ensure!(!a.connects(("192.0.2.1".parse::<Ipv4Addr>()?, 7100)), "a machine reached the node");
+    bed.finish().await
+}
