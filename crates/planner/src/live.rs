@@ -192,7 +192,8 @@ enum Stage {
 /// What there is at a moment.
 #[derive(Debug, Default)]
 struct Now {
-    waiting: u32,
+    /// Below 0 for a moment where a job is seen to begin before it is seen to be accepted: two parts of a cloud tell that.
+    waiting: i32,
     busy: u32,
     nodes: BTreeMap<String, bool>,
     /// Machines with the names of their nodes; empty where the history does not say.
@@ -309,12 +310,12 @@ fn happen(now: &mut Now, event: &Event, part: Option<&mut Sums>) {
             let id = event.subject.job.map(|id| id.to_string()).unwrap_or_default();
             // One that was running went with its node, and nobody there could say so.
             if now.running.insert(id) {
-                now.waiting = now.waiting.saturating_sub(1);
+                now.waiting -= 1;
                 now.busy += 1;
             }
         }
         EventKind::JobDone { queue_us, service_us } => {
-            now.job(event);
+            now.waiting -= i32::from(!now.job(event));
             let (queue, service) = (*queue_us as f64 * 1e-6, *service_us as f64 * 1e-6);
             part.served += 1.0;
             part.queue_secs += queue;
@@ -322,13 +323,10 @@ fn happen(now: &mut Now, event: &Event, part: Option<&mut Sums>) {
             part.times.push(queue + service);
         }
         EventKind::JobReturned { .. } => {
-            now.job(event);
-            now.waiting += 1;
+            now.waiting += i32::from(now.job(event));
         }
         EventKind::JobDeadLettered { .. } | EventKind::JobCancelled => {
-            if !now.job(event) {
-                now.waiting = now.waiting.saturating_sub(1);
-            }
+            now.waiting -= i32::from(!now.job(event));
             part.lost += f64::from(u8::from(!matches!(event.kind, EventKind::JobCancelled)));
         }
         EventKind::ServiceCreated
