@@ -77,7 +77,7 @@ impl Bench {
                     let options = PlanOptions { count: self.count, cache: cache()? };
                     skein_bench::run_plan(&options, stop.wait(), &progress).await?
                 }
-                Which::Start | Which::Density | Which::Dispatch => {
+                Which::Start | Which::Density | Which::Dispatch | Which::Net => {
                     skein_bench::run(bench, &self.options()?, stop.wait(), &progress).await?
                 }
             };

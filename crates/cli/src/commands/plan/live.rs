@@ -10,7 +10,8 @@ use camino::Utf8PathBuf;
 use skein_api::{BatchItem, Client, Code, JobOptions};
 use skein_cloud::{Cloud, CloudConfig};
 use skein_model::{
-    Event, EventKind, QueuePolicy, ScalingPolicy, ScalingRule, ServiceSpec, ThresholdScope,
+    Attachment, Event, EventKind, QueuePolicy, ScalingPolicy, ScalingRule, ServiceSpec,
+    ThresholdScope,
 };
 use skein_planner::{
     LiveService, NodeChange, PlannedRequest, Scenario, UserScript, batch_scenario, measure_history,
@@ -316,6 +317,7 @@ fn spec_of(service: &skein_planner::Service, image: &str) -> Result<ServiceSpec>
         capacity: Some(service.capacity),
         cpu_milli: u32::try_from(service.cpu_milli).unwrap_or(u32::MAX).max(1),
         parameters: BTreeMap::new(),
+        network: Attachment::default(),
         scaling: service.scaling.clone(),
         // A live queue holds at least one.
         queue: QueuePolicy { bound: service.queue_bound.max(1), ..QueuePolicy::default() },
