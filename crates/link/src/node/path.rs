@@ -212,8 +212,10 @@ impl Choice {
     }
 }
 
+/// On a slow wire the race ends before what the first way has queued has drained, and the second shows no rate: then a full
+/// frame has passed there and back all the same, and the shorter header decides. Should it not carry, a stall takes us back.
 fn prefers_udp(udp: u64, ethernet: u64) -> bool {
-    udp.saturating_mul(10) > ethernet.saturating_mul(UDP_ADVANTAGE_TENTHS)
+    ethernet > 0 && udp.saturating_mul(10) > ethernet.saturating_mul(UDP_ADVANTAGE_TENTHS)
 }
 
 fn find_ethernet(
@@ -244,6 +246,8 @@ mod tests {
         // Full wire, 1 Gbit/s: the shorter header wins.
         assert!(!prefers_udp(118_000_000, 120_000_000));
         assert!(!prefers_udp(125_000_000, 120_000_000));
+        // A slow wire: nothing was measured.
+        assert!(!prefers_udp(2_000_000, 0));
         // No wire at all: fewer system calls win.
         assert!(prefers_udp(2_000_000_000, 300_000_000));
     }
