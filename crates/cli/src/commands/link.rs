@@ -54,7 +54,7 @@ pub(crate) struct Run {
 pub(crate) struct Broker {
     /// A project: its name, and the socket on which its programs ask. File permissions of the socket say who may. Programs of
     /// different projects never share memory
-    #[arg(long = "project", value_name = "NAME=PATH", value_parser = project)]
+    #[arg(long = "serve", value_name = "NAME=PATH", value_parser = project)]
     projects: Vec<Project>,
     /// Ring capacity of a direction, KiB: a power of two, 4 to 65536
     #[arg(long, value_name = "KIB", default_value = "256")]
@@ -139,7 +139,7 @@ fn started(socket: &Path) -> Result<()> {
         return Ok(());
     }
     let program = std::env::current_exe().context("finding this program")?;
-    let project = format!("--project=default={}", socket.display());
+    let project = format!("--serve=default={}", socket.display());
     let mut child = command(program)
         .args(["link", "broker", "--until-unused", &project])
         .stdin(Stdio::null())
