@@ -4,7 +4,7 @@ use crate::types::time_text;
 use serde::{Deserialize, Serialize};
 use skein_model::{
     Exit, GroupRecord, Limits, NetworkRecord, NetworkSpec, ProjectRecord, Protocol,
-    PublicationRecord, PublicationSpec, Rule as StoredRule, RuleSpec, TokenRecord,
+    PublicationRecord, PublicationSpec, Route, Rule as StoredRule, RuleSpec, TokenRecord,
 };
 use std::net::Ipv4Addr;
 
@@ -163,6 +163,9 @@ pub struct NetworkPatch {
     /// The one node by which a network of kind nat meets the world outside.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exit: Option<Exit>,
+    /// Ways besides the one by the gateway, at most 16.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub routes: Option<Vec<Route>>,
     /// Largest packet, octets, 1,280 to 8,950. Less than it was only while no machine is in the network.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u16>,
@@ -179,6 +182,8 @@ pub enum NetworkField {
     Exit,
     /// Resolvers instead of the gateway.
     Resolvers,
+    /// Ways besides the one by the gateway.
+    Routes,
 }
 
 /// A port: a machine's plug in a network. It has the machine's id for its name.

@@ -23,6 +23,7 @@ use crate::names::NetworkName;
 use crate::namespace;
 use crate::network::{NodeNetwork, blocking};
 use crate::port::{Port, PortInfo, Unplugged};
+use crate::service::Resolvers;
 use crate::trace::Counter;
 use crate::transfer::Connection;
 use complaints::Complaints;
@@ -50,7 +51,7 @@ pub struct NodeNetworksConfig {
     pub group: NetworkName,
     /// The file of the namespace in which the node talks to others; `None`: this process's own.
     pub underlay: Option<PathBuf>,
-    /// Who is asked for names that are not ours; empty: whom `/etc/resolv.conf` names.
+    /// Who is asked for names that are not ours; empty: whom `/etc/resolv.conf` names when a machine asks.
     pub resolvers: Vec<SocketAddrV4>,
     /// Who is told what happens; make it of [`crate::EVENTS_WAITING_MAX`].
     pub events: Option<mpsc::Sender<NetworkEvent>>,
@@ -99,10 +100,7 @@ impl NodeNetworks {
     /// [`NetError::Namespace`] if `underlay` is none, [`NetError::Descriptors`].
     pub async fn start(config: NodeNetworksConfig) -> Result<Self, NetError> {
         let events = Events::new(config.events);
-        let resolvers = match config.resolvers.is_empty() {
-            true => outside::resolvers_of_host(),
-            false => config.resolvers,
-        };
+        let resolvers = Resolvers::new(config.resolvers);
         let outside =
             Outside::enter(config.group.clone(), config.underlay, resolvers, events.clone())
                 .await?;

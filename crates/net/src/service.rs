@@ -6,9 +6,11 @@
 
 mod dns;
 mod packet;
+mod resolvers;
 mod wait;
 
 pub(crate) use packet::{PacketSocket, dhcp6_filter, interface_filter};
+pub(crate) use resolvers::Resolvers;
 pub(crate) use wait::{Waiting, WaitingRoom};
 
 use crate::answer::{Directory, advertisement, answer4, answer6};
@@ -61,7 +63,7 @@ pub(crate) struct Place {
     pub(crate) bridge: u32,
     /// Where the node's resolvers are reached from.
     pub(crate) outside: Connector,
-    pub(crate) resolvers: Arc<[SocketAddrV4]>,
+    pub(crate) resolvers: Resolvers,
 }
 
 /// Sockets in the namespace.

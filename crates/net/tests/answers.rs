@@ -84,6 +84,21 @@ fn only_what_is_understood_of_dhcpv6_is_read() {
     }
 }
 
+#[test]
+fn a_message_of_many_questions_is_refused_without_them() {
+    let directory: &Directory = &network::DIRECTORY;
+    let label = [&[63][..], &[b'a'; 63]].concat();
+    let question = [&label.repeat(3)[..], &[0, 0, 1, 0, 1]].concat();
+    for count in [0_u8, 2, 9, 17] {
+        let header = [7, 7, 1, 0, 0, count, 0, 0, 0, 0, 0, 0];
+        let message = [&header[..], &question.repeat(count.into())].concat();
+        let DnsAnswer::Bytes(answer) = answer_dns(&message, Way::Udp, directory) else {
+            panic!("{count} questions deserve an answer");
+        };
+        assert_eq!((answer.len(), &answer[..2], answer[3] & 15), (12, &[7, 7][..], 1), "{count}");
+    }
+}
+
 proptest! {
     #[test]
     fn any_bytes_are_answered(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {

@@ -335,8 +335,8 @@ impl Controller {
                         "no address is free in network {network}: {held} held, {resting} resting"
                     ),
                     count => format!(
-                        "none of the {count} addresses of the service is free in network {network}: give it one more, or \
-                         remove a machine that has one"
+                        "none of the service's own addresses is free in network {network} ({count} chosen): give it one \
+                         more, or stop a machine that has one"
                     ),
                 };
                 (problem, Code::AddressExhausted)

@@ -119,6 +119,7 @@ impl<'a> Present<'a> {
             groups: groups.values().cloned().collect(),
             dhcp: net::DhcpSettings {
                 resolvers: spec.resolvers.clone(),
+                routes: spec.routes.iter().map(|r| net::Route { to: r.to, via: r.via }).collect(),
                 ..net::DhcpSettings::default()
             },
             dns: names(view, record, ports),

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail};
 use skein_api::{
     Network as ApiNetwork, NetworkField, NetworkPatch, Trace as ApiTrace, TraceRequest,
 };
-use skein_model::{Exit, NetworkKind, NetworkSpec, NodeName, Prefix6, Protocol, Subnet};
+use skein_model::{Exit, NetworkKind, NetworkSpec, NodeName, Prefix6, Protocol, Route, Subnet};
 use std::io::{IsTerminal, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -59,6 +59,9 @@ pub(crate) struct Create {
     /// Resolver that machines are told instead of the gateway; may be given three times
     #[arg(long, value_name = "ADDRESS")]
     resolver: Vec<Ipv4Addr>,
+    /// Way that machines are told by DHCP besides the gateway's; may be given several times
+    #[arg(long = "route", value_name = "RANGE=ADDRESS", value_parser = route)]
+    routes: Vec<Route>,
     /// Interface of the nodes that a bridged network is attached to
     #[arg(long, value_name = "NAME")]
     interface: Option<String>,
@@ -81,6 +84,12 @@ pub(crate) struct Set {
     /// Let the gateway be the resolver again
     #[arg(long, conflicts_with = "resolver")]
     no_resolvers: bool,
+    /// Way that machines are told by DHCP besides the gateway's, instead of those there were; may be given several times
+    #[arg(long = "route", value_name = "RANGE=ADDRESS", value_parser = route)]
+    routes: Vec<Route>,
+    /// Tell no way but the gateway's
+    #[arg(long, conflicts_with = "routes")]
+    no_routes: bool,
     /// Largest packet, bytes; less than it was only while no machine is in the network
     #[arg(long, value_name = "BYTES")]
     mtu: Option<u16>,
@@ -97,19 +106,31 @@ pub(crate) struct Set {
 
 impl Set {
     fn patch(self) -> Result<NetworkPatch> {
-        let wanted =
-            [(self.no_exit, NetworkField::Exit), (self.no_resolvers, NetworkField::Resolvers)];
+        let wanted = [
+            (self.no_exit, NetworkField::Exit),
+            (self.no_resolvers, NetworkField::Resolvers),
+            (self.no_routes, NetworkField::Routes),
+        ];
         let patch = NetworkPatch {
             resolvers: Some(self.resolver).filter(|given| !given.is_empty()),
+            routes: Some(self.routes).filter(|given| !given.is_empty()),
             exit: self.exit.map(|node| Exit { node, address: self.exit_address }),
             mtu: self.mtu,
             clear: wanted.into_iter().filter_map(|(is, field)| is.then_some(field)).collect(),
         };
         if patch == NetworkPatch::default() {
-            bail!("nothing to change: give --resolver, --no-resolvers, --mtu, --exit or --no-exit");
+            bail!("nothing to change: give --resolver, --route, --mtu, --exit or their opposites");
         }
         Ok(patch)
     }
+}
+
+/// A route as it is written on the command line.
+fn route(text: &str) -> Result<Route, String> {
+    let (to, via) = text.split_once('=').ok_or("write it as 10.0.0.0/8=10.20.0.5")?;
+    let to = to.parse().map_err(|error: skein_model::AddressError| error.to_string())?;
+    let via = via.parse().map_err(|_| format!("{via:?} is no IPv4 address"))?;
+    Ok(Route { to, via })
 }
 
 /// Where something leaves, in a line.
@@ -134,6 +155,7 @@ impl Create {
         spec.ipv6 = self.ipv6;
         spec.mtu = self.mtu.unwrap_or(spec.mtu);
         spec.resolvers = self.resolver;
+        spec.routes = self.routes;
         spec.interface = self.interface;
         spec.exit = self.exit.map(|node| Exit { node, address: self.exit_address });
         spec.check()?;
@@ -240,6 +262,10 @@ fn show(context: &Context, n: &ApiNetwork) -> Result<()> {
         let resolvers: Vec<String> = spec.resolvers.iter().map(ToString::to_string).collect();
         lines.push(("resolvers", resolvers.join(", ")));
     }
+    if !spec.routes.is_empty() {
+        let routes = spec.routes.iter().map(|route| format!("{} by {}", route.to, route.via));
+        lines.push(("routes", routes.collect::<Vec<_>>().join(", ")));
+    }
     if let Some(interface) = &spec.interface {
         lines.push(("interface", interface.clone()));
     }
@@ -333,6 +359,18 @@ fn tell(trace: &ApiTrace) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn routes_are_read() {
+        let good = route("10.0.0.0/8=10.20.0.5").unwrap();
+        assert_eq!(
+            (good.to.to_string(), good.via.to_string()),
+            ("10.0.0.0/8".into(), "10.20.0.5".into())
+        );
+        for bad in ["10.0.0.0/8", "10.0.0.1/8=10.20.0.5", "=10.20.0.5", "10.0.0.0/8=", ""] {
+            assert!(route(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn destinations_are_read() {

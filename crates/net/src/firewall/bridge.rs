@@ -51,7 +51,7 @@ pub(super) fn table(
     let mut table = Table::default();
     sets(&mut table, network, tap);
     let chains = [
-        ("prerouting", prerouting(network, around)),
+        ("prerouting", prerouting(network, around, &table)),
         ("machine", machine(&table)),
         ("arp", arp()),
         ("ip4", ip4()),
@@ -69,7 +69,9 @@ pub(super) fn table(
 }
 
 /// Maps from a port to its limits, with what they are for.
-const LIMITS: [&str; 4] = ["sends-bits", "sends-packets", "receives-bits", "receives-packets"];
+const LIMITS: [&str; 4] = [SENDS[0], SENDS[1], RECEIVES[0], RECEIVES[1]];
+const SENDS: [&str; 2] = ["sends-bits", "sends-packets"];
+const RECEIVES: [&str; 2] = ["receives-bits", "receives-packets"];
 
 fn sets(table: &mut Table, network: &DesiredNetwork, tap: impl Fn(Ipv4Addr) -> InterfaceName) {
     use KeyField::{InterfaceName as Name, Ip4, Ip6, Mac};
@@ -123,8 +125,17 @@ fn limits_of(port: &LocalPort) -> [Option<(u64, Limit)>; 4] {
     [bits(sends), packets(sends), bits(receives), packets(receives)]
 }
 
-fn prerouting(network: &DesiredNetwork, around: &Surroundings) -> Chain {
-    let mut rules = vec![Steps::new().input_like(&around.taps).goto("machine")];
+fn prerouting(network: &DesiredNetwork, around: &Surroundings, table: &Table) -> Chain {
+    let mut rules = Vec::new();
+    if over(table, Key::InputName, SENDS).next().is_none() {
+        // Most frames end here: one look tells that it is a machine's own. UDP may be a question to the node.
+        let own = Steps::new()
+            .field(Field::ETHER_TYPE, &IPV4)
+            .then(Expression::Meta { key: Key::TransportProtocol, to: 0 })
+            .then(Expression::NotEqual { register: 0, value: vec![UDP] });
+        rules.push(own.and(identity(Field::ETHER_SOURCE, Field::IP4_SOURCE, "ip4")).accept());
+    }
+    rules.push(Steps::new().input_like(&around.taps).goto("machine"));
     if let Some((_, mac)) = around.router {
         // The bridge hands up only what is for its own MAC address, which all nodes share.
         let gateway = network.vni.gateway_mac().to_vec();
@@ -172,7 +183,7 @@ fn forged() -> RuleText {
 
 /// What a machine sends. IPv4 comes first, because most frames are of it and one look tells all of its identity.
 fn machine(table: &Table) -> Chain {
-    let limits = over(table, Key::InputName, ["sends-bits", "sends-packets"]);
+    let limits = over(table, Key::InputName, SENDS);
     let kinds = [
         Steps::new().field(Field::ETHER_TYPE, &IPV4).goto("ip4"),
         forged(),
@@ -287,11 +298,7 @@ fn link_local(network: &DesiredNetwork) -> Chain {
     let unset = |steps: Steps| steps.field(Field::IP6_SOURCE, &Ipv6Addr::UNSPECIFIED.octets());
     let to_group = || Steps::new().masked(DESTINATION_FIRST, &GROUP_BIT, &GROUP_BIT);
     let to_gateway = || Steps::new().field(Field::ETHER_DESTINATION, &gateway);
-    let own = |steps: Steps| {
-        let RuleText { steps: more, .. } =
-            identity(Field::ETHER_SOURCE, Field::IP6_SOURCE, "ip6").rule();
-        more.into_iter().fold(steps, Steps::then)
-    };
+    let own = |steps: Steps| steps.and(identity(Field::ETHER_SOURCE, Field::IP6_SOURCE, "ip6"));
     chain(vec![
         questions(),
         within(to_gateway()).accept(),
@@ -306,7 +313,7 @@ fn link_local(network: &DesiredNetwork) -> Chain {
 /// What a machine receives; and nothing that is for many crosses to another node.
 fn postrouting(table: &Table) -> Chain {
     let crossing = Steps::new().masked(DESTINATION_FIRST, &GROUP_BIT, &GROUP_BIT).output(VXLAN);
-    let limits = over(table, Key::OutputName, ["receives-bits", "receives-packets"]);
+    let limits = over(table, Key::OutputName, RECEIVES);
     let rules = std::iter::once(crossing.drop("multicast-between-nodes")).chain(limits);
     base(HookPoint::Postrouting, LAST, Policy::Accept, rules.collect())
 }

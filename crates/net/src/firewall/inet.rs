@@ -30,6 +30,8 @@ const HEADERS_6: u16 = 60;
 /// Bits of TCP's flags: SYN and RST.
 const SYN_RST: u8 = 0x06;
 const SYN: u8 = 0x02;
+/// `IPS_ASSURED`: it was answered, and by TCP both ends agreed on it.
+const STATUS_ASSURED: u32 = 4;
 /// `IPS_DST_NAT`.
 const STATUS_PUBLISHED: u32 = 32;
 
@@ -269,7 +271,13 @@ fn clamp(network: &DesiredNetwork) -> Chain {
 /// Of packets between machines, and between machines and the outside.
 fn forward(network: &DesiredNetwork) -> Chain {
     let opening = Steps::new().protocol(TCP).masked(Field::TCP_FLAGS, &[SYN_RST], &[SYN]);
-    let mut rules = vec![opening.jump("clamp")];
+    // Most packets end here: both ends have spoken, so sizes are agreed on too.
+    let assured = STATUS_ASSURED.to_ne_bytes().to_vec();
+    let known = Steps::new()
+        .then(Expression::ConnectionStatus { to: 0 })
+        .then(Expression::Mask { register: 0, mask: assured })
+        .then(Expression::NotEqual { register: 0, value: vec![0; 4] });
+    let mut rules = vec![known.accept(), opening.jump("clamp")];
     rules.push(Steps::new().state(ESTABLISHED | RELATED).accept());
     rules.push(Steps::new().state(INVALID).drop("invalid"));
     // A machine that could send to the tunnels could speak for every network.

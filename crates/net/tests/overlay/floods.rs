@@ -32,7 +32,7 @@ impl Flood {
         command.args(["netns", "exec", namespace, "python3", "-c", &script]);
         let mut flood = Self(command.stdout(Stdio::piped()).spawn()?);
         let mut begun = [0; 1];
-        flood.0.stdout.take().expect("piped").read_exact(&mut begun)?;
+        flood.0.stdout.as_mut().expect("piped").read_exact(&mut begun)?;
         Ok(flood)
     }
 }

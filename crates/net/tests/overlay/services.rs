@@ -4,7 +4,7 @@ use crate::common::bed::{Bed, Plan, inside, run};
 use crate::common::eventually;
 use crate::tcp;
 use anyhow::{Result, ensure};
-use skein_net::{DnsRecord, Publication, Transport};
+use skein_net::{DnsRecord, Publication, Route, Transport};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
@@ -16,7 +16,9 @@ fn has(program: &str) -> bool {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_of_distributions_get_leases() -> Result<()> {
     let bed = Bed::new(1).await?;
-    let plan = Plan::new(40, "blue").with(11, 1, &[]).with(12, 1, &[]);
+    let mut plan = Plan::new(40, "blue").with(11, 1, &[]).with(12, 1, &[]);
+    let route = Route { to: "10.0.0.0/8".parse()?, via: Ipv4Addr::new(10, 20, 0, 9) };
+    plan.network.dhcp.routes = vec![route];
     bed.apply(&[&plan]).await?;
     let directory = tempfile::tempdir()?;
     if has("udhcpc") {
@@ -30,7 +32,7 @@ async fn clients_of_distributions_get_leases() -> Result<()> {
         run(&format!("chmod +x {}", script.display()))?;
         let m = machine.name();
         run(&format!(
-            "ip netns exec {m} udhcpc -i eth0 -n -q -f -t 5 -T 1 -s {} -O mtu -O search",
+            "ip netns exec {m} udhcpc -i eth0 -n -q -f -t 5 -T 1 -s {} -O mtu -O search -O staticroutes",
             script.display()
         ))?;
         let lease = std::fs::read_to_string(&out)?;
@@ -42,6 +44,7 @@ async fn clients_of_distributions_get_leases() -> Result<()> {
             "dns=10.20.0.1",
             "domain=web.blue.internal",
             "serverid=10.20.0.1",
+            "staticroutes=10.0.0.0/8 10.20.0.9 0.0.0.0/0 10.20.0.1",
         ] {
             ensure!(lease.contains(line), "{line} is not in {lease}");
         }

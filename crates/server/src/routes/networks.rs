@@ -248,16 +248,18 @@ fn patched(spec: &NetworkSpec, patch: &NetworkPatch) -> Answer<NetworkSpec> {
         match part {
             NetworkField::Exit => next.exit = None,
             NetworkField::Resolvers => next.resolvers.clear(),
+            NetworkField::Routes => next.routes.clear(),
         }
     }
     next.exit = patch.exit.clone().or(next.exit);
     next.resolvers = patch.resolvers.clone().unwrap_or(next.resolvers);
+    next.routes = patch.routes.clone().unwrap_or(next.routes);
     next.mtu = patch.mtu.unwrap_or(next.mtu);
     next.check().map_err(|error| Failure::new(Code::Invalid, error.to_string()))?;
     Ok(next)
 }
 
-/// Change a network while machines are in it: resolvers, exit, and largest packet. Machines hear of it with their next lease;
+/// Change a network while machines are in it: resolvers, routes, exit, and largest packet. Machines hear of it with their next lease;
 /// a packet may only become smaller while no machine is there that would send larger ones
 #[utoipa::path(patch, path = "/v1/networks/{network}", tag = "networks",
     params(("network" = String, Path, description = "Name")), request_body = NetworkPatch,
