@@ -78,11 +78,10 @@ async fn the_table_of_a_node_that_is_no_more_is_removed_and_no_other() -> Result
         run(&format!("ip netns exec {node} nft add table ip {other}"))?;
     }
     let sweep = |group: NetworkName, stays: bool| -> Result<Vec<NetworkName>> {
-        let swept = inside(&node, move || -> Result<Vec<NetworkName>> {
+        inside(&node, move || -> Result<Vec<NetworkName>> {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             Ok(runtime.block_on(skein_net::sweep_tables(&group, move |_| stays))?)
-        });
-        swept
+        })
     };
     ensure!(sweep(group.clone(), true)?.is_empty(), "a node that stays");
     ensure!(sweep("nobody".parse()?, false)?.is_empty(), "another cloud's");
