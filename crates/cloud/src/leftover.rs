@@ -48,7 +48,12 @@ pub(crate) async fn remove_nodes(config: &CloudConfig, cloud: &str, parts: &Part
 }
 
 /// Ends a node's machines, and removes its folder and its network.
-async fn remove_node(state: &Utf8Path, node: &NodeName, cloud: &str, driver: &dyn Driver) {
+pub(crate) async fn remove_node(
+    state: &Utf8Path,
+    node: &NodeName,
+    cloud: &str,
+    driver: &dyn Driver,
+) {
     let folder = state.join(node.as_str());
     let Ok(entries) = folder.read_dir_utf8() else { return };
     let mut all_ended = true;
