@@ -308,6 +308,11 @@ pub struct Attachment {
     /// Bounds on what each of them sends and receives.
     #[serde(skip_serializing_if = "Limits::is_none")]
     pub limits: Limits,
+    /// The addresses that they have, at most 256 of the network's, and that no other service's machines get. Any free one
+    /// unless given; without a free one of these a machine waits.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "schema", schema(value_type = Vec<String>))]
+    pub addresses: Vec<Ipv4Addr>,
     /// How they learn their address.
     pub addressing: Addressing,
 }
@@ -324,6 +329,8 @@ pub enum Addressing {
     Dhcp,
 }
 
+/// Addresses that a service may choose.
+pub const ADDRESSES_MAX: usize = 256;
 /// Groups that a port may be in.
 pub const PORT_GROUPS_MAX: usize = 16;
 
@@ -334,6 +341,12 @@ impl Attachment {
     /// The first field that is out of range.
     pub fn check(&self) -> Result<(), SpecError> {
         check_groups("network.groups", &self.groups)?;
+        let addresses = &self.addresses;
+        let twice = addresses.iter().enumerate().any(|(at, ip)| addresses[..at].contains(ip));
+        if twice || addresses.len() > ADDRESSES_MAX {
+            let problem = format!("must be at most {ADDRESSES_MAX} different addresses");
+            return Err(SpecError { field: "network.addresses", problem });
+        }
         self.limits.check()
     }
 }

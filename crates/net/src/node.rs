@@ -8,8 +8,12 @@
 //! ```
 //! What is desired is only ever given whole, so there is nothing to remember between two calls.
 
+mod complaints;
 mod keeper;
+mod leftover;
 mod outside;
+
+pub use leftover::sweep_tables;
 
 use crate::connector::Connector;
 use crate::desired::{Desired, DesiredNetwork, InvalidDesired, Vni};
@@ -21,8 +25,10 @@ use crate::network::{NodeNetwork, blocking};
 use crate::port::{Port, PortInfo, Unplugged};
 use crate::trace::Counter;
 use crate::transfer::Connection;
+use complaints::Complaints;
 use keeper::{Ask, Keeper};
 use outside::Outside;
+use skein_shell::report;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
@@ -73,6 +79,7 @@ pub struct NodeNetworks {
     outside: Arc<Outside>,
     events: Events,
     keepers: Mutex<Keepers>,
+    complaints: Mutex<Complaints>,
     /// One caller of `apply` at a time.
     turn: Semaphore,
 }
@@ -104,6 +111,7 @@ impl NodeNetworks {
             outside: Arc::new(outside),
             events,
             keepers: Mutex::new(Keepers::default()),
+            complaints: Mutex::default(),
             turn: Semaphore::new(1),
         })
     }
@@ -122,9 +130,6 @@ impl NodeNetworks {
         let Ok(_turn) = self.turn.acquire().await else { return Applied::default() };
         let desired = Arc::new(desired);
         let (good, invalid) = desired.check();
-        for error in &invalid {
-            warn!(error.code = error.code(), %error, "a network cannot be");
-        }
         let good: BTreeMap<_, _> = good.into_iter().map(|n| (n.vni, n.clone())).collect();
         let wrong: Vec<_> = desired.networks.iter().map(|network| network.vni).collect();
         // A network that is wrong stays what it was.
@@ -144,10 +149,25 @@ impl NodeNetworks {
             let vni = desired.networks.first().map(|network| network.vni);
             failed.extend(vni.map(|vni| (vni, error)));
         }
-        for (vni, error) in &failed {
-            warn!(network.vni = %vni, error.code = error.code(), %error, "a network is not whole");
+        let applied = Applied { invalid, failed };
+        self.complain(&applied);
+        applied
+    }
+
+    /// Tells what is wrong, once: who applies tries again several times a second.
+    fn complain(&self, applied: &Applied) {
+        let invalid = applied.invalid.iter().map(|error| (error.vni(), error.to_string()));
+        let failed = applied.failed.iter().map(|(vni, error)| (*vni, report::chain(error)));
+        let said = {
+            let mut complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
+            complaints.update(invalid.chain(failed).collect())
+        };
+        for (vni, error) in said.wrong {
+            warn!(network.vni = %vni, %error, "a network is not what it should be");
         }
-        Applied { invalid, failed }
+        for vni in said.mended {
+            info!(network.vni = %vni, "a network is what it should be again");
+        }
     }
 
     async fn apply_one(

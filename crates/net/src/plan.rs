@@ -7,6 +7,7 @@ use crate::desired::{Desired, DesiredNetwork, Exit, NetworkKind};
 use crate::names::{BRIDGE, InterfaceName, NetworkName, UPLINK, VXLAN, address_of_tap};
 use crate::netlink::{Attachment, Forwarding, Link, Route, Trunk, Tunnel};
 use crate::port::{Peers, alias};
+use skein_model::MacAddr;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
 
@@ -56,7 +57,7 @@ pub(crate) struct Wanted {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TapWanted {
     pub(crate) address: Ipv4Addr,
-    pub(crate) mac: crate::address::Mac,
+    pub(crate) mac: MacAddr,
     pub(crate) isolated: bool,
     pub(crate) alias: String,
 }
@@ -197,7 +198,7 @@ impl Wanted {
         self.addresses.insert(network.gateway.into(), network.cidr.prefix_len());
         self.addresses.insert(desired.underlay.number.router_address().into(), 32);
         if let Some(range) = network.ipv6 {
-            self.addresses.insert(range.gateway.into(), range.prefix.length());
+            self.addresses.insert(range.gateway.into(), range.prefix.prefix_len());
             self.addresses.insert(GATEWAY_LINK_LOCAL.into(), 64);
         }
     }

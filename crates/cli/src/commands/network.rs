@@ -3,7 +3,9 @@
 use crate::Context;
 use crate::output::{self, Column, column, wide};
 use anyhow::{Context as _, Result, bail};
-use skein_api::{Network as ApiNetwork, Trace as ApiTrace, TraceRequest};
+use skein_api::{
+    Network as ApiNetwork, NetworkField, NetworkPatch, Trace as ApiTrace, TraceRequest,
+};
 use skein_model::{Exit, NetworkKind, NetworkSpec, NodeName, Prefix6, Protocol, Subnet};
 use std::io::{IsTerminal, Write};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -23,6 +25,8 @@ pub(crate) enum Network {
         /// Name of the network
         name: String,
     },
+    /// Change a network while machines are in it; they hear of it with their next lease
+    Set(Set),
     /// Remove networks that nothing uses
     Rm {
         /// Names of networks
@@ -64,6 +68,54 @@ pub(crate) struct Create {
     /// The address that its packets have outside; must be routed to the exit
     #[arg(long, value_name = "ADDRESS", requires = "exit")]
     exit_address: Option<Ipv4Addr>,
+}
+
+/// Change a network while machines are in it; they hear of it with their next lease
+#[derive(clap::Args)]
+pub(crate) struct Set {
+    /// Name of the network
+    name: String,
+    /// Resolver that machines are told instead of the gateway; may be given three times
+    #[arg(long, value_name = "ADDRESS")]
+    resolver: Vec<Ipv4Addr>,
+    /// Let the gateway be the resolver again
+    #[arg(long, conflicts_with = "resolver")]
+    no_resolvers: bool,
+    /// Largest packet, bytes; less than it was only while no machine is in the network
+    #[arg(long, value_name = "BYTES")]
+    mtu: Option<u16>,
+    /// The one node by which it meets the world outside
+    #[arg(long, value_name = "NODE")]
+    exit: Option<NodeName>,
+    /// The address that its packets have outside; must be routed to the exit
+    #[arg(long, value_name = "ADDRESS", requires = "exit")]
+    exit_address: Option<Ipv4Addr>,
+    /// Let it leave as its project does, or each machine by its own node
+    #[arg(long, conflicts_with = "exit")]
+    no_exit: bool,
+}
+
+impl Set {
+    fn patch(self) -> Result<NetworkPatch> {
+        let wanted =
+            [(self.no_exit, NetworkField::Exit), (self.no_resolvers, NetworkField::Resolvers)];
+        let patch = NetworkPatch {
+            resolvers: Some(self.resolver).filter(|given| !given.is_empty()),
+            exit: self.exit.map(|node| Exit { node, address: self.exit_address }),
+            mtu: self.mtu,
+            clear: wanted.into_iter().filter_map(|(is, field)| is.then_some(field)).collect(),
+        };
+        if patch == NetworkPatch::default() {
+            bail!("nothing to change: give --resolver, --no-resolvers, --mtu, --exit or --no-exit");
+        }
+        Ok(patch)
+    }
+}
+
+/// Where something leaves, in a line.
+pub(crate) fn exit_text(exit: &Exit) -> String {
+    let address = exit.address.map_or_else(String::new, |address| format!(" as {address}"));
+    format!("{}{address}", exit.node)
 }
 
 fn kind(text: &str) -> Result<NetworkKind, String> {
@@ -152,6 +204,11 @@ impl Network {
             }
             Self::Ls => output::list(context.output, &client.networks().await?, &COLUMNS)?,
             Self::Show { name } => show(context, &client.network(&name).await?)?,
+            Self::Set(set) => {
+                let name = set.name.clone();
+                let network = client.change_network(&name, &set.patch()?).await?;
+                writeln!(out, "{}", network.spec.name)?;
+            }
             Self::Rm { names } => {
                 for name in names {
                     client.remove_network(&name).await?;
@@ -187,8 +244,7 @@ fn show(context: &Context, n: &ApiNetwork) -> Result<()> {
         lines.push(("interface", interface.clone()));
     }
     if let Some(exit) = &spec.exit {
-        let address = exit.address.map_or_else(String::new, |address| format!(" as {address}"));
-        lines.push(("exit", format!("{}{address}", exit.node)));
+        lines.push(("exit", exit_text(exit)));
     }
     lines.push(("created", n.created_at.clone()));
     output::one(context.output, n, &lines)

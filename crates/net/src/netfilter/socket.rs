@@ -127,6 +127,17 @@ impl Netfilter {
         Ok(true)
     }
 
+    /// The names of all tables of a family, whoever made them.
+    pub(crate) fn tables(&mut self, family: Family) -> io::Result<Vec<String>> {
+        let mut writer = Writer::default();
+        writer.message(encode::GET_TABLE, DUMP, family.number(), 0);
+        let mut names = Vec::new();
+        self.list(&writer.finish(), |message| {
+            names.extend(message.attributes().text(1).map(str::to_owned));
+        })?;
+        Ok(names)
+    }
+
     /// What the rules of a table with a tag have counted since they were made.
     pub(crate) fn counters(&mut self, family: Family, table: &str) -> io::Result<Vec<RuleCounter>> {
         let mut writer = Writer::default();

@@ -8,7 +8,6 @@
 //! Rules come first, so that nothing passes which should not, then what packets need to pass.
 
 use super::outside::Outside;
-use crate::address::Cidr;
 use crate::answer::Directory;
 use crate::connector::Connector;
 use crate::desired::{Desired, DesiredNetwork, Exit, NetworkKind, Vni};
@@ -27,6 +26,8 @@ use crate::setup::failed;
 use crate::trace::{Counter, counters};
 use crate::transfer::{Connection, may_forbid, stale};
 use crate::{Capture, CaptureOptions};
+use skein_model::Subnet;
+use skein_shell::report;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -94,6 +95,8 @@ pub(super) struct Keeper {
     told: Option<watch::Sender<Arc<Directory>>>,
     published: watch::Sender<Arc<DesiredNetwork>>,
     changed: Arc<Notify>,
+    /// What the last look complained of: what stays wrong is told once.
+    complaint: Option<String>,
     _monitor: Monitor,
 }
 
@@ -101,7 +104,7 @@ pub(super) struct Keeper {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct ServicesOf {
     bridge: u32,
-    cidr: Cidr,
+    cidr: Subnet,
     gateway: Ipv4Addr,
     ipv6: Option<crate::desired::Ipv6Range>,
     bridged: bool,
@@ -152,6 +155,7 @@ impl Keeper {
             told: None,
             published: watch::Sender::new(Arc::new(desired.clone())),
             changed,
+            complaint: None,
             _monitor: monitor.map_err(failed("listening in", &name))?,
             name,
         })
@@ -260,9 +264,11 @@ impl Keeper {
             Ok(())
         }
         .await;
-        if let Err(error) = result {
-            warn!(network.name = %self.name, error.code = error.code(), %error, "a network is not whole");
+        let complaint = result.err().map(|error| report::chain(&error));
+        if let Some(error) = complaint.as_ref().filter(|_| complaint != self.complaint) {
+            warn!(network.name = %self.name, %error, "a network cannot be put back in order");
         }
+        self.complaint = complaint;
         if steps > 0 {
             info!(network.name = %self.name, steps, "a network was put back in order");
             self.events.mention(NetworkEvent::Healed { vni: Some(self.vni), steps });

@@ -25,6 +25,8 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
+/// What the name of a node's table begins with.
+pub(super) const TABLE_PREFIX: &str = "skein-";
 /// Names and addresses of resolvers.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// After a change of the node's namespace: others come in bursts.
@@ -240,7 +242,7 @@ impl Outside {
     }
 
     fn table(&self) -> String {
-        format!("skein-{}", self.group)
+        format!("{TABLE_PREFIX}{}", self.group)
     }
 
     async fn program(&self, rules: Ruleset) -> Result<bool, NetError> {

@@ -74,6 +74,51 @@ async fn clients_of_distributions_get_leases() -> Result<()> {
     bed.finish().await
 }
 
+/// The client of systemd, for a network of `eth0` alone. It has mounts of its own: without the host's configuration, and
+/// with a /sys that can only be read, by which it knows that no device manager tells it when an interface is ready.
+const NETWORKD: &str = "mount --make-rprivate / && mount -t tmpfs none /run/systemd && mkdir /run/systemd/network \
+    && printf '[Match]\nName=eth0\n[Network]\nDHCP=yes\n' > /run/systemd/network/eth0.network \
+    && mount -o remount,bind,ro /sys && exec /lib/systemd/systemd-networkd";
+
+struct Client(std::process::Child);
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_client_of_systemd_gets_leases() -> Result<()> {
+    if !std::path::Path::new("/lib/systemd/systemd-networkd").exists() {
+        return Ok(());
+    }
+    let bed = Bed::new(1).await?;
+    let plan = Plan::new(43, "blue").with(11, 1, &[]);
+    bed.apply(&[&plan]).await?;
+    let machine = bed.bare_machine(0, &plan, 11).await?;
+    let m = machine.name();
+    let _client = Client(
+        std::process::Command::new("ip")
+            .args(["netns", "exec", m, "unshare", "--mount", "sh", "-c", NETWORKD])
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()?,
+    );
+    let leased = || async {
+        let addresses = run(&format!("ip -n {m} addr show eth0")).ok()?;
+        let routes = run(&format!("ip -n {m} route")).ok()?;
+        let routes6 = run(&format!("ip -n {m} -6 route")).ok()?;
+        let both = addresses.contains("10.20.0.11/24") && addresses.contains("fd00:20::b/128");
+        let ways =
+            routes.contains("default via 10.20.0.1") && routes6.contains("default via fe80::1");
+        (both && ways).then_some(())
+    };
+    eventually("addresses and routes of both families", leased).await?;
+    bed.finish().await
+}
+
 /// Asks for addresses of a name; the answer's code and bytes.
 fn ask(from: &str, server: Ipv4Addr, name: &str) -> Option<(u8, Vec<u8>)> {
     let mut question = vec![7, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
