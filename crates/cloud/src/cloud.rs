@@ -301,8 +301,14 @@ impl Cloud {
         if let Some(server) = self.server.take() {
             server.shutdown().await;
         }
-        let agents = self.agents.drain(..).filter_map(|(_, agent)| agent);
-        futures_util::future::join_all(agents.map(Agent::remove)).await;
+        let (running, crashed): (Vec<_>, Vec<_>) =
+            self.agents.drain(..).partition(|(_, agent)| agent.is_some());
+        let running = running.into_iter().filter_map(|(_, agent)| agent);
+        futures_util::future::join_all(running.map(Agent::remove)).await;
+        for (node, _) in crashed {
+            let driver = self.parts.driver.as_ref();
+            leftover::remove_node(&self.config.state, &node, &self.id, driver).await;
+        }
     }
 }
 

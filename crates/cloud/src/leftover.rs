@@ -64,7 +64,12 @@ async fn remove_tables(cloud: &str, stays: impl Fn(&NodeName) -> bool + Send + '
 }
 
 /// Ends a node's machines, and removes its folder and its network.
-async fn remove_node(state: &Utf8Path, node: &NodeName, cloud: &str, driver: &dyn Driver) {
+pub(crate) async fn remove_node(
+    state: &Utf8Path,
+    node: &NodeName,
+    cloud: &str,
+    driver: &dyn Driver,
+) {
     let folder = state.join(node.as_str());
     let Ok(entries) = folder.read_dir_utf8() else { return };
     let mut all_ended = true;

@@ -189,7 +189,8 @@ impl<'a> Policy<'a> {
             }
     }
 
-    fn is_inside(&self, address: IpAddr) -> bool {
+    /// Whether an address is of the network's ranges.
+    pub(crate) fn is_inside(&self, address: IpAddr) -> bool {
         match address {
             IpAddr::V4(v4) => {
                 let length = self.network.cidr.prefix_len();

@@ -157,6 +157,21 @@ impl Netfilter {
         Ok(flows)
     }
 
+    /// How many connections the namespace has. Costs nothing, unlike reading them.
+    pub(crate) fn flows_count(&mut self) -> io::Result<u32> {
+        self.send(&conntrack::count_request())?;
+        let (mut count, mut failure) = (None, None);
+        self.receive(|message| {
+            if message.kind == KIND_ERROR {
+                failure = error_of(&message);
+                return Step::End;
+            }
+            count = message.attributes().u32(1);
+            Step::More
+        })?;
+        failure.map_or_else(|| count.ok_or_else(|| io::ErrorKind::InvalidData.into()), Err)
+    }
+
     /// Forgets a connection; one that is gone is as good as forgotten.
     pub(crate) fn forget(&mut self, flow: &Tuple) -> io::Result<()> {
         self.ask(&conntrack::delete_request(flow), io::ErrorKind::NotFound)

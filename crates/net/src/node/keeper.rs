@@ -24,7 +24,7 @@ use crate::port::{Port, PortInfo, PortSpec, Unplugged};
 use crate::service::{PacketSocket, Place, Services, Waiting, WaitingRoom, interface_filter};
 use crate::setup::failed;
 use crate::trace::{Counter, counters};
-use crate::transfer::{Connection, stale};
+use crate::transfer::{Connection, may_forbid, stale};
 use crate::{Capture, CaptureOptions};
 use skein_model::Subnet;
 use skein_shell::report;
@@ -69,6 +69,15 @@ struct Target {
     network: Arc<DesiredNetwork>,
 }
 
+/// What the kernel was given.
+#[derive(Debug)]
+struct Programmed {
+    network: Arc<DesiredNetwork>,
+    rules: Arc<Ruleset>,
+    /// The generation that it left.
+    generation: u32,
+}
+
 /// The keeper of one network.
 #[derive(Debug)]
 pub(super) struct Keeper {
@@ -79,8 +88,7 @@ pub(super) struct Keeper {
     events: Events,
     target: Option<Target>,
     netfilter: Option<Netfilter>,
-    /// What was programmed, and the generation it left.
-    programmed: Option<(Arc<Ruleset>, u32)>,
+    programmed: Option<Programmed>,
     room: WaitingRoom,
     waiting: Option<Waiting>,
     services: Option<(Services, ServicesOf)>,
@@ -329,12 +337,12 @@ impl Keeper {
             let tap = |address| InterfaceName::tap(&name, address);
             let wanted = Arc::new(rules(&network, tap, &around));
             let done = write(&mut netfilter, &wanted, programmed, &network);
-            Ok((netfilter, wanted, done))
+            Ok((netfilter, network, wanted, done))
         };
-        let (netfilter, wanted, done) = blocking(work).await?;
+        let (netfilter, network, rules, done) = blocking(work).await?;
         self.netfilter = Some(netfilter);
         let (generation, foreign) = done.map_err(|source| NetError::Rules { source })?;
-        self.programmed = Some((wanted, generation));
+        self.programmed = Some(Programmed { network, rules, generation });
         Ok(foreign)
     }
 
@@ -561,16 +569,16 @@ impl Keeper {
 fn write(
     netfilter: &mut Netfilter,
     wanted: &Ruleset,
-    programmed: Option<(Arc<Ruleset>, u32)>,
+    programmed: Option<Programmed>,
     network: &DesiredNetwork,
 ) -> std::io::Result<(u32, bool)> {
     let now = netfilter.generation()?;
     let nothing = Ruleset::new();
     let (changes, foreign, before) = match &programmed {
-        Some((before, generation)) if *generation == now => {
-            (diff_rules(before, wanted), false, Some(before))
+        Some(before) if before.generation == now => {
+            (diff_rules(&before.rules, wanted), false, Some(before))
         }
-        Some((before, _)) => (replace(wanted, before), true, None),
+        Some(before) => (replace(wanted, &before.rules), true, None),
         None => (replace(wanted, &nothing), false, None),
     };
     if changes.is_empty() {
@@ -581,9 +589,15 @@ fn write(
         (Err(error), None) => return Err(error),
         (Err(error), Some(before)) => {
             warn!(%error, "a change of rules failed; all are written anew");
-            netfilter.commit(&replace(wanted, before))?
+            netfilter.commit(&replace(wanted, &before.rules))?
         }
     };
+    if before.is_some_and(|before| !may_forbid(&before.network, network)) {
+        return Ok((generation, foreign));
+    }
+    if programmed.is_none() && netfilter.flows_count()? == 0 {
+        return Ok((generation, foreign));
+    }
     let policy = Policy::new(network);
     for flow in netfilter.flows()? {
         if stale(&flow, network, &policy) {

@@ -228,12 +228,9 @@ async fn delete(
     unused: &crate::usage::Unmarked,
 ) -> Answer<bool> {
     let key = RecordKey::Network(network.project.clone(), network.spec.name.clone()).key();
-    let txn = Txn::new()
-        .when(Compare::unchanged(key.clone(), revision))
-        .when(unused.compare())
-        .then(Op::delete(&key))
-        .then(Op::Delete(KeySpan::prefix(&format!("r/address/{}/", network.vni))?))
-        .then(unused.forget());
+    let txn = unused
+        .removal(Txn::new(), &key, revision)
+        .then(Op::Delete(KeySpan::prefix(&format!("r/address/{}/", network.vni))?));
     let reply = app.state.txn(txn).await?;
     if reply.succeeded {
         app.mirror.reach(reply.revision).await;

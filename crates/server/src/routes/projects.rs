@@ -207,21 +207,12 @@ pub(crate) async fn remove(
         )
     });
     let key = RecordKey::Project(project.name.clone()).key();
-    let mut txn = Txn::new()
-        .when(Compare::unchanged(key.clone(), revision))
-        .when(unused.compare())
-        .then(Op::delete(&key))
-        .then(unused.forget());
+    let mut txn = unused.removal(Txn::new(), &key, revision);
     if let Some((network, revision)) = first {
         let unused = Used::Network(network.vni).look(&app).await?;
         let key = RecordKey::Network(project.name.clone(), network.spec.name.clone()).key();
         let addresses = KeySpan::prefix(&format!("r/address/{}/", network.vni))?;
-        txn = txn
-            .when(Compare::unchanged(key.clone(), revision))
-            .when(unused.compare())
-            .then(Op::delete(&key))
-            .then(Op::Delete(addresses))
-            .then(unused.forget());
+        txn = unused.removal(txn, &key, revision).then(Op::Delete(addresses));
     }
     for digest in tokens {
         txn = txn.then(Op::delete(&RecordKey::Token(digest).key()));
