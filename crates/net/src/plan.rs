@@ -130,6 +130,31 @@ pub(crate) enum Step {
     UnsetRoute(Route),
 }
 
+impl Step {
+    /// Whether no other step can follow from it. After steps of this kind alone there is nothing to look at again, and
+    /// they are what happens each time that a machine comes or goes: a look costs as much as there are machines.
+    pub(crate) fn is_last(&self) -> bool {
+        match self {
+            Self::SetBehind { .. }
+            | Self::UnsetBehind { .. }
+            | Self::SetNeighbour { .. }
+            | Self::UnsetNeighbour(_) => true,
+            Self::MakeBridge
+            | Self::MakeTunnel(_)
+            | Self::MakeUplink
+            | Self::Remove(_)
+            | Self::SetMtu { .. }
+            | Self::SetUp { .. }
+            | Self::AttachTrunk { .. }
+            | Self::AttachTap(..)
+            | Self::SetAddress { .. }
+            | Self::UnsetAddress { .. }
+            | Self::SetRoute(_)
+            | Self::UnsetRoute(_) => false,
+        }
+    }
+}
+
 /// [`Attachment`] as a value that can be compared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Attach {

@@ -366,7 +366,11 @@ impl Keeper {
             }
             debug!(network.name = %self.name, ?steps, "bringing in line");
             count += steps.len();
+            let is_last = steps.iter().all(Step::is_last);
             self.carry_out(target, &wanted, steps).await?;
+            if is_last {
+                return self.note_name().await.map(|()| count);
+            }
         }
         Err(NetError::Unsettled { name: self.name.clone() })
     }
