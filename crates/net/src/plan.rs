@@ -193,7 +193,7 @@ impl Wanted {
             false if here || !network.publications.is_empty() => Uplink::Host(transit),
             false => Uplink::None,
         };
-        let tunnel = Tunnel { vni: network.vni.get(), local: own.address, port: own.vxlan_port };
+        let tunnel = Tunnel::new(network.vni.get(), own.address, own.vxlan_port);
         let mut wanted = Self {
             mtu: u32::from(network.mtu),
             bridge_mac: network.vni.gateway_mac(),

@@ -192,10 +192,11 @@ mod tests {
         DhcpSettings, Direction, DnsSettings, Exit, GroupName, LocalPort, Log, OtherNames,
         PortLimits, PortRange, RemotePort, Rule, RuleGroup, RuleId, RulePeer, RuleProtocol, Vni,
     };
-    use crate::{Mac, NodeNumber, Peers};
+    use crate::{NodeNumber, Peers};
     use proptest::collection::vec;
     use proptest::prelude::*;
     use proptest::strategy::ValueTree;
+    use skein_model::MacAddr;
     use std::net::Ipv4Addr;
 
     /// The first machines of 10.0.0.0/24, and one address outside.
@@ -203,9 +204,9 @@ mod tests {
         if number < 6 { Ipv4Addr::new(10, 0, 0, 2 + number) } else { Ipv4Addr::new(9, 9, 9, 9) }
     }
 
-    fn mac(address: Ipv4Addr) -> Mac {
+    fn mac(address: Ipv4Addr) -> MacAddr {
         let [a, b, c, d] = address.octets();
-        Mac::new([2, 0, a, b, c, d]).expect("a MAC address")
+        MacAddr::new([2, 0, a, b, c, d]).expect("a MAC address")
     }
 
     fn group(number: u8) -> GroupName {

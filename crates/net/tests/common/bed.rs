@@ -136,6 +136,20 @@ impl Bed {
         Ok(Self { nodes, world, prefix, machines: AtomicU32::new(0) })
     }
 
+    /// Puts all nodes on the first one's host: one namespace, one address, and a port for each.
+    pub(crate) async fn on_one_host(count: u16) -> Result<Self> {
+        let mut bed = Self::new(count).await?;
+        let host = bed.nodes[0].namespace.0.clone();
+        for (node, port) in bed.nodes.iter_mut().zip(10_240..) {
+            let (sender, events) = mpsc::channel(64);
+            node.events = events;
+            node.networks = Some(start(&node.group, &host, sender).await?);
+            node.underlay.address = Ipv4Addr::LOCALHOST;
+            node.underlay.vxlan_port = port;
+        }
+        Ok(bed)
+    }
+
     /// What node `at` should have, given all ports of a network with the node of each.
     pub(crate) fn desired(&self, at: usize, plans: &[&Plan]) -> Desired {
         let underlay = self.nodes[at].underlay;
