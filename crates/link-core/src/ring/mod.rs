@@ -27,6 +27,7 @@
 
 mod atomic;
 mod direction;
+pub mod far;
 #[cfg(feature = "host")]
 pub mod host;
 mod rx;
@@ -36,8 +37,8 @@ mod tx;
 pub use direction::{Direction, LOG, Phase, Record, Refusal};
 pub use rx::{Next, Rx, Settled};
 pub use segment::{
-    CAPACITY_DEFAULT, CAPACITY_MAX, CAPACITY_MIN, Header, Hello, Pipe, Reason, Role, Segment,
-    SegmentError, segment_len,
+    Behind, CAPACITY_DEFAULT, CAPACITY_MAX, CAPACITY_MIN, Header, Hello, Pipe, Reach, Reason, Role,
+    Segment, SegmentError, segment_len,
 };
 pub use tx::{Busy, Tx};
 

@@ -6,9 +6,10 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFla
 use serde::{Deserialize, Serialize};
 use skein_link_core::negotiate::LIST;
 use skein_link_core::ring::host::Memory;
-use skein_link_core::ring::{Hello, Reason, Role};
+use skein_link_core::ring::{Hello, Reach, Reason, Role};
 use std::io;
 use std::path::Path as FilePath;
+use std::sync::Arc;
 
 /// The path that bytes take now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,8 +49,7 @@ pub struct Connection {
 /// What belongs to a connection.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    pub(crate) memory: Memory,
-    pub(crate) light: bool,
+    pub(crate) memory: Arc<Memory>,
 }
 
 pub(crate) fn describe(project: &str, place: &Place, entry: &Entry<Shared>) -> Connection {
@@ -57,7 +57,7 @@ pub(crate) fn describe(project: &str, place: &Place, entry: &Entry<Shared>) -> C
     let header = segment.header();
     let directions = [Role::Low, Role::High].map(|role| segment.pipe(role).direction());
     let on_ring = directions.iter().any(|direction| direction.phase().on_ring());
-    let (path, reason) = match (entry.shared.light, on_ring) {
+    let (path, reason) = match (segment.reach() == Reach::Far, on_ring) {
         (true, true) => (Path::Light, "none"),
         (false, true) => (Path::Ring, "none"),
         (_, false) => (Path::Tcp, why_not(entry)),

@@ -3,7 +3,7 @@
 //! ```text
 //!  library ──ask, with its socket──▶ thread ──▶ table: the same two addresses, network namespace and project?
 //!          ◀──── memory file ───────   │              first: a new segment; second: the same one
-//!                                      └──▶ peer on another host: `Remote`, if it reaches there; else never
+//!                                      └──▶ peer on another host: `Remote`, if it reaches there (`far`); else never
 //! ```
 //!
 //! It is not on the way of any byte between programs of one host: when it ends, connections go on, and new ones stay on
@@ -15,6 +15,7 @@
 //! It keeps no copy of a program's socket: TCP ends when the programs' last descriptor does.
 
 mod error;
+mod far;
 mod list;
 mod serve;
 mod table;

@@ -94,6 +94,11 @@ impl<T> Table<T> {
         Ok(entry)
     }
 
+    /// Forgets a connection.
+    pub(crate) fn remove(&mut self, place: &Place) {
+        self.entries.remove(place);
+    }
+
     /// All entries.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&Place, &Entry<T>)> {
         self.entries.iter()

@@ -1,0 +1,136 @@
+//! Programs on two hosts: on the light protocol they see what they see on plain TCP.
+
+mod hosts;
+
+use hosts::{Hosts, On, Running, script, wait};
+use skein_link::broker::Path;
+use skein_link::node::Ethernet;
+use skein_link::testbed::Host;
+use std::io::{BufRead, BufReader, Write};
+use std::process::Stdio;
+
+/// Starts a connection that rests after its traffic, in a state that the word names.
+fn resting(hosts: &Hosts, word: &str) -> (Running, impl Write + use<>) {
+    let script = script("resting.py");
+    let mut command = hosts.command(Host::A, On::Link, &["python3", &script, word]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let stdin = child.stdin.take().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "ready\n");
+    (Running(child), stdin)
+}
+
+fn gone(hosts: &Hosts) {
+    for host in Host::BOTH {
+        wait("the end of the connection", || hosts.connections(host).is_empty().then_some(()));
+    }
+}
+
+#[test]
+fn both_directions_take_the_light_protocol() {
+    for ethernet in [Ethernet::Never, Ethernet::Probe] {
+        let hosts = Hosts::new(ethernet);
+        let (mut running, mut stdin) = resting(&hosts, "nothing");
+        for host in Host::BOTH {
+            let seen = hosts.until_light(host, |c| c.ring_bytes.iter().all(|bytes| *bytes > 1000));
+            assert_eq!(seen.reason, "none");
+        }
+        stdin.write_all(b"more\n").unwrap();
+        hosts.until_light(Host::A, |c| c.ring_bytes.iter().all(|bytes| *bytes > 25_000));
+        drop(stdin);
+        assert!(running.0.wait().unwrap().success());
+        gone(&hosts);
+    }
+}
+
+/// Random calls in lockstep, seed by seed.
+fn seeds(from: u32, count: u32, steps: u32) {
+    let hosts = Hosts::new(Ethernet::Never);
+    let script = script("exercise.py");
+    for seed in from..from + count {
+        let (seed, steps) = (seed.to_string(), steps.to_string());
+        let words = ["python3", &script, &seed, &steps];
+        let tcp = hosts.output(Host::A, On::Tcp, &words);
+        let link = hosts.output(Host::A, On::Link, &words);
+        if tcp == link {
+            continue;
+        }
+        // What plain TCP answers may depend on the moment on a machine that has no time.
+        let again = hosts.output(Host::A, On::Tcp, &words);
+        let both = tcp.0.lines().zip(link.0.lines()).find(|(one, other)| one != other);
+        assert!(link == again, "seed {seed}: {both:?}");
+    }
+}
+
+#[test]
+fn random_calls() {
+    seeds(1, 12, 120);
+}
+
+#[test]
+#[cfg(feature = "long-tests")]
+fn many_random_calls() {
+    seeds(1000, 300, 300);
+}
+
+/// A hard case of `scenarios.py`.
+fn scenario(name: &str) {
+    let hosts = Hosts::new(Ethernet::Never);
+    let script = script("scenarios.py");
+    let words = ["python3", &script, name];
+    let tcp = hosts.output(Host::A, On::Tcp, &words);
+    let link = hosts.output(Host::A, On::Link, &words);
+    assert_eq!(link, tcp, "{name}: the link beside plain TCP");
+    gone(&hosts);
+}
+
+macro_rules! scenarios {
+    ($($name:ident)*) => {
+        $(
+            #[test]
+            fn $name() {
+                scenario(stringify!($name));
+            }
+        )*
+    };
+}
+
+scenarios! {
+    bulk slow_reader edge_reader fork_writers fork_readers last_holder exec_same exec_without spawn passed out_of_band
+    stdio sandbox timeout interrupted shutdown_wakes kill_writer kill_reader
+}
+
+#[test]
+fn steps_back_are_told_with_their_reason() {
+    let hosts = Hosts::new(Ethernet::Never);
+    for (word, reason) in [
+        ("stdio", "stdio"),
+        ("option", "socket-option"),
+        ("sandbox", "sandbox"),
+        ("uring", "io-uring"),
+        ("urgent", "out-of-band"),
+        ("passed", "descriptor-passed"),
+    ] {
+        let (mut running, mut stdin) = resting(&hosts, word);
+        wait(word, || hosts.connections(Host::A).into_iter().find(|c| c.reason == reason));
+        // It goes on, over TCP.
+        stdin.write_all(b"more\n").unwrap();
+        wait(word, || {
+            let all = hosts.connections(Host::A);
+            all.into_iter().find(|c| c.path == Path::Tcp && c.reason == reason)
+        });
+        drop(stdin);
+        assert!(running.0.wait().unwrap().success());
+        gone(&hosts);
+    }
+}
+
+/// Bytes that go past the library end the connection with an error; none is taken for another.
+#[test]
+fn foreign_bytes_end_the_connection() {
+    let hosts = Hosts::new(Ethernet::Never);
+    let script = script("scenarios.py");
+    let (text, _) = hosts.output(Host::A, On::Link, &["python3", &script, "foreign"]);
+    assert!(text.contains("ECONNRESET"), "{text}");
+}
