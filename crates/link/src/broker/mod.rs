@@ -21,7 +21,7 @@ mod serve;
 mod table;
 
 pub use error::BrokerError;
-pub use list::{Connection, Path, connections};
+pub use list::{Connection, Path, Totals, connections};
 pub use table::{End, Place};
 
 use crate::remote::{ConnectionKey, Remote};
@@ -76,6 +76,7 @@ const ORDERS: usize = 16;
 
 pub(crate) enum Order {
     List(mpsc::SyncSender<Vec<Connection>>),
+    Totals(mpsc::SyncSender<Totals>),
     Revoke(Box<dyn Fn(&ConnectionKey) -> bool + Send>, mpsc::SyncSender<usize>),
 }
 
@@ -110,6 +111,14 @@ impl Broker {
     pub fn connections(&self) -> Vec<Connection> {
         let (answer, inbox) = mpsc::sync_channel(1);
         let _ = self.orders.send(Order::List(answer));
+        self.wake();
+        inbox.recv().unwrap_or_default()
+    }
+
+    /// What it has counted since it began.
+    pub fn totals(&self) -> Totals {
+        let (answer, inbox) = mpsc::sync_channel(1);
+        let _ = self.orders.send(Order::Totals(answer));
         self.wake();
         inbox.recv().unwrap_or_default()
     }

@@ -1,7 +1,7 @@
 //! The broker's thread: takes asks, answers them.
 
 use super::far::{self, Asker as FarAsker, Doorman, Program};
-use super::list::{Connection, Shared, describe};
+use super::list::{Connection, Shared, Totals, describe};
 use super::table::{self, End, Place, Table};
 use super::{BrokerConfig, BrokerError, Order};
 use crate::remote::{ConnectionKey, Meeting, PROJECT_BYTES_MAX, Remote};
@@ -53,6 +53,8 @@ pub(crate) struct Server {
     listeners: Vec<Listener>,
     askers: Vec<Asker>,
     table: Table<Shared>,
+    /// Of the connections that are no more.
+    past: Totals,
     /// Where connections to other hosts are taken; `None` if there is no way, or the kernel is too old.
     doorman: Option<Arc<Doorman>>,
     stop: Arc<AtomicBool>,
@@ -84,7 +86,7 @@ impl Server {
                 None
             }
         });
-        Ok(Self { config, listeners, askers: Vec::new(), table, doorman, stop, orders, wake })
+        Ok(Self { config, listeners, askers: Vec::new(), table, past: Totals::default(), doorman, stop, orders, wake })
     }
 
     pub(crate) fn run(mut self) {
@@ -201,6 +203,9 @@ impl Server {
         if !is_near && far.is_none() {
             return Found::Never;
         }
+        if let Some(former) = self.table.supersede(&place, role, cookie) {
+            self.past.add(&former.shared);
+        }
         let mut fresh = false;
         let make = || {
             fresh = true;
@@ -271,6 +276,11 @@ impl Server {
             Order::List(answer) => {
                 let _ = answer.send(self.list(None));
             }
+            Order::Totals(answer) => {
+                let mut totals = self.past.clone();
+                self.table.iter().for_each(|(_, entry)| totals.add(&entry.shared));
+                let _ = answer.send(totals);
+            }
             Order::Revoke(forbidden, answer) => {
                 let mut count = 0;
                 for (place, entry) in self.table.iter() {
@@ -290,15 +300,21 @@ impl Server {
         for asker in &mut self.askers {
             asker.old = true;
         }
-        self.table.retain(|_, entry| {
+        let past = &mut self.past;
+        self.table.retain(|entry| {
             let header = entry.shared.memory.segment().header();
             let gone = |role: Role, end: &Option<End>| match end {
                 None => true,
                 Some(end) => header.hello(role) == Hello::Gone || !is_alive(end.pid),
             };
             // The node looks by itself after the programs whose peers are far.
-            Arc::strong_count(&entry.shared.memory) > 1
-                || !(gone(Role::Low, &entry.ends[0]) && gone(Role::High, &entry.ends[1]))
+            let is_carried = Arc::strong_count(&entry.shared.memory) > 1;
+            let keeps =
+                is_carried || !(gone(Role::Low, &entry.ends[0]) && gone(Role::High, &entry.ends[1]));
+            if !keeps {
+                past.add(&entry.shared);
+            }
+            keeps
         });
     }
 }

@@ -133,13 +133,11 @@ impl Daemon {
         let mut idle_since: Option<Moment> = None;
         let mut rounds = 0_u32;
         loop {
-            let worked = self.round();
+            let Some(commanded) = self.obey() else { return self.stop() };
+            let worked = self.round() | commanded;
             rounds = rounds.wrapping_add(1);
             if rounds.is_multiple_of(ROUNDS_PER_LOOK) {
                 self.note_wakes();
-            }
-            if self.commands_end() {
-                return self.stop();
             }
             let now = self.hub.now();
             if worked {
@@ -384,14 +382,16 @@ impl Daemon {
         });
     }
 
-    /// Takes commands; `true` when the node shall stop.
-    fn commands_end(&mut self) -> bool {
+    /// Takes commands, before a round, which sends what they bring: whether there were any. `None`: the node shall stop.
+    fn obey(&mut self) -> Option<bool> {
+        let mut any = false;
         loop {
             match self.commands.try_recv() {
                 Ok(Command::Open { meeting, peer, local }) => self.open(meeting, peer, local),
-                Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return true,
-                Err(TryRecvError::Empty) => return false,
+                Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return None,
+                Err(TryRecvError::Empty) => return Some(any),
             }
+            any = true;
         }
     }
 

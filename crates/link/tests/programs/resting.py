@@ -38,7 +38,7 @@ def traffic(rounds):
             left -= len(sock.recv(left))
 
 
-traffic(200)
+traffic(600 if "FAR" in os.environ else 200)  # far away, agreeing takes a few milliseconds
 word = sys.argv[1]
 if word == "stdio":
     LIBC.fdopen.restype = ctypes.c_void_p

@@ -1,6 +1,6 @@
 //! Two hosts, each with its broker and node, and programs on them.
 
-use skein_link::broker::{Broker, BrokerConfig, Connection, Path};
+use skein_link::broker::{Broker, BrokerConfig, Connection, Path, Totals};
 use skein_link::node::{Ethernet, Node, NodeConfig, PORT, PeerConfig, shared_key};
 use skein_link::remote::Remote;
 use skein_link::run;
@@ -192,11 +192,31 @@ impl Hosts {
         self.brokers[index(host)].as_ref().map_or(Vec::new(), Broker::connections)
     }
 
+    pub(crate) fn totals(&self, host: Host) -> Totals {
+        self.brokers[index(host)].as_ref().map_or(Totals::default(), Broker::totals)
+    }
+
     /// Waits until a connection of a host is on the light protocol and the condition holds.
     pub(crate) fn until_light(&self, host: Host, holds: impl Fn(&Connection) -> bool) -> Connection {
-        wait("a connection on the light protocol", || {
-            let all = self.connections(host);
-            all.into_iter().find(|c| c.path == Path::Light && holds(c))
-        })
+        self.until("the light protocol", host, |c| c.path == Path::Light && holds(c))
+    }
+
+    /// Waits until the condition holds for a connection of a host.
+    pub(crate) fn until(
+        &self,
+        what: &str,
+        host: Host,
+        holds: impl Fn(&Connection) -> bool,
+    ) -> Connection {
+        let mut latest = Vec::new();
+        for _ in 0..1000 {
+            latest = self.connections(host);
+            if let Some(at) = latest.iter().position(&holds) {
+                return latest.remove(at);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let others = self.connections(host.other());
+        panic!("waited 10 s in vain for {what}: {latest:#?}, on the other host {others:#?}")
     }
 }

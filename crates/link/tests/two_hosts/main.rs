@@ -61,6 +61,8 @@ fn seeds(from: u32, count: u32, steps: u32) {
         let both = tcp.0.lines().zip(link.0.lines()).find(|(one, other)| one != other);
         assert!(link == again, "seed {seed}: {both:?}");
     }
+    let totals = hosts.totals(Host::A);
+    assert!(totals.light_bytes > 10_000 * u64::from(count), "{totals:?}");
 }
 
 #[test]
@@ -83,6 +85,11 @@ fn scenario(name: &str) {
     let link = hosts.output(Host::A, On::Link, &words);
     assert_eq!(link, tcp, "{name}: the link beside plain TCP");
     gone(&hosts);
+    for host in Host::BOTH {
+        let totals = hosts.totals(host);
+        assert!(totals.light_bytes > 1000, "{name} went over TCP: {totals:?}");
+        assert!(!totals.steps_back.contains_key("light-lost"), "{name}: {totals:?}");
+    }
 }
 
 macro_rules! scenarios {
@@ -113,13 +120,10 @@ fn steps_back_are_told_with_their_reason() {
         ("passed", "descriptor-passed"),
     ] {
         let (mut running, mut stdin) = resting(&hosts, word);
-        wait(word, || hosts.connections(Host::A).into_iter().find(|c| c.reason == reason));
+        hosts.until(word, Host::A, |c| c.reason == reason);
         // It goes on, over TCP.
         stdin.write_all(b"more\n").unwrap();
-        wait(word, || {
-            let all = hosts.connections(Host::A);
-            all.into_iter().find(|c| c.path == Path::Tcp && c.reason == reason)
-        });
+        hosts.until(word, Host::A, |c| c.path == Path::Tcp && c.reason == reason);
         drop(stdin);
         assert!(running.0.wait().unwrap().success());
         gone(&hosts);
