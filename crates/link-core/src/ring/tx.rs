@@ -125,12 +125,14 @@ impl Tx {
         if !self.is_placed(dir) || !dir.intend() {
             return Err(Busy);
         }
-        if !bell() {
+        // A receiver that has refused does not sleep for the ring, and may not know bells any more.
+        let rings = dir.refusal() == Refusal::None;
+        if rings && !bell() {
             dir.intended();
             return Err(Busy);
         }
         // The node has counted its bells here; none can come while we intend.
-        self.tcp = self.tcp.max(dir.bell().end) + 1;
+        self.tcp = self.tcp.max(dir.bell().end) + u64::from(rings);
         self.change(dir, self.head);
         dir.show_tcp(self.tcp);
         dir.intended();

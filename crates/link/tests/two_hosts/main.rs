@@ -1,6 +1,7 @@
 //! Programs on two hosts: on the light protocol they see what they see on plain TCP.
 
 mod hosts;
+mod real;
 
 use hosts::{Hosts, On, Running, script, wait};
 use skein_link::broker::Path;
@@ -137,4 +138,59 @@ fn foreign_bytes_end_the_connection() {
     let script = script("scenarios.py");
     let (text, _) = hosts.output(Host::A, On::Link, &["python3", &script, "foreign"]);
     assert!(text.contains("ECONNRESET"), "{text}");
+}
+
+/// The broker of one host ends while bytes go over the light protocol: a connection error at both ends, soon. New connections
+/// stay on TCP; when the broker is back, they take the light protocol again.
+#[test]
+fn an_agent_that_ends_is_a_clean_error_and_its_successor_is_used() {
+    let mut hosts = Hosts::new(Ethernet::Never);
+    let (mut running, mut stdin) = resting(&hosts, "nothing");
+    hosts.until_light(Host::A, |c| c.ring_bytes.iter().all(|bytes| *bytes > 1000));
+    hosts.stop_agent(Host::B);
+    let _ = stdin.write_all(b"more\n");
+    drop(stdin);
+    assert!(!running.0.wait().unwrap().success(), "it saw the error");
+    let (mut running, mut stdin) = resting(&hosts, "nothing");
+    stdin.write_all(b"more\n").unwrap();
+    drop(stdin);
+    assert!(running.0.wait().unwrap().success(), "TCP is as it was");
+    hosts.start_agent(Host::B, Ethernet::Never);
+    hosts.meet();
+    let (mut running, stdin) = resting(&hosts, "nothing");
+    hosts.until_light(Host::A, |c| c.ring_bytes.iter().all(|bytes| *bytes > 1000));
+    drop(stdin);
+    assert!(running.0.wait().unwrap().success());
+}
+
+/// The wire is unplugged for longer than the nodes bear: an error at both ends, and no byte is wrong.
+#[test]
+fn an_unplugged_wire_is_a_clean_error() {
+    let hosts = Hosts::new(Ethernet::Never);
+    let (mut running, mut stdin) = resting(&hosts, "nothing");
+    hosts.until_light(Host::A, |c| c.ring_bytes.iter().all(|bytes| *bytes > 1000));
+    hosts.bed.plug(false).unwrap();
+    stdin.write_all(b"more\n").unwrap();
+    assert!(!running.0.wait().unwrap().success());
+    hosts.bed.plug(true).unwrap();
+    hosts.meet();
+    let (mut running, stdin) = resting(&hosts, "nothing");
+    hosts.until_light(Host::A, |c| c.ring_bytes.iter().all(|bytes| *bytes > 1000));
+    drop(stdin);
+    assert!(running.0.wait().unwrap().success());
+}
+
+/// A wire that loses: bytes of both paths come late and in another order, and nothing is wrong.
+#[test]
+fn a_bad_wire() {
+    let hosts = Hosts::new(Ethernet::Probe);
+    hosts.bed.lose(50).unwrap();
+    let script = script("scenarios.py");
+    for name in ["bulk", "slow_reader", "edge_reader"] {
+        let words = ["python3", &script, name];
+        let tcp = hosts.output(Host::A, On::Tcp, &words);
+        let link = hosts.output(Host::A, On::Link, &words);
+        assert_eq!(link, tcp, "{name}: the link beside plain TCP");
+    }
+    hosts.bed.heal().unwrap();
 }
