@@ -105,9 +105,8 @@ fn hear_refusal(conn: &Conn) -> bool {
     let dir = inward.direction();
     dir.refuse(Refusal::NoMore);
     far::call(&segment);
-    let is_calm = || {
-        (dir.is_calm() && !dir.is_asked()) || segment.header().behind() == Behind::Nobody
-    };
+    let is_calm =
+        || (dir.is_calm() && !dir.is_asked()) || segment.header().behind() == Behind::Nobody;
     far::wait_for(RECALL_MS * 1_000_000, &segment, dir, is_calm) || is_calm()
 }
 

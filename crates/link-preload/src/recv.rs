@@ -7,9 +7,7 @@ use crate::side::{Guard, Stage, Taken};
 use crate::{attach, far, leave, real, settle, spin, sys};
 use core::sync::atomic::Ordering;
 use libc::c_int;
-use skein_link_core::ring::{
-    Behind, Broken, Direction, Next, Pipe, Reason, Rx, Segment, Settled,
-};
+use skein_link_core::ring::{Behind, Broken, Direction, Next, Pipe, Reason, Rx, Segment, Settled};
 
 /// How long a bell that was announced is waited for, milliseconds at a time, and how often. Its sender is between two
 /// instructions; only one that is stopped or starved takes longer, and then a program may wake for nothing, once.
@@ -313,6 +311,14 @@ impl<'a> Call<'a> {
                 Next::Empty if got > 0 => {
                     if settle::is_lazy(self.conn) && settle::remember(self.conn) {
                         return Ok(Part::Got(got));
+                    }
+                    if self.pipe.is_far() && self.dir().is_asked() {
+                        // Its bell may be in the queue already, unsettled: with edges it would tell of nothing any more.
+                        let dir = self.dir();
+                        match self.hold(Reason::Stuck, || !dir.is_asked()) {
+                            Some(_) => return Ok(Part::Got(got)),
+                            None => continue,
+                        }
                     }
                     self.settle()?;
                     if self.rx.next(self.pipe)? == Next::Empty {

@@ -271,7 +271,9 @@ fn take_ring(
         return Ok(());
     };
     let is_carried = segment.header().behind() == Behind::Node;
-    if info.state != kernel::ESTABLISHED || !info.is_sent() || !is_carried {
+    // A bell behind bytes that wait would come late. To another host it is asked for when those have been read.
+    let is_free = out.is_far() || info.is_sent();
+    if info.state != kernel::ESTABLISHED || !is_free || !is_carried {
         return Ok(());
     }
     if info.write_position() != tx.tcp() {

@@ -156,12 +156,7 @@ impl Taker {
     }
 
     /// Rings in a phase, if the program is still in it: `send` sends one byte on its socket.
-    pub fn ring(
-        &self,
-        dir: &Direction,
-        phase: Phase,
-        send: impl FnOnce() -> Option<bool>,
-    ) -> Rang {
+    pub fn ring(&self, dir: &Direction, phase: Phase, send: impl FnOnce() -> Option<bool>) -> Rang {
         if !dir.try_enter() {
             return Rang::Busy;
         }

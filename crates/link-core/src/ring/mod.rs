@@ -62,6 +62,8 @@ impl core::fmt::Display for Broken {
 
 impl core::error::Error for Broken {}
 
+#[cfg(all(test, not(loom)))]
+mod far_tests;
 #[cfg(all(test, loom))]
 #[expect(unsafe_code, reason = "a pipe over memory of the model's own")]
 mod model;

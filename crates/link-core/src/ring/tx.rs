@@ -116,11 +116,7 @@ impl Tx {
     ///
     /// # Errors
     /// [`Busy`]: the node rings right now, the beginning of the phase is not placed ([`Tx::is_placed`]), or `bell` failed.
-    pub fn leave_far(
-        &mut self,
-        dir: &Direction,
-        bell: impl FnOnce() -> bool,
-    ) -> Result<(), Busy> {
+    pub fn leave_far(&mut self, dir: &Direction, bell: impl FnOnce() -> bool) -> Result<(), Busy> {
         debug_assert!(self.on_ring());
         if !self.is_placed(dir) || !dir.intend() {
             return Err(Busy);

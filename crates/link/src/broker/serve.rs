@@ -86,7 +86,17 @@ impl Server {
                 None
             }
         });
-        Ok(Self { config, listeners, askers: Vec::new(), table, past: Totals::default(), doorman, stop, orders, wake })
+        Ok(Self {
+            config,
+            listeners,
+            askers: Vec::new(),
+            table,
+            past: Totals::default(),
+            doorman,
+            stop,
+            orders,
+            wake,
+        })
     }
 
     pub(crate) fn run(mut self) {
@@ -309,8 +319,8 @@ impl Server {
             };
             // The node looks by itself after the programs whose peers are far.
             let is_carried = Arc::strong_count(&entry.shared.memory) > 1;
-            let keeps =
-                is_carried || !(gone(Role::Low, &entry.ends[0]) && gone(Role::High, &entry.ends[1]));
+            let keeps = is_carried
+                || !(gone(Role::Low, &entry.ends[0]) && gone(Role::High, &entry.ends[1]));
             if !keeps {
                 past.add(&entry.shared);
             }

@@ -75,8 +75,7 @@ impl Hosts {
         let folder = || tempfile::Builder::new().prefix("skein-link-test-").tempdir().unwrap();
         let folders = [folder(), folder()];
         let library = run::library(&folders[0].path().join("lib")).unwrap();
-        let mut hosts =
-            Self { bed, folders, brokers: [None, None], nodes: [None, None], library };
+        let mut hosts = Self { bed, folders, brokers: [None, None], nodes: [None, None], library };
         for host in Host::BOTH {
             hosts.start_agent(host, ethernet);
         }
@@ -197,7 +196,11 @@ impl Hosts {
     }
 
     /// Waits until a connection of a host is on the light protocol and the condition holds.
-    pub(crate) fn until_light(&self, host: Host, holds: impl Fn(&Connection) -> bool) -> Connection {
+    pub(crate) fn until_light(
+        &self,
+        host: Host,
+        holds: impl Fn(&Connection) -> bool,
+    ) -> Connection {
         self.until("the light protocol", host, |c| c.path == Path::Light && holds(c))
     }
 

@@ -19,9 +19,7 @@ use rustix::io::Errno;
 use rustix::net::SendFlags;
 use skein_link_core::ring::far::{Giver, Rang, Taken, Taker};
 use skein_link_core::ring::host::{Memory, wake_all};
-use skein_link_core::ring::{
-    Behind, Broken, Direction, Hello, Phase, Pipe, Reason, Refusal, Role,
-};
+use skein_link_core::ring::{Behind, Broken, Direction, Hello, Phase, Pipe, Reason, Refusal, Role};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
@@ -166,8 +164,8 @@ impl Program {
             self.doubts_told = true;
             return Some(Note::Doubts);
         }
-        let wants = self.giver.wants_bell(inward)
-            || (self.forces_bell && self.giver.force_bell(inward));
+        let wants =
+            self.giver.wants_bell(inward) || (self.forces_bell && self.giver.force_bell(inward));
         if wants {
             self.forces_bell = false;
             return Some(Note::Bell(self.giver.phase()));
