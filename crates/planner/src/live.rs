@@ -334,8 +334,10 @@ fn happen(now: &mut Now, event: &Event, part: Option<&mut Sums>) {
         | EventKind::ServiceRemoved
         | EventKind::Unplaceable { .. }
         | EventKind::ProjectCreated
+        | EventKind::ProjectChanged
         | EventKind::ProjectRemoved
         | EventKind::NetworkCreated { .. }
+        | EventKind::NetworkChanged { .. }
         | EventKind::NetworkRemoved { .. }
         | EventKind::NetworkOpened { .. }
         | EventKind::NetworkClosed { .. }

@@ -200,8 +200,10 @@ impl Scene {
                 }
             }
             EventKind::ProjectCreated
+            | EventKind::ProjectChanged
             | EventKind::ProjectRemoved
             | EventKind::NetworkCreated { .. }
+            | EventKind::NetworkChanged { .. }
             | EventKind::NetworkRemoved { .. }
             | EventKind::NetworkOpened { .. }
             | EventKind::NetworkClosed { .. }

@@ -207,8 +207,10 @@ impl Metrics {
             | EventKind::MachineAdopted
             | EventKind::MachineDraining
             | EventKind::ProjectCreated
+            | EventKind::ProjectChanged
             | EventKind::ProjectRemoved
             | EventKind::NetworkCreated { .. }
+            | EventKind::NetworkChanged { .. }
             | EventKind::NetworkRemoved { .. }
             | EventKind::NetworkOpened { .. }
             | EventKind::NetworkClosed { .. }

@@ -2,9 +2,14 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod floods;
 mod healing;
 mod hostile;
+mod killed;
+mod kinds;
+mod moves;
 mod services;
+mod sizes;
 mod ways;
 
 use anyhow::{Result, ensure};

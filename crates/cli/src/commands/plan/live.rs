@@ -114,16 +114,11 @@ impl Live {
             ..CloudConfig::new(folder.path())
         })
         .await?;
-        let mut down = BTreeSet::new();
         let measured = tokio::select! {
             // Owns all it needs; the cloud is ended below.
-            measured = self.measure((&mut cloud, &mut down), scenario, &bundle, batches) => measured,
+            measured = self.measure(&mut cloud, scenario, &bundle, batches) => measured,
             () = stop.wait() => Err(anyhow::anyhow!("interrupted")), // cancel-safe: as documented
         };
-        // What a node that is down left on the host goes with its agent.
-        for node in down {
-            cloud.restart_agent(&node).await?;
-        }
         cloud.stop_all().await;
         folder.remove()?;
         measured
@@ -131,7 +126,7 @@ impl Live {
 
     async fn measure(
         &self,
-        (cloud, down): (&mut Cloud, &mut BTreeSet<String>),
+        cloud: &mut Cloud,
         scenario: &Scenario,
         bundle: &Bundle,
         batches: Option<(u32, u32)>,
@@ -150,7 +145,8 @@ impl Live {
         eprintln!("live: {:.0} s on {} nodes", scenario.run.duration_secs, names.len());
         self.users(&client, scenario, begun, &mut tasks);
         let end = begun + Duration::from_secs_f64(scenario.run.duration_secs);
-        fail_nodes((cloud, &mut *down), &node_changes(scenario, 0), &names, (begun, end)).await?;
+        let mut down = BTreeSet::new();
+        fail_nodes((cloud, &mut down), &node_changes(scenario, 0), &names, (begun, end)).await?;
         sleep_until(end).await;
         tasks.shutdown().await;
         let history = history(&lines)?;
@@ -169,7 +165,7 @@ impl Live {
             client.remove_service(service.name.as_str()).await?;
         }
         if let Some((replicas_max, requests)) = batches {
-            for node in std::mem::take(down) {
+            for node in down {
                 cloud.restart_agent(&node).await?;
             }
             for replicas in 1..=replicas_max {
