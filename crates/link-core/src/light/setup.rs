@@ -225,7 +225,7 @@ mod tests {
             .filter_map(|index| {
                 let (who, proof) = &hellos[index];
                 let nonce = [index as u8; size_of::<Nonce>()];
-                Answer::to(&answerer, who.clone(), proof, nonce, SessionTag(0))
+                Answer::to(&answerer, *who, proof, nonce, SessionTag(0))
             })
             .collect();
         let Message::Welcome(welcome) = answers[0].message(&answerer).0 else { panic!() };

@@ -220,7 +220,7 @@ fn an_unplugged_wire_is_a_clean_error_and_heals() {
         let reason = program.wait("an error", |seen| seen.aborted);
         assert_eq!(reason, "LINK_PEER_LOST");
     }
-    assert!(!nodes[0].reaches(address(Host::B, 1)));
+    until("the node's word for it", || !nodes[0].reaches(address(Host::B, 1)));
     bed.plug(true).expect("a wire");
     reach(&nodes[0], Host::A);
     reach(&nodes[1], Host::B);

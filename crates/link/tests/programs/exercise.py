@@ -4,7 +4,7 @@ exercise.py SEED STEPS: prints one line for each step. The script of calls depen
 only when what plain TCP answers is certain, so that two runs - on plain TCP and on the link - must print the same.
 """
 
-import array, ctypes, fcntl, json, os, random, select, signal, socket, struct, sys, tempfile, termios
+import array, ctypes, fcntl, json, os, random, select, signal, socket, struct, sys, tempfile, termios, time
 
 LIMIT = 20_000  # bytes under way at most, and one write of up to 30,000 more: what every TCP takes without a reader
 
@@ -239,6 +239,14 @@ def choose(rng, me, other):
 
 
 
+def await_bytes(me, waiting):
+    """Until all that the other end has sent is there to be read, or two seconds."""
+    for _ in range(400):
+        if me.call("unread") == waiting:
+            return
+        time.sleep(0.005)
+
+
 HOME = []
 
 
@@ -278,11 +286,14 @@ def main():
     for number in range(steps):
         index = rng.randint(0, 1)
         me, other = sides[index], sides[1 - index]
+        waiting = other.sent - other.read
         call = choose(rng, me, other)
         # FIONREAD and readiness are asked when everything is there.
         if call[0] in ("unread", "nonblocking") or call[0] == "fork" and call[1][0] in ("unread", "nonblocking"):
             if other.sent - other.read or call[0] == "nonblocking":
                 me.call("ready", bool(other.sent - other.read))
+        if far:  # nor is what was sent there at once
+            await_bytes(me, waiting)
         print(number, index, json.dumps(call), json.dumps(me.call(*call)), flush=True)
     end(rng, sides)
 
