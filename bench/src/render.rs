@@ -19,6 +19,9 @@ pub fn table(report: &Report) -> String {
         let _ = writeln!(text, "{}", cells.collect::<Vec<_>>().join("  ").trim_end());
     }
     for check in &report.checks {
+        if let Some(problem) = &check.problem {
+            let _ = write!(text, "\n{} has no figure: {problem}\n", check.id);
+        }
         let _ = write!(text, "\n{}: {}\n", check.id, check.about);
     }
     text
@@ -35,6 +38,9 @@ pub fn markdown(reports: &[Report]) -> String {
             let _ = writeln!(text, "| {} |", row(check).join(" | "));
         }
         for check in &report.checks {
+            if let Some(problem) = &check.problem {
+                let _ = write!(text, "\n**{}** has no figure: {problem}\n", check.id);
+            }
             let _ = write!(text, "\n**{}**: {}\n\n![{0}]({0}.svg)\n", check.id, check.about);
         }
     }
@@ -60,10 +66,17 @@ fn row(check: &Check) -> [String; 7] {
         let verdict = if check.holds == Some(true) { "holds" } else { "FAILS" };
         format!("{goal}: {verdict}")
     });
+    let (ours, spread) = match check.n {
+        0 => (String::new(), String::new()),
+        _ => (
+            format!("{} {}", figure_text(check.ours), check.unit),
+            format!("{} .. {}", figure_text(check.p10), figure_text(check.p90)),
+        ),
+    };
     [
         check.id.to_owned(),
-        format!("{} {}", figure_text(check.ours), check.unit),
-        format!("{} .. {}", figure_text(check.p10), figure_text(check.p90)),
+        ours,
+        spread,
         check.n.to_string(),
         baseline,
         check.ratio.map_or(String::new(), |ratio| format!("{ratio:.2}")),

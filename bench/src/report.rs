@@ -111,6 +111,9 @@ pub struct Check {
     pub holds: Option<bool>,
     /// Measurements of ours.
     pub n: usize,
+    /// Why there is no figure; absent when there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
     /// A tenth of ours lies below.
     #[serde(serialize_with = "rounded")]
     pub p10: f64,
@@ -141,12 +144,24 @@ impl Check {
             goal: None,
             holds: None,
             n: sample.len(),
+            problem: None,
             p10: sample.quantile(0.1),
             p90: sample.quantile(0.9),
             about,
             sample,
             baseline_sample: Sample::default(),
         }
+    }
+
+    /// A check that came to no figure. With a goal it fails; without one it only says why.
+    pub fn without_figure(
+        id: &'static str,
+        unit: &'static str,
+        about: &'static str,
+        problem: impl Into<String>,
+    ) -> Self {
+        let check = Self::new(id, unit, Sample::default(), about);
+        Self { problem: Some(problem.into()), ..check }
     }
 
     /// The same with the mean of its sample as the figure.
@@ -235,6 +250,15 @@ mod tests {
     fn nothing_measured_reaches_no_goal() {
         let empty = Check::new("a.b", "ms", Sample::default(), "").with_goal(Goal::AtMost(5.0));
         assert_eq!(empty.holds, Some(false));
+    }
+
+    #[test]
+    fn a_check_without_a_figure_says_why() {
+        let failed = Check::without_figure("a.b", "ms", "", "no way").with_goal(Goal::AtMost(5.0));
+        let json = serde_json::to_value(&failed).expect("JSON");
+        assert_eq!((&json["problem"], &json["holds"]), (&"no way".into(), &false.into()));
+        let left_out = Check::without_figure("a.b", "ms", "", "not here");
+        assert_eq!(left_out.holds, None);
     }
 
     #[test]

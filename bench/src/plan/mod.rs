@@ -1,7 +1,8 @@
 //! The planner: how many events it simulates, how large chains it solves, and how much faster than what is in use it is.
 //!
 //! Needs no cloud, no root and no image. Everything is measured on the wall clock, medians of several runs; `plan.parallel` is
-//! measured beside a loop that touches no memory, which says what the host's cores give at that moment.
+//! measured beside a loop that touches no memory, which says what the host's cores give at that moment. Each check stands for itself: one
+//! that comes to no figure within its time says why, and the others go on.
 
 mod peers;
 
@@ -14,7 +15,8 @@ use peers::{Peer, Python};
 use skein_planner::bench as work;
 use std::hint::black_box;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// What the bench of the planner is told.
 #[derive(Debug, Clone)]
@@ -45,10 +47,14 @@ const LARGE: &str = "Simulated seconds per second: 10,000 nodes with 100,000 rep
 /// Simulated seconds of one run of M/M/5: 8 events each.
 const MMC_SECS: f64 = 250_000.0;
 
+/// What one check may take: the longest, a chain of five million states, takes one to two minutes. A check that takes longer fails by
+/// itself, and the others go on.
+const CHECK_MAX: Duration = Duration::from_secs(300);
+
 /// Runs the bench. `stop` ends it before its time.
 ///
 /// # Errors
-/// [`BenchError::Count`], [`BenchError::Interrupted`], or a chain that could not be certified.
+/// [`BenchError::Count`], [`BenchError::Interrupted`]. A check that comes to no figure says so in its place.
 pub async fn run_plan(
     options: &PlanOptions,
     stop: impl Future<Output = ()>,
@@ -60,10 +66,11 @@ pub async fn run_plan(
     if !(least..=most).contains(&given) {
         return Err(BenchError::Count { bench: bench.name(), given, least, most });
     }
-    let checks = tokio::select! {
-        checks = measure(options, given, progress) => checks?, // owns all it needs; a computation in progress ends by itself
-        () = stop => return Err(BenchError::Interrupted),      // as the caller says
-    };
+    let mut checks = vec![];
+    tokio::select! {
+        () = measure(options, given, progress, &mut checks) => {} // owns all it needs; dropping it stops what computes
+        () = stop => return Err(BenchError::Interrupted),         // as the caller says
+    }
     let host = host::without_guests();
     Ok(Report { bench: bench.name(), version: env!("CARGO_PKG_VERSION"), host, checks })
 }
@@ -72,49 +79,109 @@ async fn measure(
     options: &PlanOptions,
     count: u32,
     progress: Progress<'_>,
-) -> Result<Vec<Check>, BenchError> {
-    let mut checks = vec![];
+    checks: &mut Vec<Check>,
+) {
+    let mut add = |spec: Spec, sample: Result<Vec<f64>, BenchError>| {
+        checks.push(spec.check(sample.map(|sample| (sample, None)), progress));
+    };
     progress("plan: simulating");
-    let mmc = samples(count, || rate(|| work::mmc(MMC_SECS))).await?;
-    checks.push(check("plan.mmc", "events/s", mmc, MMC, Goal::AtLeast(10e6)));
-    let fifteen = samples(count, || rate(|| work::fifteen(20_000.0))).await?;
-    checks.push(check("plan.fifteen", "events/s", fifteen, FIFTEEN, Goal::AtLeast(3e6)));
-    checks.push(memory().await?);
-    checks.push(parallel(count).await?);
-    let large = samples(count.min(3), || simulated_per_second(10_000, 600.0)).await?;
-    checks.push(check("plan.large", "times real time", large, LARGE, Goal::AtLeast(100.0)));
+    let mmc = samples(count, |watch| rate(|| work::mmc(MMC_SECS, watch))).await;
+    add(Spec("plan.mmc", "events/s", MMC, Goal::AtLeast(10e6)), mmc);
+    let fifteen = samples(count, |watch| rate(|| work::fifteen(20_000.0, watch))).await;
+    add(Spec("plan.fifteen", "events/s", FIFTEEN, Goal::AtLeast(3e6)), fifteen);
+    let large = samples(count.min(3), |watch| simulated_per_second(10_000, 600.0, watch)).await;
+    add(Spec("plan.large", "times real time", LARGE, Goal::AtLeast(100.0)), large);
     progress("plan: solving chains");
-    let chain_2d = samples(count, || certified(work::chain_2d)).await?;
-    checks.push(check("plan.chain2d", "s", chain_2d, CHAIN_2D, Goal::AtMost(2.0)));
-    let chain = samples(count.min(3), || certified(|| work::cluster(128))).await?;
-    checks.push(check("plan.chain", "s", chain, CHAIN, Goal::AtMost(5.0)));
-    let peak = samples(1, || {
+    let chain_2d = samples(count, |watch| certified(|| work::chain_2d(watch))).await;
+    add(Spec("plan.chain2d", "s", CHAIN_2D, Goal::AtMost(2.0)), chain_2d);
+    let chain = samples(count.min(3), |watch| certified(|| work::cluster(128, watch))).await;
+    add(Spec("plan.chain", "s", CHAIN, Goal::AtMost(5.0)), chain);
+    progress("plan: a chain of five million states");
+    let peak = samples(1, |watch| {
         let before = Peak::begin();
-        certified(work::chain_of_millions)?;
+        certified(|| work::chain_of_millions(watch))?;
         Ok(before.grown_mib() / 1024.0)
     });
-    checks.push(check("plan.chain_memory", "GiB", peak.await?, CHAIN_MEMORY, Goal::AtMost(4.0)));
-    checks.extend(beside_peers(options, count, progress).await?);
-    Ok(checks)
+    add(Spec("plan.chain_memory", "GiB", CHAIN_MEMORY, Goal::AtMost(4.0)), peak.await);
+    progress("plan: memory and threads");
+    let spec = Spec("plan.memory", "MiB", MEMORY, Goal::AboveBaselineAtMost(1.0));
+    checks.push(spec.check(memory().await, progress));
+    let spec = Spec("plan.parallel", "times", PARALLEL, Goal::AtLeast(1.8));
+    checks.push(spec.check(parallel(count).await, progress));
+    beside_peers(options, count, progress, checks).await;
 }
 
-fn check(
-    id: &'static str,
-    unit: &'static str,
-    sample: Vec<f64>,
-    about: &'static str,
-    goal: Goal,
-) -> Check {
-    Check::new(id, unit, Sample::new(sample), about).with_goal(goal)
+/// A check before it is made: id, unit, what it is about, and its goal.
+#[derive(Clone, Copy)]
+struct Spec(&'static str, &'static str, &'static str, Goal);
+
+/// Measurements of ours and, for some checks, those of a baseline with its name.
+type Measured = (Vec<f64>, Option<(&'static str, Vec<f64>)>);
+
+impl Spec {
+    /// The check with its figure, or with why there is none.
+    fn check(self, measured: Result<Measured, BenchError>, progress: Progress<'_>) -> Check {
+        let Self(id, unit, about, goal) = self;
+        let check = match measured {
+            Ok((ours, baseline)) => {
+                let check = Check::new(id, unit, Sample::new(ours), about);
+                match baseline {
+                    None => check,
+                    Some((name, sample)) => {
+                        check.beside(Baseline { name, sample: Sample::new(sample) })
+                    }
+                }
+            }
+            Err(error) => {
+                let why = format!("{}: {}", error.code(), skein_shell::report::chain(&error));
+                progress(&format!("plan: {id} has no figure: {why}"));
+                Check::without_figure(id, unit, about, why)
+            }
+        };
+        check.with_goal(goal)
+    }
+
+    /// The check of something that cannot be had here: it fails nothing.
+    fn left_out(self, why: &str, progress: Progress<'_>) -> Check {
+        let Self(id, unit, about, _) = self;
+        progress(&format!("plan: {id} is left out: {why}"));
+        Check::without_figure(id, unit, about, why)
+    }
 }
 
-/// So many measurements, on a thread of their own.
+/// Ends what computes when nobody waits for it any more.
+struct Watch(Arc<skein_planner::Progress>);
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
+/// Computes on a thread of its own, [`CHECK_MAX`] long at most.
+async fn bounded<T: Send + 'static>(
+    work: impl FnOnce(&skein_planner::Progress) -> Result<T, BenchError> + Send + 'static,
+) -> Result<T, BenchError> {
+    let watch = Watch(Arc::default());
+    let shared = Arc::clone(&watch.0);
+    let mut done = tokio::task::spawn_blocking(move || work(&shared));
+    match tokio::time::timeout(CHECK_MAX, &mut done).await {
+        Ok(result) => result.map_err(|_| BenchError::Bug)?,
+        Err(_) => {
+            // Not beside the next check: it sees the wish within a sweep or a cell of the statistics.
+            drop(watch);
+            let _ = done.await;
+            Err(BenchError::Deadline { what: "the check's work".to_owned(), waited: CHECK_MAX })
+        }
+    }
+}
+
+/// So many measurements.
 async fn samples(
     count: u32,
-    one: impl Fn() -> Result<f64, BenchError> + Send + Sync + 'static,
+    one: impl Fn(&skein_planner::Progress) -> Result<f64, BenchError> + Send + 'static,
 ) -> Result<Vec<f64>, BenchError> {
-    let all = tokio::task::spawn_blocking(move || (0..count).map(|_| one()).collect());
-    all.await.map_err(|_| BenchError::Bug)?
+    bounded(move |watch| (0..count).map(|_| one(watch)).collect()).await
 }
 
 /// Work per second.
@@ -125,7 +192,7 @@ fn rate(work: impl Fn() -> u64) -> Result<f64, BenchError> {
 }
 
 /// Seconds that a chain takes.
-fn certified<T, E: std::fmt::Display>(solve: impl Fn() -> Result<T, E>) -> Result<f64, BenchError> {
+fn certified<T, E: std::error::Error>(solve: impl Fn() -> Result<T, E>) -> Result<f64, BenchError> {
     let begun = Instant::now();
     match solve() {
         Ok(answer) => {
@@ -136,35 +203,37 @@ fn certified<T, E: std::fmt::Display>(solve: impl Fn() -> Result<T, E>) -> Resul
     }
 }
 
-fn simulated_per_second(nodes: u32, secs: f64) -> Result<f64, BenchError> {
+fn simulated_per_second(
+    nodes: u32,
+    secs: f64,
+    watch: &skein_planner::Progress,
+) -> Result<f64, BenchError> {
     let begun = Instant::now();
-    black_box(work::large(nodes, secs));
+    black_box(work::large(nodes, secs, watch));
     Ok(secs / begun.elapsed().as_secs_f64())
 }
 
-async fn memory() -> Result<Check, BenchError> {
+async fn memory() -> Result<Measured, BenchError> {
     let grown = |secs: f64| {
-        samples(1, move || {
+        samples(1, move |watch| {
             let before = Peak::begin();
-            black_box(work::mmc(secs));
+            black_box(work::mmc(secs, watch));
             Ok(before.grown_mib())
         })
     };
     // Once, so that what is made once in a process is not counted.
     grown(20_000.0).await?;
     let (short, long) = (grown(20_000.0).await?, grown(2_000_000.0).await?);
-    let baseline = Baseline { name: "a hundredth of the time", sample: Sample::new(short) };
-    let check = Check::new("plan.memory", "MiB", Sample::new(long), MEMORY).beside(baseline);
-    Ok(check.with_goal(Goal::AboveBaselineAtMost(1.0)))
+    Ok((long, Some(("a hundredth of the time", short))))
 }
 
-async fn parallel(count: u32) -> Result<Check, BenchError> {
+async fn parallel(count: u32) -> Result<Measured, BenchError> {
     let (mut ours, mut theirs) = (vec![], vec![]);
     for _ in 0..count {
-        let one = samples(1, || {
+        let one = samples(1, |_| {
             let time = |threads| {
                 let begun = Instant::now();
-                let events = work::parallel(threads, 8, MMC_SECS / 4.0);
+                let events = work::parallel(threads, 8, MMC_SECS / 2.0);
                 let events = events.map_err(BenchError::unexpected)?;
                 Ok::<f64, BenchError>(events as f64 / begun.elapsed().as_secs_f64())
             };
@@ -173,9 +242,7 @@ async fn parallel(count: u32) -> Result<Check, BenchError> {
         ours.extend(one.await?);
         theirs.push(spin_quotient().await?);
     }
-    let baseline = Baseline { name: "a loop that shares nothing", sample: Sample::new(theirs) };
-    let check = Check::new("plan.parallel", "times", Sample::new(ours), PARALLEL).beside(baseline);
-    Ok(check.with_goal(Goal::AtLeast(1.8)))
+    Ok((ours, Some(("a loop that shares nothing", theirs))))
 }
 
 /// How many times as much two threads add as one does.
@@ -186,7 +253,7 @@ async fn spin_quotient() -> Result<f64, BenchError> {
             sum = black_box(sum.wrapping_mul(3).wrapping_add(step));
         }
     }
-    let one = samples(1, || {
+    let one = samples(1, |_| {
         let time = |threads: usize| {
             let begun = Instant::now();
             std::thread::scope(|scope| {
@@ -204,91 +271,91 @@ async fn beside_peers(
     options: &PlanOptions,
     count: u32,
     progress: Progress<'_>,
-) -> Result<Vec<Check>, BenchError> {
+    checks: &mut Vec<Check>,
+) {
+    let simpy = Spec("plan.simpy", "events/s", PEERS, Goal::RatioAtLeast(50.0));
+    let ciw = Spec("plan.ciw", "events/s", PEERS, Goal::RatioAtLeast(100.0));
+    let storm = Spec("plan.storm", "s", STORM, Goal::RatioAtMost(1.0));
     let python = match Python::open(&options.cache).await {
         Ok(python) => python,
         Err(why) => {
-            progress(&format!("plan: plan.simpy, plan.ciw and plan.storm are left out: {why}"));
-            return Ok(vec![]);
+            checks.extend([simpy, ciw, storm].map(|spec| spec.left_out(&why, progress)));
+            return;
         }
     };
-    let mut checks = vec![];
-    let simulators = [
-        (Peer::SimPy, "plan.simpy", "SimPy 4.1.2", 20_000.0, 50.0),
-        (Peer::Ciw, "plan.ciw", "Ciw 3.2.7", 5_000.0, 100.0),
-    ];
-    for (peer, id, name, secs, times) in simulators {
+    let simulators =
+        [(Peer::SimPy, simpy, "SimPy 4.1.2", 20_000.0), (Peer::Ciw, ciw, "Ciw 3.2.7", 5_000.0)];
+    for (peer, spec, name, secs) in simulators {
         progress(&format!("plan: beside {name}"));
-        match simulator(&python, peer, secs, count.min(3)).await {
-            Ok((ours, theirs)) => {
-                let baseline = Baseline { name, sample: Sample::new(theirs) };
-                let check = Check::new(id, "events/s", Sample::new(ours), PEERS).beside(baseline);
-                checks.push(check.with_goal(Goal::RatioAtLeast(times)));
+        checks.push(match python.install(peer).await {
+            Err(why) => spec.left_out(&why, progress),
+            Ok(()) => {
+                let measured = simulator(&python, peer, (name, secs), count.min(3)).await;
+                spec.check(measured, progress)
             }
-            Err(why) => progress(&format!("plan: {id} is left out: {why}")),
-        }
+        });
     }
     progress("plan: beside Storm");
-    match storm(&python, options, count.min(3)).await {
-        Ok((ours, theirs)) => {
-            let baseline = Baseline { name: "Storm 2.0.0", sample: Sample::new(theirs) };
-            let check = Check::new("plan.storm", "s", Sample::new(ours), STORM).beside(baseline);
-            checks.push(check.with_goal(Goal::RatioAtMost(1.0)));
-        }
-        Err(why) => progress(&format!("plan: plan.storm is left out: {why}")),
-    }
-    Ok(checks)
+    checks.push(match python.install(Peer::Storm).await {
+        Err(why) => storm.left_out(&why, progress),
+        Ok(()) => storm.check(beside_storm(&python, options, count.min(3)).await, progress),
+    });
 }
 
 /// Events per second of ours and of a peer, in turn.
 async fn simulator(
     python: &Python,
     peer: Peer,
-    secs: f64,
+    (name, secs): (&'static str, f64),
     count: u32,
-) -> Result<(Vec<f64>, Vec<f64>), String> {
-    python.install(peer).await?;
+) -> Result<Measured, BenchError> {
     let (mut ours, mut theirs) = (vec![], vec![]);
     for _ in 0..count {
-        let one = samples(1, || rate(|| work::mmc(MMC_SECS))).await;
-        ours.extend(one.map_err(|error| error.to_string())?);
-        let printed = python.run(peer, &secs.to_string()).await?;
+        ours.extend(samples(1, |watch| rate(|| work::mmc(MMC_SECS, watch))).await?);
+        let printed = python.run(peer, &secs.to_string()).await.map_err(BenchError::unexpected)?;
         // M/M/5 at load 0.8: 1 + C(5, 4) = 1.554 s; a run so short may be a few per cent off.
         if !(1.3..1.85).contains(&printed.mean) {
-            return Err(format!("{peer:?} simulated something else: {} s in system", printed.mean));
+            let what = format!("{peer:?} simulated something else: {} s in system", printed.mean);
+            return Err(BenchError::unexpected(what));
         }
         theirs.push(printed.work / printed.seconds);
     }
-    Ok((ours, theirs))
+    Ok((ours, Some((name, theirs))))
 }
 
 /// Seconds of ours and of Storm, in turn.
-async fn storm(
+async fn beside_storm(
     python: &Python,
     options: &PlanOptions,
     count: u32,
-) -> Result<(Vec<f64>, Vec<f64>), String> {
-    python.install(Peer::Storm).await?;
+) -> Result<Measured, BenchError> {
     let file = options.cache.join("bench-chain.prism");
     std::fs::write(&file, work::exported_model())
-        .map_err(|error| format!("{}: {error}", file.display()))?;
+        .map_err(BenchError::io(format!("writing {}", file.display())))?;
     let (mut ours, mut theirs) = (vec![], vec![]);
     for _ in 0..count {
-        let begun = Instant::now();
-        let (states, share) = work::exported_chain().map_err(|error| error.to_string())?;
-        ours.push(begun.elapsed().as_secs_f64());
-        let printed = python.run(Peer::Storm, &file.to_string_lossy()).await?;
+        let (secs, states, share) = bounded(|watch| {
+            let begun = Instant::now();
+            let solved = work::exported_chain(watch);
+            let (states, share) =
+                solved.map_err(|error| BenchError::unexpected(error.to_string()))?;
+            Ok((begun.elapsed().as_secs_f64(), states, share))
+        })
+        .await?;
+        ours.push(secs);
+        let printed = python.run(Peer::Storm, &file.to_string_lossy()).await;
+        let printed = printed.map_err(BenchError::unexpected)?;
         // Storm's default precision is 1e-6.
         let same = (printed.mean - share).abs() <= 1e-5 && printed.work == states as f64;
         if !same {
-            return Err(format!(
+            return Err(BenchError::unexpected(format!(
                 "Storm says {} of {} states are full in the long run, ours {share} of {states}",
                 printed.mean, printed.work
-            ));
+            )));
         }
         theirs.push(printed.seconds);
     }
-    Ok((ours, theirs))
+    Ok((ours, Some(("Storm 2.0.0", theirs))))
 }
 
 /// The greatest resident memory of this process since a moment.
@@ -324,6 +391,33 @@ mod tests {
         let held = black_box(vec![1u8; 64 << 20]);
         assert!(before.grown_mib() > 50.0, "{}", before.grown_mib());
         drop(held);
+    }
+
+    #[tokio::test]
+    async fn what_nobody_waits_for_any_more_ends() {
+        let (told, ended) = tokio::sync::oneshot::channel();
+        let computing = bounded(move |watch| {
+            while !watch.is_stopped() {
+                std::thread::yield_now();
+            }
+            let _ = told.send(());
+            Ok(())
+        });
+        let given_up = tokio::time::timeout(Duration::from_millis(10), computing).await;
+        assert!(given_up.is_err());
+        let deadline = Duration::from_secs(10);
+        assert!(tokio::time::timeout(deadline, ended).await.is_ok(), "it computes still");
+    }
+
+    #[test]
+    fn a_check_that_fails_says_why_and_fails_alone() {
+        let spec = Spec("plan.mmc", "events/s", MMC, Goal::AtLeast(1.0));
+        let failed = spec.check(Err(BenchError::unexpected("no digits")), &|_| {});
+        assert_eq!(failed.holds, Some(false));
+        assert!(failed.problem.is_some_and(|why| why.contains("BENCH_UNEXPECTED: no digits")));
+        assert_eq!(spec.left_out("not here", &|_| {}).holds, None);
+        let made = spec.check(Ok((vec![2.0], Some(("other", vec![1.0])))), &|_| {});
+        assert_eq!((made.holds, made.ratio), (Some(true), Some(2.0)));
     }
 
     #[tokio::test]

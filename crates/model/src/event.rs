@@ -135,10 +135,42 @@ pub enum EventKind {
         /// Why.
         reason: String,
     },
+    /// The policy moves a replica to another node: its copy starts there. The subject is the copy and its node.
+    Migrating {
+        /// The machine whose place the copy takes.
+        machine: String,
+        /// Where that one is.
+        from: String,
+        /// Why.
+        reason: String,
+    },
+    /// A replica's copy serves, and the replica goes. The subject is the one that goes, and its node.
+    Migrated {
+        /// The copy.
+        machine: String,
+        /// Why.
+        reason: String,
+    },
     /// The policy wanted a replica and could not have it.
     Unplaceable {
         /// Why.
         reason: String,
+    },
+    /// Something is sent over the network. Only simulated histories tell this: a live cloud does not see into its links.
+    TransferBegan {
+        /// Its number in the history.
+        transfer: u64,
+        /// `input` or `output` of a job, `code` or `state` of a replica.
+        what: String,
+        /// The nodes that it passes, both ends among them.
+        route: Vec<String>,
+        /// How much, KiB.
+        kib: u64,
+    },
+    /// It is there.
+    TransferEnded {
+        /// Its number in the history.
+        transfer: u64,
     },
     /// A machine's process was started.
     MachineLaunched,
@@ -198,6 +230,51 @@ pub enum EventKind {
 }
 
 impl EventKind {
+    /// Whether it changes what runs or what there is to do: nodes, replicas, machines and jobs. The others tell of what people set
+    /// up, and change nothing that a run is measured by or shown with.
+    pub const fn changes_what_runs(&self) -> bool {
+        match self {
+            Self::NodeJoined
+            | Self::NodeLeft
+            | Self::NodeLost
+            | Self::Replicated { .. }
+            | Self::Dereplicated { .. }
+            | Self::Migrating { .. }
+            | Self::Migrated { .. }
+            | Self::TransferBegan { .. }
+            | Self::TransferEnded { .. }
+            | Self::MachineLaunched
+            | Self::MachineReady { .. }
+            | Self::MachineAdopted
+            | Self::MachineDraining
+            | Self::MachineGone { .. }
+            | Self::JobAccepted
+            | Self::JobRefused { .. }
+            | Self::JobStarted { .. }
+            | Self::JobDone { .. }
+            | Self::JobReturned { .. }
+            | Self::JobDeadLettered { .. }
+            | Self::JobCancelled => true,
+            Self::ProjectCreated
+            | Self::ProjectChanged
+            | Self::ProjectRemoved
+            | Self::NetworkCreated { .. }
+            | Self::NetworkRemoved { .. }
+            | Self::NetworkChanged { .. }
+            | Self::NetworkOpened { .. }
+            | Self::NetworkClosed { .. }
+            | Self::FirewallChanged { .. }
+            | Self::ConnectionLogged { .. }
+            | Self::PortChanged
+            | Self::Published { .. }
+            | Self::Unpublished { .. }
+            | Self::ServiceCreated
+            | Self::ServiceChanged { .. }
+            | Self::ServiceRemoved
+            | Self::Unplaceable { .. } => false,
+        }
+    }
+
     /// The word that stands for it in files and filters.
     pub const fn name(&self) -> &'static str {
         match self {
@@ -222,7 +299,11 @@ impl EventKind {
             Self::ServiceRemoved => "service_removed",
             Self::Replicated { .. } => "replicated",
             Self::Dereplicated { .. } => "dereplicated",
+            Self::Migrating { .. } => "migrating",
+            Self::Migrated { .. } => "migrated",
             Self::Unplaceable { .. } => "unplaceable",
+            Self::TransferBegan { .. } => "transfer_began",
+            Self::TransferEnded { .. } => "transfer_ended",
             Self::MachineLaunched => "machine_launched",
             Self::MachineReady { .. } => "machine_ready",
             Self::MachineAdopted => "machine_adopted",
@@ -242,6 +323,14 @@ impl EventKind {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_people_set_up_changes_nothing_that_runs() {
+        assert!(EventKind::JobAccepted.changes_what_runs());
+        assert!(EventKind::NodeLost.changes_what_runs());
+        assert!(!EventKind::ServiceCreated.changes_what_runs());
+        assert!(!EventKind::Unplaceable { reason: String::new() }.changes_what_runs());
+    }
 
     #[test]
     fn an_event_is_one_flat_object_and_its_name_is_its_tag() {

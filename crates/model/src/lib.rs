@@ -50,8 +50,8 @@ pub use scaling_rules::{
     HpaBehaviour, HpaBy, HpaLimit, HpaMetric, HpaRule, HpaSelect, KpaRule, PredictiveRule,
 };
 pub use service::{
-    Placement, QueuePolicy, Removal, ScalingPolicy, ScalingRule, ServiceRecord, ServiceSpec,
-    SpecError, ThresholdScope,
+    Migration, Placement, QueuePolicy, Removal, ScalingPolicy, ScalingRule, ServiceRecord,
+    ServiceSpec, SpecError, ThresholdScope,
 };
 pub use time::Timestamp;
 pub use units::{CpuMilli, MemoryMib, UnitError};

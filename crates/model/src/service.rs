@@ -76,6 +76,9 @@ pub struct ScalingPolicy {
     pub placement: Placement,
     /// Which machine goes first.
     pub removal: Removal,
+    /// When machines move to other nodes; without it they stay where they are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub migration: Option<Migration>,
 }
 
 impl Default for ScalingPolicy {
@@ -89,7 +92,64 @@ impl Default for ScalingPolicy {
             cooldown: Duration::from_secs(5),
             placement: Placement::default(),
             removal: Removal::default(),
+            migration: None,
         }
+    }
+}
+
+/// When machines move to other nodes: a copy starts on the new node, and the old one goes once the copy serves.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Migration {
+    /// Leave nodes that are cordoned: that are to be maintained, or are expected to fail.
+    pub leave_cordoned: bool,
+    /// Leave nodes whose processors are used above this share, 0.05 to 1; without it no load moves anything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub leave_above: Option<f64>,
+    /// Because of load, go only to nodes that are used at most to this share; less than `leave_above`.
+    pub go_below: f64,
+    /// Machines on their way at a time, 1 to 100.
+    pub at_once: u32,
+    /// Because of load, a machine moves only after so long where it is, at most an hour.
+    #[serde(rename = "stay_ms", with = "millis")]
+    #[cfg_attr(feature = "schema", schema(value_type = u64))]
+    pub stay: Duration,
+}
+
+impl Default for Migration {
+    fn default() -> Self {
+        Self {
+            leave_cordoned: true,
+            leave_above: None,
+            go_below: 0.5,
+            at_once: 1,
+            stay: Duration::from_secs(30),
+        }
+    }
+}
+
+impl Migration {
+    fn check(&self) -> Result<(), SpecError> {
+        let wrong =
+            |problem: &str| Err(SpecError { field: "scaling.migration", problem: problem.into() });
+        if let Some(above) = self.leave_above {
+            if !(0.05..=1.0).contains(&above) {
+                return wrong("has leave_above, which must be 0.05 to 1");
+            }
+            if !(0.0..above).contains(&self.go_below) {
+                return wrong(
+                    "needs go_below from 0 and below leave_above, or machines would go to and fro",
+                );
+            }
+        }
+        if !(1..=100).contains(&self.at_once) {
+            return wrong("has at_once, which must be 1 to 100");
+        }
+        if self.stay > Duration::from_secs(3600) {
+            return wrong("has stay_ms, which must be at most an hour");
+        }
+        Ok(())
     }
 }
 
@@ -282,6 +342,9 @@ impl ServiceSpec {
         range("scaling.replicas_min", scaling.replicas_min.into(), 0, scaling.replicas_max.into())?;
         range("scaling.warm", scaling.warm.into(), 0, scaling.replicas_max.into())?;
         scaling.rule.check()?;
+        if let Some(migration) = &scaling.migration {
+            migration.check()?;
+        }
         range("queue.bound", self.queue.bound.into(), 1, 1_000_000)?;
         let day = 24 * 3600 * 1000;
         range("queue.retention_ms", ms(self.queue.retention), 0, 365 * day)?;

@@ -3,8 +3,9 @@
 
 use crate::chain::{Bound, ChainError, Family, Replicas};
 use crate::models;
+use crate::progress::Progress;
 use crate::scenario::{FailureLoses, QueueCounts, Repair, Scenario};
-use crate::sim::{Measure, Progress, Recording, replicate, simulate};
+use crate::sim::{Measure, count, simulate};
 
 /// Scenario of [`mmc`].
 const MMC: &str = r#"
@@ -36,14 +37,14 @@ fn scenario(text: &str, secs: f64) -> Scenario {
 
 /// One replication of an M/M/5 queue of load 0.8 with all statistics, for so many simulated seconds (8 events each):
 /// events handled.
-pub fn mmc(secs: f64) -> u64 {
-    replicate(&scenario(MMC, secs), 0, Recording::Off).events
+pub fn mmc(secs: f64, progress: &Progress) -> u64 {
+    count(&scenario(MMC, secs), 0, progress).events
 }
 
 /// One replication of the fifteen-node system (E6), for so many simulated seconds (about 37 events each): events handled.
-pub fn fifteen(secs: f64) -> u64 {
+pub fn fifteen(secs: f64, progress: &Progress) -> u64 {
     let text = include_str!("../scenarios/e6-fifteen.toml");
-    replicate(&scenario(text, secs), 0, Recording::Off).events
+    count(&scenario(text, secs), 0, progress).events
 }
 
 /// As many replications of [`mmc`] as asked for, on so many threads: events handled.
@@ -60,7 +61,7 @@ pub fn parallel(threads: usize, replications: u32, secs: f64) -> Result<u64, Str
 
 /// So many nodes with ten replicas each in services of 100, under failures, for so many simulated seconds: events handled.
 /// The figure of interest is the simulated time divided by the time it took.
-pub fn large(nodes: u32, secs: f64) -> u64 {
+pub fn large(nodes: u32, secs: f64, progress: &Progress) -> u64 {
     let mut text = format!(
         r#"
 name = "large"
@@ -87,15 +88,15 @@ work_secs = {{ kind = "exponential", mean = 10 }}
 "#
         ));
     }
-    replicate(&scenario(&text, secs), 0, Recording::Off).events
+    count(&scenario(&text, secs), 0, progress).events
 }
 
 /// The two-dimensional chain with 100 nodes and queues of 50, built and certified: its states.
 ///
 /// # Errors
-/// It could not be certified.
-pub fn chain_2d() -> Result<usize, ChainError> {
-    Ok(family_2d().solve()?.states)
+/// It could not be certified, or was stopped.
+pub fn chain_2d(progress: &Progress) -> Result<usize, ChainError> {
+    Ok(family_2d().solve_unless_stopped(progress)?.states)
 }
 
 fn family_2d() -> Family {
@@ -118,8 +119,8 @@ fn family_2d() -> Family {
 /// A chain of five million states, built and certified: its states.
 ///
 /// # Errors
-/// It could not be certified.
-pub fn chain_of_millions() -> Result<usize, ChainError> {
+/// It could not be certified, or was stopped.
+pub fn chain_of_millions(progress: &Progress) -> Result<usize, ChainError> {
     let family = Family {
         nodes: 315,
         queue: 99,
@@ -127,7 +128,7 @@ pub fn chain_of_millions() -> Result<usize, ChainError> {
         replicas: Replicas::EveryNode,
         ..family_2d()
     };
-    Ok(family.solve()?.states)
+    Ok(family.solve_unless_stopped(progress)?.states)
 }
 
 /// A small chain of the same kind that other tools solve too.
@@ -143,9 +144,9 @@ pub fn exported_model() -> String {
 /// The small chain, built and certified: its states, and the long-run share of those that refuse.
 ///
 /// # Errors
-/// It could not be certified.
-pub fn exported_chain() -> Result<(usize, f64), ChainError> {
-    let solution = exported().solve()?;
+/// It could not be certified, or was stopped.
+pub fn exported_chain(progress: &Progress) -> Result<(usize, f64), ChainError> {
+    let solution = exported().solve_unless_stopped(progress)?;
     Ok((solution.states, solution.get(Measure::Refusal)))
 }
 
@@ -153,9 +154,9 @@ pub fn exported_chain() -> Result<(usize, f64), ChainError> {
 /// the long-run share of premium service.
 ///
 /// # Errors
-/// It could not be certified.
-pub fn cluster(n: u16) -> Result<(usize, f64), ChainError> {
-    models::cluster(n)
+/// It could not be certified, or was stopped.
+pub fn cluster(n: u16, progress: &Progress) -> Result<(usize, f64), ChainError> {
+    models::cluster(n, progress)
 }
 
 #[cfg(test)]
@@ -164,11 +165,12 @@ mod tests {
 
     #[test]
     fn the_work_is_as_large_as_it_says() {
+        let run = &Progress::default();
         // One event more a second for the cells of so short a run.
-        assert!((8.0..10.0).contains(&(mmc(1000.0) as f64 / 1000.0)));
-        let fifteen = fifteen(200.0) as f64 / 200.0;
+        assert!((8.0..10.0).contains(&(mmc(1000.0, run) as f64 / 1000.0)));
+        let fifteen = fifteen(200.0, run) as f64 / 200.0;
         assert!((20.0..60.0).contains(&fifteen), "{fifteen}");
         assert!(parallel(2, 2, 100.0).unwrap() > 1000);
-        assert!(large(20, 100.0) > 300);
+        assert!(large(20, 100.0, run) > 300);
     }
 }

@@ -1,9 +1,10 @@
 //! The same scenario simulated, computed and, if somebody measured it, real: side by side.
 
 use crate::output::Estimate;
+use crate::progress::Progress;
 use crate::random::Distribution;
 use crate::scenario::Scenario;
-use crate::sim::{Measure, Progress, Recording, SimReport, replicate, simulate};
+use crate::sim::{Measure, Recording, SimReport, replicate, simulate};
 use crate::solve::{SolveReport, solve};
 use serde::Serialize;
 use skein_model::EventKind;
@@ -53,7 +54,7 @@ pub struct Comparison {
 /// Simulates and solves a scenario, and sets both beside what was measured live.
 pub fn compare(scenario: &Scenario, live: &[LiveService], progress: &Progress) -> Comparison {
     let simulation = simulate(scenario, progress);
-    let computation = solve(scenario).map_err(|error| chain_of(&error));
+    let computation = solve(scenario, progress).map_err(|error| chain_of(&error));
     let mut rows = vec![];
     for service in &simulation.services {
         let name = &service.service;

@@ -18,7 +18,10 @@ pub mod experiments;
 mod live;
 mod models;
 mod output;
+pub mod plot;
+mod png;
 pub mod policies;
+mod progress;
 mod random;
 pub mod replay;
 pub mod report;
@@ -26,12 +29,12 @@ mod scenario;
 pub mod search;
 mod sim;
 mod solve;
-pub mod svg;
+mod svg;
 pub mod verify;
 
 pub use chain::{
     Bound, Certificate, Chain, ChainError, Explicit, Family, Method, Replicas, Rule, STATES_MAX,
-    Solution, State, Steady, TooLong, steady_state, transient,
+    Solution, State, Steady, steady_state, transient,
 };
 pub use compare::{
     BatchTime, Comparison, LiveService, Row, SpeedUp, batch_scenario, batch_times, compare,
@@ -39,6 +42,8 @@ pub use compare::{
 };
 pub use live::{NodeChange, PlannedRequest, UserScript, left_out, measure_history, node_changes};
 pub use output::{Estimate, mser5, student_t};
+pub use png::PngError;
+pub use progress::Progress;
 pub use random::{Distribution, Purpose, RandomKind, Stream};
 pub use scenario::{
     Assumptions, BackgroundChanges, ChainReplicas, FailureLoses, FailuresHit, LastReplica,
@@ -46,7 +51,6 @@ pub use scenario::{
     ScenarioError, Service, ThroughputIs, Topology, TracedRequest, User, WarmUp, parse_trace,
 };
 pub use sim::{
-    Measure, Measured, Progress, Recording, Replication, ServiceReport, SimReport, Sums, replicate,
-    simulate,
+    Measure, Measured, Recording, Replication, ServiceReport, SimReport, Sums, replicate, simulate,
 };
 pub use solve::{SolveError, SolveReport, SolvedService, family_of, solve};

@@ -178,6 +178,7 @@ struct Sums {
     added: f64,
     removed: f64,
     turns: f64,
+    moved: f64,
     times: Vec<f64>,
 }
 
@@ -185,6 +186,8 @@ struct Sums {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Starting,
+    /// It starts to take the place of another, which counts in its stead as long as that is there.
+    Copying,
     Ready,
     Going,
 }
@@ -199,12 +202,21 @@ struct Now {
     /// Machines with the names of their nodes; empty where the history does not say.
     machines: BTreeMap<String, (Stage, String)>,
     running: BTreeSet<String>,
+    /// Copies of machines that move, with those machines.
+    copy_of: BTreeMap<String, String>,
     last_added: Option<bool>,
 }
 
 impl Now {
     fn count(&self, stage: Stage) -> f64 {
-        self.machines.values().filter(|it| it.0 == stage).count() as f64
+        let stands = |(id, (at, _)): &(&String, &(Stage, String))| match at {
+            Stage::Copying => {
+                let left = self.copy_of.get(*id);
+                stage == Stage::Starting && left.is_none_or(|id| !self.machines.contains_key(id))
+            }
+            Stage::Starting | Stage::Ready | Stage::Going => *at == stage,
+        };
+        self.machines.iter().filter(stands).count() as f64
     }
 
     fn job(&mut self, event: &Event) -> bool {
@@ -221,6 +233,7 @@ impl Now {
             self.machines.insert(id.to_string(), (stage, node));
         } else {
             self.machines.remove(id.as_str());
+            self.copy_of.remove(id.as_str());
         }
     }
 
@@ -329,23 +342,18 @@ fn happen(now: &mut Now, event: &Event, part: Option<&mut Sums>) {
             now.waiting -= i32::from(!now.job(event));
             part.lost += f64::from(u8::from(!matches!(event.kind, EventKind::JobCancelled)));
         }
-        EventKind::ServiceCreated
-        | EventKind::ServiceChanged { .. }
-        | EventKind::ServiceRemoved
-        | EventKind::Unplaceable { .. }
-        | EventKind::ProjectCreated
-        | EventKind::ProjectChanged
-        | EventKind::ProjectRemoved
-        | EventKind::NetworkCreated { .. }
-        | EventKind::NetworkChanged { .. }
-        | EventKind::NetworkRemoved { .. }
-        | EventKind::NetworkOpened { .. }
-        | EventKind::NetworkClosed { .. }
-        | EventKind::FirewallChanged { .. }
-        | EventKind::ConnectionLogged { .. }
-        | EventKind::PortChanged
-        | EventKind::Published { .. }
-        | EventKind::Unpublished { .. } => {}
+        EventKind::Migrating { machine, .. } => {
+            if let Some(copy) = &event.subject.machine {
+                now.copy_of.insert(copy.to_string(), machine.clone());
+            }
+            now.machine(event, Some(Stage::Copying));
+        }
+        EventKind::Migrated { .. } => {
+            part.moved += 1.0;
+            now.machine(event, Some(Stage::Going));
+        }
+        EventKind::TransferBegan { .. } | EventKind::TransferEnded { .. } => {}
+        other => debug_assert!(!other.changes_what_runs(), "{other:?} is measured nowhere"),
     }
 }
 
@@ -379,6 +387,7 @@ fn estimates(parts: &[Sums], length: f64, confidence: f64) -> Vec<(Measure, Esti
         (Measure::ReplicationRate, of(&|it| hourly(it.added))),
         (Measure::DereplicationRate, of(&|it| hourly(it.removed))),
         (Measure::Oscillation, of(&|it| hourly(it.turns))),
+        (Measure::MigrationRate, of(&|it| hourly(it.moved))),
     ]
 }
 

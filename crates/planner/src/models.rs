@@ -1,7 +1,18 @@
 //! Published chains (the PRISM benchmark suite and the QComp set), to be solved as any other: what the solvers are checked and
 //! measured with. Each function gives the number of states and the figure that was published.
 
+mod embedded;
+mod fms;
+mod mainframe;
+mod mapk;
+
+pub(crate) use embedded::{Embedded, embedded};
+pub(crate) use fms::fms;
+pub(crate) use mainframe::{Mainframe, mainframe};
+pub(crate) use mapk::mapk;
+
 use crate::chain::{Chain, ChainError, steady_state};
+use crate::progress::Progress;
 use std::hash::Hash;
 
 /// Explores a model and computes the long-run mean of a reward of its states.
@@ -9,12 +20,13 @@ fn long_run<S: Copy + Eq + Hash>(
     first: S,
     rule: impl Fn(S, &mut dyn FnMut(S, f64)),
     reward: impl Fn(&S) -> f64,
+    progress: &Progress,
 ) -> Result<(usize, f64), ChainError> {
     let (chain, states) = Chain::explore(first, rule)?;
     let rewards: Vec<f64> = states.iter().map(reward).collect();
     drop(states);
     let mean = |x: &[f64]| rewards.iter().zip(x).map(|(reward, x)| reward * x).sum::<f64>();
-    let steady = steady_state(&chain, &[], |x| vec![mean(x)])?;
+    let steady = steady_state(&chain, &[], |x| vec![mean(x)], progress)?;
     Ok((chain.len(), mean(&steady.x)))
 }
 
@@ -22,7 +34,7 @@ fn long_run<S: Copy + Eq + Hash>(
 ///
 /// # Errors
 /// It could not be certified.
-pub(crate) fn tandem(c: u32) -> Result<(usize, f64), ChainError> {
+pub(crate) fn tandem(c: u32, progress: &Progress) -> Result<(usize, f64), ChainError> {
     let rule = |(n, phase, m): (u32, u32, u32), to: &mut dyn FnMut((u32, u32, u32), f64)| {
         if n < c {
             to((n + 1, phase, m), 4.0 * f64::from(c));
@@ -37,7 +49,7 @@ pub(crate) fn tandem(c: u32) -> Result<(usize, f64), ChainError> {
             to((n, phase, m - 1), 4.0);
         }
     };
-    long_run((0, 1, 0), rule, |(n, _, m)| f64::from(n + m))
+    long_run((0, 1, 0), rule, |(n, _, m)| f64::from(n + m), progress)
 }
 
 /// What stands in a cell of the Kanban system: cards in use, being worked on, to be done again, done.
@@ -48,7 +60,7 @@ type Cell = [u8; 4];
 ///
 /// # Errors
 /// It could not be certified.
-pub(crate) fn kanban(t: u8) -> Result<(usize, f64), ChainError> {
+pub(crate) fn kanban(t: u8, progress: &Progress) -> Result<(usize, f64), ChainError> {
     const AGAIN: [f64; 4] = [0.36, 0.42, 0.39, 0.33];
     const GOOD: [f64; 4] = [0.84, 0.98, 0.91, 0.77];
     const BACK: f64 = 0.3;
@@ -100,14 +112,14 @@ pub(crate) fn kanban(t: u8) -> Result<(usize, f64), ChainError> {
         }
     };
     let first = [[0; 4]; 4];
-    long_run(first, rule, move |cells| f64::from(u8::from(takes(&cells[0]))))
+    long_run(first, rule, move |cells| f64::from(u8::from(takes(&cells[0]))), progress)
 }
 
 /// Long-run share of time in which the first of `n` stations, which one server polls in turn, is full and not served (Ibe and Trivedi 1990).
 ///
 /// # Errors
 /// It could not be certified.
-pub(crate) fn polling(n: u32) -> Result<(usize, f64), ChainError> {
+pub(crate) fn polling(n: u32, progress: &Progress) -> Result<(usize, f64), ChainError> {
     // Where the server is, whether it serves there, and which stations are full.
     let rule = move |(at, serves, full): (u32, bool, u32),
                      to: &mut dyn FnMut((u32, bool, u32), f64)| {
@@ -125,9 +137,10 @@ pub(crate) fn polling(n: u32) -> Result<(usize, f64), ChainError> {
             to((next, false, full), 200.0);
         }
     };
-    long_run((0, false, 0), rule, |(at, serves, full)| {
+    let waits = |(at, serves, full): &(u32, bool, u32)| {
         f64::from(u8::from(full & 1 == 1 && !(*at == 0 && *serves)))
-    })
+    };
+    long_run((0, false, 0), rule, waits, progress)
 }
 
 /// A state of the cluster of workstations.
@@ -145,7 +158,7 @@ struct Cluster {
 ///
 /// # Errors
 /// It could not be certified.
-pub(crate) fn cluster(n: u16) -> Result<(usize, f64), ChainError> {
+pub(crate) fn cluster(n: u16, progress: &Progress) -> Result<(usize, f64), ChainError> {
     let first = Cluster { left: n, right: n, works: [true; 3], repairs: 0 };
     let premium = move |state: &Cluster| {
         let [left, right, line] = state.works;
@@ -154,7 +167,7 @@ pub(crate) fn cluster(n: u16) -> Result<(usize, f64), ChainError> {
             || (state.left + state.right >= n && left && line && right);
         f64::from(u8::from(good))
     };
-    long_run(first, move |state, to| cluster_rule(n, state, to), premium)
+    long_run(first, move |state, to| cluster_rule(n, state, to), premium, progress)
 }
 
 fn cluster_rule(n: u16, state: Cluster, to: &mut dyn FnMut(Cluster, f64)) {
@@ -199,10 +212,14 @@ mod tests {
     #[test]
     fn the_models_have_as_many_states_as_was_published() {
         let states = |answer: Result<(usize, f64), ChainError>| answer.unwrap().0;
-        assert_eq!([states(tandem(5)), states(tandem(31))], [66, 2016]);
-        let clusters = [2, 4, 8, 16].map(|n| states(cluster(n)));
+        let run = &Progress::default();
+        assert_eq!([5, 31].map(|c| states(tandem(c, run))), [66, 2016]);
+        let clusters = [2, 4, 8, 16].map(|n| states(cluster(n, run)));
         assert_eq!(clusters, [276, 820, 2_772, 10_132]);
-        assert_eq!([states(kanban(1)), states(kanban(2))], [160, 4600]);
-        assert_eq!([3, 8, 10].map(|n| states(polling(n))), [36, 3072, 15_360]);
+        assert_eq!([1, 2].map(|t| states(kanban(t, run))), [160, 4600]);
+        assert_eq!([3, 8, 10].map(|n| states(polling(n, run))), [36, 3072, 15_360]);
+        assert_eq!([1, 2, 3].map(|n| states(fms(n, run))), [54, 810, 6520]);
+        assert_eq!(states(mainframe((10, 4), Mainframe::Available, run)), 13_530);
+        assert_eq!(mapk::explore(1).unwrap().0.len(), 118);
     }
 }

@@ -33,6 +33,8 @@ pub enum Purpose {
     Policy = 8,
     /// Which replica takes a request, where replicas have queues of their own.
     Dispatch = 9,
+    /// How long a background load of a node lasts.
+    BackgroundLasts = 10,
 }
 
 /// A stream of random numbers.

@@ -133,6 +133,15 @@ pub struct Requests {
     pub lost: u64,
 }
 
+/// Something on its way over links.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sent {
+    /// `input`, `output`, `code` or `state`.
+    pub what: String,
+    /// The nodes that it passes.
+    pub route: Vec<String>,
+}
+
 /// How things stand at a moment of a history.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Scene {
@@ -144,6 +153,8 @@ pub struct Scene {
     pub machines: BTreeMap<String, Machine>,
     /// Services by name.
     pub services: BTreeMap<String, Requests>,
+    /// What is on the links, by number.
+    pub transfers: BTreeMap<u64, Sent>,
     /// Machine of each request in service.
     running: BTreeMap<String, String>,
 }
@@ -158,13 +169,17 @@ impl Scene {
         match &event.kind {
             EventKind::NodeJoined => self.node(node, NodeView::Works),
             EventKind::NodeLeft | EventKind::NodeLost => self.node(node, NodeView::Gone),
-            EventKind::Replicated { .. } | EventKind::MachineLaunched => {
+            EventKind::Replicated { .. }
+            | EventKind::Migrating { .. }
+            | EventKind::MachineLaunched => {
                 self.machine(event, MachineView::Starts);
             }
             EventKind::MachineReady { .. } | EventKind::MachineAdopted => {
                 self.machine(event, MachineView::Ready);
             }
-            EventKind::Dereplicated { .. } | EventKind::MachineDraining => {
+            EventKind::Dereplicated { .. }
+            | EventKind::Migrated { .. }
+            | EventKind::MachineDraining => {
                 self.machine(event, MachineView::Drains);
             }
             EventKind::MachineGone { .. } => {
@@ -199,23 +214,14 @@ impl Scene {
                     requests.waiting = requests.waiting.saturating_sub(1);
                 }
             }
-            EventKind::ProjectCreated
-            | EventKind::ProjectChanged
-            | EventKind::ProjectRemoved
-            | EventKind::NetworkCreated { .. }
-            | EventKind::NetworkChanged { .. }
-            | EventKind::NetworkRemoved { .. }
-            | EventKind::NetworkOpened { .. }
-            | EventKind::NetworkClosed { .. }
-            | EventKind::FirewallChanged { .. }
-            | EventKind::ConnectionLogged { .. }
-            | EventKind::PortChanged
-            | EventKind::Published { .. }
-            | EventKind::Unpublished { .. }
-            | EventKind::ServiceCreated
-            | EventKind::ServiceChanged { .. }
-            | EventKind::ServiceRemoved
-            | EventKind::Unplaceable { .. } => {}
+            EventKind::TransferBegan { transfer, what, route, .. } => {
+                let sent = Sent { what: what.clone(), route: route.clone() };
+                self.transfers.insert(*transfer, sent);
+            }
+            EventKind::TransferEnded { transfer } => {
+                self.transfers.remove(transfer);
+            }
+            other => debug_assert!(!other.changes_what_runs(), "{other:?} is shown nowhere"),
         }
     }
 
@@ -261,6 +267,18 @@ impl Scene {
         true
     }
 
+    /// How many transfers of each kind are on each link, from one node to the next.
+    pub fn on_links(&self) -> BTreeMap<(&str, &str), BTreeMap<&str, usize>> {
+        let mut links: BTreeMap<_, BTreeMap<&str, usize>> = BTreeMap::new();
+        for sent in self.transfers.values() {
+            for pair in sent.route.windows(2) {
+                let link = links.entry((pair[0].as_str(), pair[1].as_str())).or_default();
+                *link.entry(sent.what.as_str()).or_default() += 1;
+            }
+        }
+        links
+    }
+
     /// The scene as lines of text. With `dim` a failed node is darker, by an ANSI sequence.
     pub fn draw(&self, dim: bool) -> String {
         let mut text = format!("t = {:.3} s\n", self.at_us as f64 * 1e-6);
@@ -281,6 +299,12 @@ impl Scene {
                 NodeView::Gone => format!("{} (failed)", line.trim_end()),
             };
             let _ = writeln!(text, "{line}");
+        }
+        for ((from, to), sent) in self.on_links() {
+            let counts: Vec<String> =
+                sent.iter().map(|(what, count)| format!("{count} {what}")).collect();
+            let marks = ">".repeat(sent.values().sum::<usize>().min(40));
+            let _ = writeln!(text, "{from} -> {to}  {marks} {}", counts.join(", "));
         }
         for (name, requests) in &self.services {
             let Requests { waiting, served, refused, lost } = requests;
@@ -341,14 +365,18 @@ mod tests {
     fn a_replay_ends_where_the_run_ended() {
         let (scenario, replication) = history();
         let mut scene = Scene::default();
-        let mut failed = 0;
+        let (mut failed, mut linked) = (0, 0);
         for event in &replication.history {
             scene.apply(event);
+            linked = linked.max(scene.on_links().len());
             failed = failed.max(scene.nodes.values().filter(|it| **it == NodeView::Gone).count());
             assert!(scene.machines.values().all(|machine| machine.in_service <= 1));
         }
         assert_eq!(scene.nodes.len(), scenario.node_count());
         assert!(failed > 0, "nodes fail in this scenario");
+        assert!(linked > 1, "inputs and outputs are on several links at once");
+        let sent: usize = scene.on_links().values().flat_map(|link| link.values()).sum();
+        assert_eq!(sent, scene.transfers.len(), "each link of a clique is a route");
         for (service, measured) in scenario.services.iter().zip(&replication.services) {
             let requests = scene.services[service.name.as_str()];
             assert_eq!(requests.waiting, measured.left_waiting, "{}", service.name);
@@ -356,6 +384,11 @@ mod tests {
         }
         let drawn = scene.draw(false);
         assert!(drawn.contains("n15") && drawn.contains("waiting"), "{drawn}");
+        let sent =
+            Sent { what: "input".into(), route: vec!["n1".into(), "n2".into(), "n3".into()] };
+        scene.transfers.insert(u64::MAX, sent);
+        let drawn = scene.draw(false);
+        assert!(drawn.contains("n1 -> n2  >") && drawn.contains("n2 -> n3  >"), "{drawn}");
         let mut dark = scene.clone();
         dark.nodes.insert("n1".into(), NodeView::Gone);
         assert!(dark.draw(true).contains("\x1b[2mn1"));

@@ -1,8 +1,9 @@
 //! Finding parameters that reach a goal: the chain sorts out what cannot, the simulator judges what may.
 
 use crate::output::Estimate;
+use crate::progress::Progress;
 use crate::scenario::Scenario;
-use crate::sim::{Measure, Progress, simulate};
+use crate::sim::{Measure, simulate};
 use crate::solve::solve;
 use rayon::prelude::*;
 use serde::Serialize;
@@ -190,6 +191,16 @@ pub enum SearchError {
     /// What is to be least is not varied.
     #[error("{0} is to be least and is not varied")]
     NotVaried(Parameter),
+    /// Somebody wished the end before a point was found.
+    #[error("stopped after {tried} of {open} points; the nearest so far was {nearest}")]
+    Stopped {
+        /// Points that were simulated.
+        tried: usize,
+        /// Points that the chain let pass.
+        open: usize,
+        /// The nearest, in words.
+        nearest: String,
+    },
     /// No point of the range reaches the goal.
     #[error("no point reaches the goal; the nearest was {nearest}")]
     NotReached {
@@ -205,6 +216,7 @@ impl SearchError {
             Self::Parse { .. } => "SEARCH_MALFORMED",
             Self::TooMany => "SEARCH_TOO_LARGE",
             Self::NotVaried(_) => "SEARCH_NOT_VARIED",
+            Self::Stopped { .. } => "SEARCH_STOPPED",
             Self::NotReached { .. } => "GOAL_NOT_REACHED",
         }
     }
@@ -247,9 +259,16 @@ pub fn search(
     }
     let points = points_of(scenario, vary, minimise)?;
     let open: Vec<&(Vec<u32>, Scenario)> =
-        points.par_iter().filter(|(_, scenario)| !surely_missed(scenario, goal)).collect();
+        points.par_iter().filter(|(_, it)| !surely_missed(it, goal, progress)).collect();
     let mut nearest: Option<(f64, String)> = None;
     for (number, (values, scenario)) in open.iter().enumerate() {
+        if progress.is_stopped() {
+            return Err(SearchError::Stopped {
+                tried: number,
+                open: open.len(),
+                nearest: named(nearest),
+            });
+        }
         let report = simulate(scenario, progress);
         let service = &report.services[0];
         let measures: Vec<(Measure, Estimate)> =
@@ -258,7 +277,8 @@ pub fn search(
             vary.iter().map(|it| it.parameter).zip(values.iter().copied()).collect();
         let miss = goal.0.iter().zip(&measures).map(|(bound, it)| bound.miss(&it.1));
         let miss = miss.fold(0.0, f64::max);
-        if miss == 0.0 {
+        // What was cut short proves nothing.
+        if miss == 0.0 && !progress.is_stopped() {
             return Ok(Found {
                 point,
                 scenario: scenario.clone(),
@@ -272,8 +292,11 @@ pub fn search(
             nearest = Some((miss, in_words(&point, &measures)));
         }
     }
-    let nearest = nearest.map_or("none that the chain let pass".to_owned(), |it| it.1);
-    Err(SearchError::NotReached { nearest })
+    Err(SearchError::NotReached { nearest: named(nearest) })
+}
+
+fn named(nearest: Option<(f64, String)>) -> String {
+    nearest.map_or("none that the chain let pass".to_owned(), |it| it.1)
 }
 
 fn in_words(point: &[(Parameter, u32)], measures: &[(Measure, Estimate)]) -> String {
@@ -316,14 +339,14 @@ fn points_of(
             it.parameter.set(&mut at, *value);
         }
         // Thresholds that contradict each other, fewer nodes than names: such points are none.
-        Scenario::parse(&at.to_toml()).ok().map(|at| (values, at))
+        at.is_valid().then_some((values, at))
     };
     Ok(points.into_iter().filter_map(with).collect())
 }
 
 /// Whether the chain, where there is one, misses the goal by far.
-fn surely_missed(scenario: &Scenario, goal: &Goal) -> bool {
-    let Ok(report) = solve(scenario) else { return false };
+fn surely_missed(scenario: &Scenario, goal: &Goal, progress: &Progress) -> bool {
+    let Ok(report) = solve(scenario, progress) else { return false };
     let solved = &report.services[0];
     goal.0.iter().any(|bound| {
         let value = solved.solution.get(bound.measure);
@@ -399,7 +422,7 @@ work_secs = { kind = "exponential", mean = 1 }
         let fixed = |n: u32| {
             let mut at = scenario.clone();
             (at.services[0].scaling.replicas_min, at.services[0].scaling.replicas_max) = (n, n);
-            solve(&at).unwrap().services[0].solution.get(Measure::Refusal)
+            solve(&at, &Progress::default()).unwrap().services[0].solution.get(Measure::Refusal)
         };
         let vary: [Vary; 1] = ["queue_bound=1..40".parse().unwrap()];
         let mut five = scenario.clone();
@@ -411,7 +434,7 @@ work_secs = { kind = "exponential", mean = 1 }
         let with = |bound: u32| {
             let mut at = five.clone();
             at.services[0].queue_bound = bound;
-            solve(&at).unwrap().services[0].solution.get(Measure::Refusal)
+            solve(&at, &Progress::default()).unwrap().services[0].solution.get(Measure::Refusal)
         };
         assert!(with(bound) < 0.01 && with(bound.saturating_sub(2)) > 0.01, "{found:?}");
         assert!(found.sorted_out > 0 && found.simulated < found.points);

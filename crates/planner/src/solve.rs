@@ -1,6 +1,7 @@
 //! From a scenario to the chain that comes nearest, saying what it leaves out.
 
 use crate::chain::{Bound, ChainError, Family, Replicas, Rule, Solution};
+use crate::progress::Progress;
 use crate::random::Distribution;
 use crate::scenario::{ChainReplicas, FailureLoses, Mobility, QueueKind, Scenario, Service};
 use serde::Serialize;
@@ -61,12 +62,12 @@ pub struct SolveReport {
 /// Solves the chain of each service of a scenario.
 ///
 /// # Errors
-/// A service has no chain, or its chain no certified answer.
-pub fn solve(scenario: &Scenario) -> Result<SolveReport, SolveError> {
+/// A service has no chain, its chain has no certified answer, or it was stopped before.
+pub fn solve(scenario: &Scenario, progress: &Progress) -> Result<SolveReport, SolveError> {
     let services = scenario.services.iter().map(|service| {
         let name = service.name.to_string();
         let (family, left_out) = family_of(scenario, service)?;
-        match family.solve() {
+        match family.solve_unless_stopped(progress) {
             Ok(solution) => Ok(SolvedService { service: name, solution, left_out }),
             Err(source) => Err(SolveError::Chain { service: name, source }),
         }

@@ -64,7 +64,7 @@ fn the_reference_case_agrees() {
         (0.25, 1.0),
         "seed = 3, replications = 30, duration_secs = 20000",
     );
-    let solved = solve(&scenario).unwrap();
+    let solved = solve(&scenario, &Progress::default()).unwrap();
     let refusal = solved.services[0].solution.get(Measure::Refusal);
     assert!((refusal / 0.0306304141641745 - 1.0).abs() < 1e-9, "{refusal}");
     // With no node at work the chain refuses; the simulator lets as many wait as one replica would.
@@ -96,7 +96,7 @@ fn what_a_chain_leaves_out_is_said() {
         (1.0, 1.0),
         "",
     );
-    let solved = solve(&scenario).unwrap();
+    let solved = solve(&scenario, &Progress::default()).unwrap();
     let expect = [
         "random background loads: their means instead",
         "the cool-down",
@@ -105,7 +105,7 @@ fn what_a_chain_leaves_out_is_said() {
     ];
     assert_eq!(solved.services[0].left_out, expect);
     scenario.services[0].scaling.rule = Default::default();
-    let error = solve(&scenario).unwrap_err();
+    let error = solve(&scenario, &Progress::default()).unwrap_err();
     assert_eq!(error.code(), "CHAIN_NONE");
     assert!(error.to_string().contains("averages over windows"), "{error}");
 }

@@ -1,8 +1,8 @@
 //! The chain against closed forms and published figures.
 
 use skein_planner::{
-    Bound, Chain, FailureLoses, Family, Measure, QueueCounts, Repair, Replicas, Rule, Solution,
-    steady_state,
+    Bound, Chain, FailureLoses, Family, Measure, Progress, QueueCounts, Repair, Replicas, Rule,
+    Solution, steady_state,
 };
 
 fn family(n: u32, l: u32, rates: [f64; 4], replicas: Replicas, loses: FailureLoses) -> Family {
@@ -272,7 +272,7 @@ fn tandem(c: u32) -> f64 {
         let sum: f64 = states.iter().zip(x).map(|(s, x)| f64::from(s.0 + s.2) * x).sum();
         vec![sum]
     };
-    customers(&steady_state(&chain, &[], customers).unwrap().x)[0]
+    customers(&steady_state(&chain, &[], customers, &Progress::default()).unwrap().x)[0]
 }
 
 #[test]

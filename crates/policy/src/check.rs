@@ -160,6 +160,8 @@ struct After<'a> {
     holds: bool,
     /// Machines that were wanted before, with whether they stay.
     live: Vec<(&'a ReplicaView, bool)>,
+    /// Machines that go because their copies serve.
+    handed_over: Vec<&'a MachineId>,
     rolls: bool,
 }
 
@@ -174,7 +176,10 @@ impl<'a> After<'a> {
         let mut gone = BTreeSet::new();
         for step in &plan.steps {
             match step {
-                Step::Boot { service, .. } if service == key => boots += 1,
+                // A copy takes the place of a machine that is counted.
+                Step::Boot { service, replaces, .. } if service == key => {
+                    boots += u32::from(replaces.is_none());
+                }
                 Step::Hold { service, .. } if service == key => holds = true,
                 Step::Drain { machine, .. } | Step::Stop { machine, .. } => {
                     gone.insert(machine);
@@ -188,9 +193,23 @@ impl<'a> After<'a> {
                 && !lost(&replica.node)
         };
         let live = view.replicas.iter().filter(wanted);
-        let live: Vec<_> = live.map(|r| (r, !gone.contains(&r.machine))).collect();
+        let moving = plan.memory.services.get(key).map_or(&[][..], |memory| memory.moving());
+        let copied = |replica: &&ReplicaView| {
+            let of = moving.iter().find(|pair| pair.copy == replica.machine);
+            of.is_some_and(|pair| {
+                let left = view.replicas.iter().find(|it| it.machine == pair.machine);
+                left.is_some_and(|left| wanted(&left) && !gone.contains(&left.machine))
+            })
+        };
+        let live: Vec<_> = live
+            .filter(|replica| !copied(replica))
+            .map(|r| (r, !gone.contains(&r.machine)))
+            .collect();
+        let moved = |replica: &ReplicaView| moving.iter().any(|it| it.machine == replica.machine);
+        let hands_over = live.iter().filter(|(replica, stays)| !stays && moved(replica));
+        let handed_over = hands_over.map(|(replica, _)| &replica.machine).collect();
         let rolls = live.iter().any(|(replica, _)| replica.revision != view.revision);
-        Self { boots, holds, live, rolls }
+        Self { boots, holds, live, handed_over, rolls }
     }
 
     fn count(&self) -> u32 {
@@ -229,8 +248,9 @@ fn service(
     }
     let goes = after.live.iter().any(|(_, stays)| !stays);
     let idle_since = plan.memory.services.get(key).and_then(|memory| memory.idle_since());
+    let moves = !after.handed_over.is_empty();
     let rested = idle_since.is_some_and(|since| since + policy.zero_grace <= now);
-    if count == 0 && goes && !rested && !after.rolls {
+    if count == 0 && goes && !rested && !after.rolls && !moves {
         found.push(Violation::ZeroTooSoon(key.clone()));
     }
     busy_before_idle(view, after, found);
@@ -239,7 +259,7 @@ fn service(
 fn busy_before_idle(view: &ServiceView, after: &After<'_>, found: &mut Vec<Violation>) {
     let current = |replica: &ReplicaView| replica.revision == view.revision;
     for (busy, stays) in &after.live {
-        if *stays || busy.in_service == 0 {
+        if *stays || busy.in_service == 0 || after.handed_over.contains(&&busy.machine) {
             continue;
         }
         // An outdated machine may go before a current one, whatever they do.

@@ -56,6 +56,9 @@ pub struct Node {
     pub reserved: Room,
     /// Relative speed of one core; 1.0 is the reference.
     pub performance: f64,
+    /// Share of its processors that is used, as measured, 0 to 1; 0 where nobody measures. Machines may leave a node for it; none is
+    /// started by it.
+    pub used: f64,
 }
 
 impl Node {
@@ -81,6 +84,8 @@ pub enum ReplicaPhase {
     Starting,
     /// Wanted and listening.
     Ready,
+    /// Wanted and listening, while its copy starts on another node.
+    Moving,
     /// Asked to drain; may still take work.
     DrainAsked,
     /// Takes no more work, finishes what it has.
@@ -176,6 +181,17 @@ pub enum Move {
         /// Why there.
         place: Place,
     },
+    /// Start a copy of a machine on another node; the machine goes once the copy serves.
+    Migrate {
+        /// Index of the machine.
+        replica: usize,
+        /// To this node.
+        node: usize,
+        /// Why it leaves its own.
+        reason: Reason,
+        /// Why there.
+        place: Place,
+    },
     /// Let a machine finish what it has, then go.
     Drain {
         /// Index of the machine.
@@ -263,7 +279,7 @@ impl Inputs {
                 ReplicaPhase::Ending => {}
                 _ if lost => inputs.lost += 1,
                 ReplicaPhase::Starting => inputs.starting += 1,
-                ReplicaPhase::Ready => {
+                ReplicaPhase::Ready | ReplicaPhase::Moving => {
                     inputs.ready += 1;
                     inputs.outdated += u32::from(replica.freshness == Freshness::Outdated);
                 }

@@ -11,7 +11,8 @@
 //!   Service, Node[] ──▶ plan_service() ──▶ Move[], Verdict
 //!                          ├─ scale()           how many, and why: rule, warm pool, grace, bounds, cool-down
 //!                          ├─ removals()        which go first: never a busy one while an idle one is there
-//!                          └─ place()           where the new ones go: by what is reserved, never by what is measured
+//!                          ├─ place()           where the new ones go: by what is reserved, never by what is measured
+//!                          └─ migrate()         which leave their nodes, cordoned or crowded, and for where
 //! ```
 //! A live controller calls [`plan`] whenever anything changed and at [`Plan::next_at`], carries out the steps, and
 //! hands [`Plan::memory`] to the next call. It shall see the effect of its own steps before it plans again, or the same
@@ -24,12 +25,16 @@
 //! - A machine that ended unasked or with its node is replaced, because the number wanted is remembered.
 //! - When machines of a service end before they serve, further starts wait, each failure twice as long
 //!   ([`BACKOFF_INITIAL`] to [`BACKOFF_MAX`]), one at a time, until one is ready for [`READY_PROOF`].
+//! - A machine that leaves its node keeps serving until its copy does: the copy is not counted, so that no rule sees one more.
+//!   One goes only when nothing is to be added and nothing is replaced.
 //! - A changed image or shape replaces machines a quarter at a time, new ones ready before old ones drain. Then, and
 //!   only then, there may be more than `replicas_max`. Where there is no room for both, an old one goes first.
 
 pub mod check;
 mod core;
+mod handover;
 mod memory;
+mod migrate;
 mod place;
 mod plan;
 mod reason;
@@ -43,11 +48,13 @@ pub use core::{
     Ended, Freshness, Inputs, Load, Move, Node, Place, Replica, ReplicaPhase, Room, Service,
     Verdict,
 };
-pub use memory::{BACKOFF_INITIAL, BACKOFF_MAX, READY_PROOF, READY_TOO_SHORT, ServiceMemory};
+pub use memory::{
+    BACKOFF_INITIAL, BACKOFF_MAX, Moving, READY_PROOF, READY_TOO_SHORT, ServiceMemory,
+};
 pub use place::{place, removals};
 pub use plan::{
-    Decision, Desired, Memory, NodeView, Observed, Plan, ReplicaView, Revision, ServiceKey,
-    ServiceKeyError, ServiceView, Step, plan,
+    Decision, Desired, Memory, NodeView, Observed, Plan, Replaced, ReplicaView, Revision,
+    ServiceKey, ServiceKeyError, ServiceView, Step, plan,
 };
 pub use reason::{Reason, WaitReason};
 pub use rng::PlanRng;

@@ -6,7 +6,7 @@ use crate::rules::kpa::KpaMemory;
 use crate::rules::predictive::PredictiveMemory;
 use crate::window::Window;
 use serde::{Deserialize, Serialize};
-use skein_model::{ScalingRule, Timestamp};
+use skein_model::{MachineId, ScalingRule, Timestamp};
 use std::time::Duration;
 
 /// Wait after the first failed start; doubles with each further one. Longer than a boot of a unikernel, so that a
@@ -48,6 +48,18 @@ pub struct ServiceMemory {
     pub(crate) failures: Failures,
     /// Whose turn it is (round robin).
     pub(crate) turn: u32,
+    /// Machines on their way to other nodes, each with its copy.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) moving: Vec<Moving>,
+}
+
+/// A machine on its way to another node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moving {
+    /// The machine.
+    pub machine: MachineId,
+    /// Its copy.
+    pub copy: MachineId,
 }
 
 /// Averages of the jobs waiting and in service.
@@ -94,6 +106,11 @@ impl ServiceMemory {
     /// Failed starts since the last proof that the image starts.
     pub const fn failures(&self) -> u32 {
         self.failures.count
+    }
+
+    /// Machines on their way to other nodes.
+    pub fn moving(&self) -> &[Moving] {
+        &self.moving
     }
 
     /// Takes note of the load.

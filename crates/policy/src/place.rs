@@ -21,7 +21,23 @@ pub fn place(
     turn: &mut u32,
     rng: &mut PlanRng,
 ) -> Result<(usize, Place), WaitReason> {
-    let fits = |node: &Node| node.state == NodeState::Ready && node.free().holds(needs);
+    place_on(nodes, (needs, &|_| true), algorithm, of_service, turn, rng)
+}
+
+/// As [`place`], among the nodes that suit.
+///
+/// # Errors
+/// As [`place`], of all nodes.
+pub(crate) fn place_on(
+    nodes: &mut [Node],
+    (needs, suits): (Room, &dyn Fn(&Node) -> bool),
+    algorithm: Placement,
+    of_service: impl Fn(usize) -> u32,
+    turn: &mut u32,
+    rng: &mut PlanRng,
+) -> Result<(usize, Place), WaitReason> {
+    let fits =
+        |node: &Node| node.state == NodeState::Ready && node.free().holds(needs) && suits(node);
     let candidates = || nodes.iter().enumerate().filter(|(_, node)| fits(node));
     let chosen = match algorithm {
         Placement::LeastLoaded => least(candidates(), |(_, node)| node.load())
@@ -142,6 +158,7 @@ mod tests {
             capacity: Room { memory_mib: capacity, cpu_milli: 4000, machines: 10 },
             reserved: Room { memory_mib: reserved, cpu_milli: 0, machines: 0 },
             performance,
+            used: 0.0,
         }
     }
 

@@ -3,7 +3,8 @@
 use crate::core::{
     Ended, Freshness, Inputs, Load, Move, Node, Replica, ReplicaPhase, Room, Service,
 };
-use crate::memory::ServiceMemory;
+use crate::handover::follow;
+use crate::memory::{Moving, ServiceMemory};
 use crate::reason::{Reason, WaitReason};
 use crate::rng::PlanRng;
 use crate::scale::Earliest;
@@ -101,6 +102,8 @@ pub struct NodeView {
     pub reserved: Room,
     /// Relative speed of one core; 1.0 is the reference.
     pub performance: f64,
+    /// Share of its processors that is used, as its agent measured last, 0 to 1; 0 while nothing was measured.
+    pub used: f64,
 }
 
 /// A service as it is seen.
@@ -220,6 +223,8 @@ pub enum Step {
         node: NodeName,
         /// Version of its record: the first.
         generation: Generation,
+        /// The machine whose place it takes once it is ready, which then drains: a migration.
+        replaces: Option<Replaced>,
         /// Why, in words.
         reason: String,
     },
@@ -231,6 +236,8 @@ pub enum Step {
         service: ServiceKey,
         /// Next version of its record.
         generation: Generation,
+        /// The copy that took its place: a migration.
+        copy: Option<MachineId>,
         /// Why, in words.
         reason: String,
     },
@@ -258,9 +265,21 @@ pub enum Step {
     },
 }
 
+/// A machine that leaves its node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Replaced {
+    /// Which.
+    pub machine: MachineId,
+    /// Its node.
+    pub node: NodeName,
+}
+
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Boot { machine, node, replaces: Some(left), reason, .. } => {
+                write!(f, "move {} to {node} as {machine}: {reason}", left.machine)
+            }
             Self::Boot { machine, node, reason, .. } => {
                 write!(f, "boot {machine} on {node}: {reason}")
             }
@@ -309,7 +328,8 @@ pub fn plan(
     for (key, view) in seen.services.iter().filter(|(key, _)| !records.contains_key(key)) {
         let mut moves = vec![];
         plan_removed(&cloud.replicas(view), &cloud.nodes, &mut moves);
-        names.write((key, view), &moves, (&cloud, now), rng, &mut plan.steps);
+        let of = (key, view, &mut vec![]);
+        names.write(of, &moves, (&cloud, now), rng, &mut plan.steps);
     }
 
     let mut works = Vec::with_capacity(records.len());
@@ -320,7 +340,9 @@ pub fn plan(
             plan.memory.services.insert(key.clone(), remembered);
             continue;
         };
-        let replicas = cloud.replicas(view);
+        let mut replicas = cloud.replicas(view);
+        let moved = follow(view, &mut replicas, &cloud.nodes, &mut remembered.moving);
+        names.hand_over((key, view), &moved, (&remembered.moving, now), &mut plan.steps);
         let service = service_of(record, view, &replicas);
         let intent = decide(&service, &cloud.nodes, &mut remembered, now);
         let mut moves = vec![];
@@ -332,8 +354,11 @@ pub fn plan(
         let service = service_of(work.record, work.view, &work.replicas);
         let remember = (&mut work.memory, now);
         let moves = (0, &mut work.moves);
+        work.intent.migrate(&service, &mut cloud.nodes, remember, rng, moves);
+        let (remember, moves) = ((&mut work.memory, now), (0, &mut work.moves));
         let verdict = work.intent.conclude(&service, &cloud.nodes, remember, rng, moves);
-        names.write((work.key, work.view), &work.moves, (&cloud, now), rng, &mut plan.steps);
+        let of = (work.key, work.view, &mut work.memory.moving);
+        names.write(of, &work.moves, (&cloud, now), rng, &mut plan.steps);
         if let Some(at) = verdict.next_at {
             next.add(at, now);
         }
@@ -418,12 +443,14 @@ impl<'a> Cloud<'a> {
             capacity: view.capacity,
             reserved: view.reserved,
             performance: view.performance,
+            used: view.used,
         });
         let unknown = Node {
             state: NodeState::Lost,
             capacity: Room::default(),
             reserved: Room::default(),
             performance: 0.0,
+            used: 0.0,
         };
         let nodes = known.chain([unknown]).collect();
         Self { nodes, names: views.iter().map(|view| &view.name).collect() }
@@ -474,7 +501,7 @@ struct Names<'a> {
 impl Names<'_> {
     fn write(
         &mut self,
-        (key, view): (&ServiceKey, &ServiceView),
+        (key, view, moving): (&ServiceKey, &ServiceView, &mut Vec<Moving>),
         moves: &[Move],
         (cloud, now): (&Cloud<'_>, Timestamp),
         rng: &mut PlanRng,
@@ -492,16 +519,35 @@ impl Names<'_> {
                     service,
                     node: cloud.names[*node].clone(),
                     generation: Generation(1),
+                    replaces: None,
                     reason: format!(
                         "{}: +1 replica on {} ({place})",
                         reason.text(now),
                         cloud.name(*node)
                     ),
                 },
+                Move::Migrate { replica, node, reason, place } => {
+                    let left = &view.replicas[*replica];
+                    let copy = self.fresh_id(&key.service, rng);
+                    let (to, machine) = (cloud.name(*node), left.machine.clone());
+                    moving.push(Moving { machine: machine.clone(), copy: copy.clone() });
+                    Step::Boot {
+                        machine: copy,
+                        service,
+                        node: cloud.names[*node].clone(),
+                        generation: Generation(1),
+                        reason: format!(
+                            "{}: from {} to {to} ({place})",
+                            reason.text(now),
+                            left.node
+                        ),
+                        replaces: Some(Replaced { machine, node: left.node.clone() }),
+                    }
+                }
                 Move::Drain { replica, reason } => {
                     let (machine, generation) = known(*replica);
                     let reason = format!("{}: -1 replica", reason.text(now));
-                    Step::Drain { machine, service, generation, reason }
+                    Step::Drain { machine, service, generation, copy: None, reason }
                 }
                 Move::Stop { replica, reason } => {
                     let (machine, generation) = known(*replica);
@@ -514,6 +560,27 @@ impl Names<'_> {
                     code: why.code(),
                     reason: why.text(now, |node| cloud.name(node)),
                 },
+            });
+        }
+    }
+
+    /// Machines drain whose copies serve.
+    fn hand_over(
+        &self,
+        (key, view): (&ServiceKey, &ServiceView),
+        moved: &[usize],
+        (moving, now): (&[Moving], Timestamp),
+        out: &mut Vec<Step>,
+    ) {
+        for replica in moved {
+            let left = &view.replicas[*replica];
+            let pair = moving.iter().find(|pair| pair.machine == left.machine);
+            out.push(Step::Drain {
+                machine: left.machine.clone(),
+                service: key.clone(),
+                generation: left.generation.next(),
+                copy: pair.map(|pair| pair.copy.clone()),
+                reason: Reason::Moved.text(now).to_string(),
             });
         }
     }

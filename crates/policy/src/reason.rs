@@ -137,6 +137,17 @@ pub enum Reason {
         /// Machines still to be replaced.
         outdated: u32,
     },
+    /// Its node is cordoned: it is to be maintained, or is expected to fail.
+    Cordoned,
+    /// The processors of its node are used more than they shall be.
+    Crowded {
+        /// Share that is used.
+        used: f64,
+        /// Share above which machines leave.
+        above: f64,
+    },
+    /// Its copy on another node serves.
+    Moved,
     /// The service was removed.
     Removed,
     /// A machine that drained has nothing left to do.
@@ -172,6 +183,9 @@ impl Reason {
             Self::Warm { .. } => "WARM",
             Self::Replace { .. } => "REPLACE",
             Self::Roll { .. } => "ROLL",
+            Self::Cordoned => "NODE_CORDONED",
+            Self::Crowded { .. } => "NODE_CROWDED",
+            Self::Moved => "MOVED",
             Self::Removed => "REMOVED",
             Self::Drained => "DRAINED",
         }
@@ -268,6 +282,14 @@ impl fmt::Display for At<'_> {
             Reason::Roll { outdated } => {
                 write!(f, "{outdated} run an older image or shape and are replaced")
             }
+            Reason::Cordoned => f.write_str("its node is cordoned"),
+            Reason::Crowded { used, above } => write!(
+                f,
+                "{:.0} % of its node's processors in use > {:.0} %",
+                used * 100.0,
+                above * 100.0
+            ),
+            Reason::Moved => f.write_str("its copy on another node serves"),
             Reason::Removed => f.write_str("the service was removed"),
             Reason::Drained => f.write_str("drained"),
         }

@@ -2,6 +2,7 @@
 
 use crate::core::{Freshness, Inputs, Move, Node, Replica, ReplicaPhase, Service, Verdict};
 use crate::memory::ServiceMemory;
+use crate::migrate::migrate;
 use crate::place::{place, removals};
 use crate::reason::{Reason, WaitReason};
 use crate::rng::PlanRng;
@@ -24,6 +25,7 @@ pub fn plan_service(
     let mut intent = decide(service, nodes, memory, now);
     intent.remove(service, nodes, rng, out);
     while intent.boots > 0 && intent.boot_one(service, nodes, memory, rng, (begun, out)) {}
+    intent.migrate(service, nodes, (memory, now), rng, (begun, out));
     intent.conclude(service, nodes, (memory, now), rng, (begun, out))
 }
 
@@ -36,7 +38,9 @@ pub fn plan_removed(replicas: &[Replica], nodes: &[Node], out: &mut Vec<Move>) {
         }
         match seen.phase {
             ReplicaPhase::Starting => out.push(Move::Stop { replica, reason }),
-            ReplicaPhase::Ready => out.push(Move::Drain { replica, reason }),
+            ReplicaPhase::Ready | ReplicaPhase::Moving => {
+                out.push(Move::Drain { replica, reason });
+            }
             ReplicaPhase::Draining if seen.in_service == 0 => {
                 out.push(Move::Stop { replica, reason });
             }
@@ -59,6 +63,8 @@ pub(crate) struct Intent {
     /// Whether some of them serve, so that they go one by one.
     rolls: bool,
     hold: Option<WaitReason>,
+    /// Why a machine cannot leave its node.
+    stuck: Option<WaitReason>,
 }
 
 /// Decides how many machines are to be started and removed.
@@ -114,7 +120,7 @@ pub(crate) fn decide(
     };
     let remove = [(stale + remove_old, Freshness::Outdated), (remove_fresh, Freshness::Current)];
     let verdict = Verdict { wanted, current, reason, inputs, next_at: None };
-    Intent { verdict, next, boots, remove, outdated, rolls, hold }
+    Intent { verdict, next, boots, remove, outdated, rolls, hold, stuck: None }
 }
 
 /// While outdated machines are replaced there are more than wanted for a while: the rule shall not see them.
@@ -231,6 +237,25 @@ impl Intent {
         }
     }
 
+    /// Moves machines away from nodes that they shall leave, when nothing is to be added and nothing replaced.
+    pub(crate) fn migrate(
+        &mut self,
+        service: &Service<'_>,
+        nodes: &mut [Node],
+        memory: (&mut ServiceMemory, Timestamp),
+        rng: &mut PlanRng,
+        moves: (usize, &mut Vec<Move>),
+    ) {
+        if self.boots > 0 || self.outdated > 0 || self.hold.is_some() {
+            return;
+        }
+        if let Some(retry_at) = memory.0.failures.retry_at().filter(|at| *at > memory.1) {
+            self.next.add(retry_at, memory.1);
+            return;
+        }
+        self.stuck = migrate(service, nodes, memory, (rng, &mut self.next), moves);
+    }
+
     /// Says what could not be placed, and remembers what was done.
     pub(crate) fn conclude(
         mut self,
@@ -246,7 +271,7 @@ impl Intent {
                 Move::Boot { .. } => booted += 1,
                 Move::Drain { .. } => removed += 1,
                 Move::Stop { reason, .. } => removed += u32::from(*reason != Reason::Drained),
-                Move::Hold { .. } => {}
+                Move::Migrate { .. } | Move::Hold { .. } => {}
             }
         }
         if let Some(why) = self.hold {
@@ -257,6 +282,9 @@ impl Intent {
                 let one = (1, Freshness::Outdated, reason);
                 self.remove_some(service, nodes, one, rng, out);
             }
+        }
+        if let Some(why) = self.stuck {
+            out.push(Move::Hold { missing: 1, why });
         }
         if booted + removed > 0 && !self.rolls {
             memory.changed_at = Some(now);

@@ -17,7 +17,7 @@ use skein_model::{
     EventKind, EventSubject, Generation, MachineGoal, MachineId, MachinePhase, MachineRecord,
     NodeName, NodeState, PhaseName, ProjectName, ServiceName, ServiceRecord, Timestamp,
 };
-use skein_policy::{Desired, Memory, Observed, Plan, PlanRng, ServiceKey, Step};
+use skein_policy::{Desired, Memory, Observed, Plan, PlanRng, Replaced, ServiceKey, Step};
 use skein_registry::{RecordKey, RegistryError, Stored, View};
 use skein_shell::{now, report};
 use std::cmp::Reverse;
@@ -197,7 +197,8 @@ impl Controller {
         let figures = app.reports.machines();
         let busy = |id: &MachineId| figures.get(id).map_or(0, |f| f.in_service);
         Ok(app.mirror.read(|view| {
-            let seen = observe(view, &queues, busy);
+            let used = |node: &NodeName| app.reports.node(node).map_or(0.0, |it| it.cpu_used);
+            let seen = observe(view, &queues, busy, used);
             let services = view.services.values().map(|s| (*s.value).clone()).collect();
             (seen, services)
         }))
@@ -219,19 +220,21 @@ impl Controller {
                 Step::Hold { .. } => None,
             };
             let revision = match step {
-                Step::Boot { machine, service, node, generation, reason } => {
+                Step::Boot { machine, service, node, generation, replaces, reason } => {
                     let record =
                         services.iter().find(|record| ServiceKey::from(*record) == *service);
                     match record.and_then(|r| self.machine(r, machine, node, *generation, reason)) {
-                        Some(machine) => self.boot(&machine).await?,
+                        Some(machine) => self.boot(&machine, replaces.as_ref()).await?,
                         None => None,
                     }
                 }
-                Step::Drain { machine, generation, reason, .. } => {
-                    self.set_goal(machine, MachineGoal::Drain, *generation, reason).await?
+                Step::Drain { machine, generation, copy, reason, .. } => {
+                    let goal = (MachineGoal::Drain, copy.as_ref());
+                    self.set_goal(machine, goal, *generation, reason).await?
                 }
                 Step::Stop { machine, generation, reason, .. } => {
-                    self.set_goal(machine, MachineGoal::Stop, *generation, reason).await?
+                    let goal = (MachineGoal::Stop, None);
+                    self.set_goal(machine, goal, *generation, reason).await?
                 }
                 Step::Hold { .. } => None,
             };
@@ -353,7 +356,11 @@ impl Controller {
 
     /// Makes a machine's record, its port and its reservation in one transaction. Nothing, if the node's pool has changed
     /// or has no room after all: the next plan sees why.
-    async fn boot(&mut self, record: &MachineRecord) -> Result<Option<Revision>, RegistryError> {
+    async fn boot(
+        &mut self,
+        record: &MachineRecord,
+        replaces: Option<&Replaced>,
+    ) -> Result<Option<Revision>, RegistryError> {
         let Some(choice) = self.plug(record) else { return Ok(None) };
         let (pool, holder) = (pool(&record.node), record.id.as_str());
         let reservations = &self.pools.reservations;
@@ -385,15 +392,23 @@ impl Controller {
             return Ok(None);
         }
         let reason = record.reason.clone();
-        self.app.events.emit(subject(record), EventKind::Replicated { reason });
+        let kind = match replaces {
+            None => EventKind::Replicated { reason },
+            Some(left) => EventKind::Migrating {
+                machine: left.machine.to_string(),
+                from: left.node.to_string(),
+                reason,
+            },
+        };
+        self.app.events.emit(subject(record), kind);
         Ok(Some(reply.revision))
     }
 
-    /// Changes what is wanted of a machine.
+    /// Changes what is wanted of a machine; `copy` is what took its place on another node.
     async fn set_goal(
         &self,
         id: &MachineId,
-        goal: MachineGoal,
+        (goal, copy): (MachineGoal, Option<&MachineId>),
         generation: Generation,
         reason: &str,
     ) -> Result<Option<Revision>, RegistryError> {
@@ -413,7 +428,11 @@ impl Controller {
         let reply = self.app.state.txn(txn).await?;
         if reply.succeeded && first {
             let reason = reason.to_owned();
-            self.app.events.emit(subject(&record), EventKind::Dereplicated { reason });
+            let kind = match copy {
+                None => EventKind::Dereplicated { reason },
+                Some(copy) => EventKind::Migrated { machine: copy.to_string(), reason },
+            };
+            self.app.events.emit(subject(&record), kind);
         }
         Ok(reply.succeeded.then_some(reply.revision))
     }

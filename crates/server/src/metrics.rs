@@ -49,6 +49,7 @@ pub(crate) struct Metrics {
     pub(crate) returned: Counters,
     pub(crate) replications: Counters,
     pub(crate) dereplications: Counters,
+    pub(crate) migrations: Counters,
     pub(crate) unplaceable: Counters,
     pub(crate) machines_failed: Counters,
     queue_time: Histograms,
@@ -94,6 +95,7 @@ impl Metrics {
         let returned = counters("job_attempts_returned", "Attempts that went back to the queue");
         let replications = counters("replications", "Replicas added");
         let dereplications = counters("dereplications", "Replicas removed");
+        let migrations = counters("migrations", "Replicas moved to other nodes");
         let unplaceable = counters("unplaceable", "Times a wanted replica could not be had");
         let machines_failed = counters("machines_failed", "Machines that ended unasked");
         let mut histograms = |name: &str, help: &str| {
@@ -138,6 +140,7 @@ impl Metrics {
             returned,
             replications,
             dereplications,
+            migrations,
             unplaceable,
             machines_failed,
             queue_time,
@@ -202,29 +205,18 @@ impl Metrics {
                     one(&self.machines_failed);
                 }
             }
+            EventKind::Migrated { .. } => one(&self.migrations),
             EventKind::JobStarted { .. }
+            | EventKind::Migrating { .. }
+            | EventKind::TransferBegan { .. }
+            | EventKind::TransferEnded { .. }
             | EventKind::MachineLaunched
             | EventKind::MachineAdopted
             | EventKind::MachineDraining
-            | EventKind::ProjectCreated
-            | EventKind::ProjectChanged
-            | EventKind::ProjectRemoved
-            | EventKind::NetworkCreated { .. }
-            | EventKind::NetworkChanged { .. }
-            | EventKind::NetworkRemoved { .. }
-            | EventKind::NetworkOpened { .. }
-            | EventKind::NetworkClosed { .. }
-            | EventKind::FirewallChanged { .. }
-            | EventKind::ConnectionLogged { .. }
-            | EventKind::PortChanged
-            | EventKind::Published { .. }
-            | EventKind::Unpublished { .. }
-            | EventKind::ServiceCreated
-            | EventKind::ServiceChanged { .. }
-            | EventKind::ServiceRemoved
             | EventKind::NodeJoined
             | EventKind::NodeLeft
             | EventKind::NodeLost => {}
+            other => debug_assert!(!other.changes_what_runs(), "{other:?} is counted nowhere"),
         }
     }
 

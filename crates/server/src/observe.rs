@@ -30,11 +30,13 @@ pub(crate) fn phase(status: Option<&MachineStatus>) -> PhaseName {
     status.map_or(PhaseName::Scheduled, |status| status.phase.name())
 }
 
-/// All that the policy looks at. `busy` are the jobs that each machine serves, as far as is known.
+/// All that the policy looks at. `busy` are the jobs that each machine serves, and `used_share` what share of its processors each
+/// node uses, as far as is known.
 pub(crate) fn observe(
     view: &View,
     queues: &BTreeMap<ServiceKey, QueueView>,
     busy: impl Fn(&skein_model::MachineId) -> u32,
+    used_share: impl Fn(&skein_model::NodeName) -> f64,
 ) -> Observed {
     let used = crate::reserved::reserved(view);
     let nodes = view.nodes.values().map(|stored| {
@@ -49,6 +51,7 @@ pub(crate) fn observe(
             },
             reserved: used.get(&node.name).copied().unwrap_or_default(),
             performance: node.performance,
+            used: used_share(&node.name),
         }
     });
     let mut services: BTreeMap<ServiceKey, ServiceView> = BTreeMap::new();

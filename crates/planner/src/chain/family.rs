@@ -9,6 +9,7 @@
 
 use super::graph::{Chain, ChainError};
 use super::steady::{Certificate, steady_state};
+use crate::progress::Progress;
 use crate::scenario::{FailureLoses, QueueCounts, Repair};
 use crate::sim::Measure;
 use serde::Serialize;
@@ -332,9 +333,17 @@ impl Family {
     /// # Errors
     /// It is too large, falls apart, or could not be certified.
     pub fn solve(&self) -> Result<Solution, ChainError> {
+        self.solve_unless_stopped(&Progress::default())
+    }
+
+    /// Solves the chain, unless somebody wishes the end before.
+    ///
+    /// # Errors
+    /// As [`Family::solve`], or [`ChainError::Stopped`].
+    pub fn solve_unless_stopped(&self, progress: &Progress) -> Result<Solution, ChainError> {
         let (chain, states, lines) = self.chain()?;
         let weights = Weights::new(self, &states);
-        let steady = steady_state(&chain, &lines, |x| weights.sums(x).to_vec())?;
+        let steady = steady_state(&chain, &lines, |x| weights.sums(x).to_vec(), progress)?;
         Ok(Solution {
             states: chain.len(),
             transitions: chain.transitions(),

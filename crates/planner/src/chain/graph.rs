@@ -29,6 +29,12 @@ pub enum ChainError {
         /// One of those.
         state: usize,
     },
+    /// A transient answer would take more than 10^8 steps.
+    #[error("the time is too long for the rates of the chain")]
+    TooLong,
+    /// Somebody wished the end before there was an answer.
+    #[error("stopped before there was a certified answer")]
+    Stopped,
     /// The iteration came to no answer whose digits are sure.
     #[error("no certified answer after {sweeps} sweeps: flow residual 1e{residual_exponent}")]
     NotCertified {
@@ -45,6 +51,8 @@ impl ChainError {
         match self {
             Self::TooLarge => "CHAIN_TOO_LARGE",
             Self::Reducible { .. } => "CHAIN_REDUCIBLE",
+            Self::TooLong => "CHAIN_TOO_LONG",
+            Self::Stopped => "CHAIN_STOPPED",
             Self::NotCertified { .. } => "CHAIN_NOT_CERTIFIED",
         }
     }
@@ -95,6 +103,28 @@ impl Chain {
         self.targets.extend(row.iter().map(|(target, _)| target));
         self.rates.extend(row.iter().map(|(_, rate)| rate));
         self.starts.push(self.targets.len() as u32);
+    }
+
+    /// A chain of its parts: where the transitions of each state begin, and one more; their targets; their rates.
+    pub(super) fn of_parts(starts: Vec<u32>, targets: Vec<u32>, rates: Vec<f64>) -> Self {
+        Self { starts, targets, rates }
+    }
+
+    /// Where the transitions of a state begin among all.
+    pub(super) fn begin(&self, state: usize) -> usize {
+        self.starts[state] as usize
+    }
+
+    /// The rates of all transitions, in their order.
+    pub(super) fn rates_mut(&mut self) -> &mut [f64] {
+        &mut self.rates
+    }
+
+    /// Replaces each rate by what `of` says for its target and itself.
+    pub(super) fn scale_rates(&mut self, mut of: impl FnMut(usize, f64) -> f64) {
+        for (rate, target) in self.rates.iter_mut().zip(&self.targets) {
+            *rate = of(*target as usize, *rate);
+        }
     }
 
     /// States.

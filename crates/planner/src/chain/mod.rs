@@ -2,6 +2,7 @@
 
 mod family;
 mod graph;
+mod multilevel;
 mod prism;
 mod steady;
 mod transient;
@@ -10,4 +11,5 @@ pub use family::{Bound, Family, Replicas, Rule, Solution, State};
 pub use graph::{Chain, ChainError, STATES_MAX};
 pub use prism::Explicit;
 pub use steady::{Certificate, Method, Steady, steady_state};
-pub use transient::{TooLong, transient};
+pub(crate) use transient::accumulated;
+pub use transient::transient;

@@ -4,12 +4,16 @@
 //! |---|---|
 //! | small | GTH: elimination without subtraction, every probability to full relative precision however small |
 //! | lines (the built-in families) | each line solved exactly, again without subtraction, and the lines aggregated by GTH (Koury, McAllister, Stewart); rare failures, on which iterations fail, are its fast case |
-//! | other | Gauss-Seidel in the order of discovery |
+//! | other | Gauss-Seidel in the order of discovery, and where that would take too long, multilevel aggregation |
 //!
-//! An iteration ends when the flow balances to rounding *and* no measure has changed over a quarter more work. What
-//! does not get there is an error, never a number.
+//! An iteration ends when the flow balances to rounding *and* no measure has changed over a quarter more work. Balance alone says
+//! little of a chain that falls into parts which hardly ever meet: there the flow of a wrong answer balances too. So what
+//! Gauss-Seidel found must also survive a cycle of multilevel aggregation, which weighs such parts against each other.
+//! What does not get there is an error, never a number.
 
 use super::graph::{Chain, ChainError};
+use super::multilevel::Multilevel;
+use crate::progress::Progress;
 
 /// Largest chain for GTH: 2,000 states take a tenth of a second and 32 MB.
 const DENSE_MAX: usize = 2000;
@@ -23,20 +27,32 @@ const RESIDUAL: f64 = 3e-15;
 /// Largest relative change of a measure over a quarter more sweeps.
 const CHANGE: f64 = 1e-12;
 
+/// Largest relative change of a measure by a cycle of multilevel aggregation after Gauss-Seidel: what rounding on the levels may do.
+const CORRECTION: f64 = 1e-10;
+
 /// Sweeps of an iteration at most.
 const SWEEPS_MAX: u32 = 20_000;
+
+/// Sweeps of Gauss-Seidel after which the chain is left to multilevel aggregation, when it would take more. The published chains
+/// take 30 to 300.
+const PATIENCE: u32 = 1000;
+
+/// Cycles after which states are joined anew, as their probabilities are known better by then.
+const REJOIN: u32 = 24;
 
 /// How a steady state was found, and why it may be trusted.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct Certificate {
     /// The method.
     pub method: Method,
-    /// Sweeps over all states; 1 for a direct method.
+    /// Sweeps over all states, or cycles over all levels; 1 for a direct method.
     pub sweeps: u32,
     /// Flow that does not balance, as a share of all flow.
     pub residual: f64,
     /// Largest relative change of a measure over the last quarter of the work; 0 for a direct method.
     pub change: f64,
+    /// Largest relative change of a measure by a cycle of multilevel aggregation after Gauss-Seidel; 0 for other methods.
+    pub correction: f64,
 }
 
 /// A method for steady states.
@@ -49,6 +65,8 @@ pub enum Method {
     Lines,
     /// Gauss-Seidel.
     GaussSeidel,
+    /// Multilevel aggregation.
+    Multilevel,
 }
 
 /// A steady state and its certificate.
@@ -62,33 +80,37 @@ pub struct Steady {
 
 /// The steady state of a chain. `lines` says where lines begin: ranges of states in which transitions lead only to
 /// neighbours, whatever leads to other lines; empty when there are none. `measures` computes what will be reported, and
-/// only what those are certified for may be.
+/// only what those are certified for may be. It ends when `progress` is stopped.
 ///
 /// # Errors
-/// The chain falls apart, or no certified answer was found.
+/// The chain falls apart, no certified answer was found, or it was stopped.
 pub fn steady_state(
     chain: &Chain,
     lines: &[u32],
     measures: impl Fn(&[f64]) -> Vec<f64>,
+    progress: &Progress,
 ) -> Result<Steady, ChainError> {
     chain.check_irreducible()?;
     if chain.len() <= DENSE_MAX && (lines.is_empty() || chain.len() <= DENSE_MAX / 4) {
         let x = gth(chain);
         let residual = chain.residual(&x);
-        let certificate = Certificate { method: Method::Gth, sweeps: 1, residual, change: 0.0 };
+        let certificate =
+            Certificate { method: Method::Gth, sweeps: 1, residual, change: 0.0, correction: 0.0 };
         return if residual <= 1e-12 {
             Ok(Steady { x, certificate })
         } else {
             uncertified(1, residual)
         };
     }
+    let mut work = Work::new(chain, &measures, progress);
     if !lines.is_empty() && lines.len() <= LINES_MAX {
         let mut solver = Lines::new(chain, lines);
-        return iterate(chain, Method::Lines, measures, |x| solver.sweep(x));
+        return match work.iterate(Method::Lines, SWEEPS_MAX, |x| solver.sweep(x))? {
+            Some(certificate) => Ok(Steady { x: work.x, certificate }),
+            None => uncertified(work.sweeps, work.residual),
+        };
     }
-    let sources = chain.transposed();
-    let exits: Vec<f64> = (0..chain.len()).map(|state| chain.exit(state)).collect();
-    iterate(chain, Method::GaussSeidel, measures, |x| gauss_seidel(&sources, &exits, x))
+    work.general()
 }
 
 fn uncertified<T>(sweeps: u32, residual: f64) -> Result<T, ChainError> {
@@ -96,36 +118,101 @@ fn uncertified<T>(sweeps: u32, residual: f64) -> Result<T, ChainError> {
     Err(ChainError::NotCertified { sweeps, residual_exponent })
 }
 
-/// Sweeps until the answer is certain.
-fn iterate(
-    chain: &Chain,
-    method: Method,
-    measures: impl Fn(&[f64]) -> Vec<f64>,
-    mut sweep: impl FnMut(&mut [f64]),
-) -> Result<Steady, ChainError> {
-    let mut x = vec![1.0 / chain.len() as f64; chain.len()];
-    let (mut sweeps, mut goal) = (0u32, 2u32);
-    let mut before = measures(&x);
-    let mut residual = f64::INFINITY;
-    while sweeps < SWEEPS_MAX {
-        while sweeps < goal {
-            sweep(&mut x);
-            normalise(&mut x);
-            sweeps += 1;
-        }
-        residual = chain.residual(&x);
-        let now = measures(&x);
-        let change = relative_change(&before, &now);
-        if residual <= RESIDUAL && change <= CHANGE {
-            let certificate = Certificate { method, sweeps, residual, change };
-            return Ok(Steady { x, certificate });
-        }
-        before = now;
-        // A quarter more, so that a quick answer is not waited for. A change over that much further work that is below
-        // `CHANGE` leaves less than ten times as much to come.
-        goal = (sweeps + (sweeps / 4).max(2)).min(SWEEPS_MAX);
+/// An iteration in progress.
+struct Work<'a, M> {
+    chain: &'a Chain,
+    measures: &'a M,
+    progress: &'a Progress,
+    x: Vec<f64>,
+    /// Of the method that is tried now.
+    sweeps: u32,
+    residual: f64,
+}
+
+impl<'a, M: Fn(&[f64]) -> Vec<f64>> Work<'a, M> {
+    fn new(chain: &'a Chain, measures: &'a M, progress: &'a Progress) -> Self {
+        let x = vec![1.0 / chain.len() as f64; chain.len()];
+        Self { chain, measures, progress, x, sweeps: 0, residual: f64::INFINITY }
     }
-    uncertified(sweeps, residual)
+
+    /// Gauss-Seidel and, where it does not get there or its answer does not stand, multilevel aggregation.
+    fn general(mut self) -> Result<Steady, ChainError> {
+        let sources = self.chain.transposed();
+        let exits: Vec<f64> = (0..self.chain.len()).map(|state| self.chain.exit(state)).collect();
+        let sweep = |x: &mut [f64]| gauss_seidel(&sources, &exits, x);
+        let found = self.iterate(Method::GaussSeidel, PATIENCE, sweep)?;
+        let mut levels = Multilevel::new(sources, exits, &self.x);
+        if let Some(mut certificate) = found {
+            let (before, answer) = ((self.measures)(&self.x), self.x.clone());
+            levels.cycle(&mut self.x);
+            certificate.correction = relative_change(&before, &(self.measures)(&self.x));
+            if certificate.correction <= CORRECTION {
+                return Ok(Steady { x: answer, certificate });
+            }
+        }
+        let mut cycles = 0;
+        let found = self.iterate(Method::Multilevel, SWEEPS_MAX / 10, |x| {
+            cycles += 1;
+            if cycles % REJOIN == 0 {
+                levels.join(x);
+            }
+            levels.cycle(x);
+        })?;
+        match found {
+            Some(certificate) => Ok(Steady { x: self.x, certificate }),
+            None => uncertified(self.sweeps, self.residual),
+        }
+    }
+
+    /// Sweeps until the answer is certain; none when it would take more sweeps than `most`.
+    fn iterate(
+        &mut self,
+        method: Method,
+        most: u32,
+        mut sweep: impl FnMut(&mut [f64]),
+    ) -> Result<Option<Certificate>, ChainError> {
+        (self.sweeps, self.residual) = (0, f64::INFINITY);
+        let mut goal = 2u32;
+        let mut before = (self.measures)(&self.x);
+        let mut slow = 0;
+        while self.sweeps < most {
+            let from = (self.sweeps, self.residual);
+            while self.sweeps < goal {
+                if self.progress.is_stopped() {
+                    return Err(ChainError::Stopped);
+                }
+                sweep(&mut self.x);
+                normalise(&mut self.x);
+                self.sweeps += 1;
+            }
+            let residual = self.chain.residual(&self.x);
+            let now = (self.measures)(&self.x);
+            let change = relative_change(&before, &now);
+            self.residual = residual;
+            if residual <= RESIDUAL && change <= CHANGE {
+                let sweeps = self.sweeps;
+                let certificate = Certificate { method, sweeps, residual, change, correction: 0.0 };
+                return Ok(Some(certificate));
+            }
+            // One slow stretch may be by chance.
+            slow = if self.needs(from) > f64::from(most) { slow + 1 } else { 0 };
+            if method == Method::GaussSeidel && self.sweeps >= 40 && slow >= 2 {
+                return Ok(None);
+            }
+            before = now;
+            // A quarter more, so that a quick answer is not waited for. A change over that much further work that is below
+            // `CHANGE` leaves less than ten times as much to come.
+            goal = (self.sweeps + (self.sweeps / 4).max(2)).min(most);
+        }
+        Ok(None)
+    }
+
+    /// Sweeps in all at the pace since `from` (sweeps and residual).
+    fn needs(&self, from: (u32, f64)) -> f64 {
+        let pace = (from.1 / self.residual).ln() / f64::from(self.sweeps - from.0);
+        let left = (self.residual / RESIDUAL).max(1.0).ln();
+        if pace > 0.0 { f64::from(self.sweeps) + left / pace } else { f64::INFINITY }
+    }
 }
 
 fn relative_change(before: &[f64], now: &[f64]) -> f64 {
@@ -133,12 +220,12 @@ fn relative_change(before: &[f64], now: &[f64]) -> f64 {
     before.iter().zip(now).map(change).fold(0.0, f64::max)
 }
 
-fn normalise(x: &mut [f64]) {
+pub(super) fn normalise(x: &mut [f64]) {
     let sum: f64 = x.iter().sum();
     x.iter_mut().for_each(|value| *value /= sum);
 }
 
-fn gauss_seidel(sources: &Chain, exits: &[f64], x: &mut [f64]) {
+pub(super) fn gauss_seidel(sources: &Chain, exits: &[f64], x: &mut [f64]) {
     for state in 0..x.len() {
         let inflow: f64 = sources.row(state).map(|(from, rate)| x[from] * rate).sum();
         x[state] = inflow / exits[state];
@@ -159,7 +246,7 @@ fn gth(chain: &Chain) -> Vec<f64> {
 }
 
 /// As [`gth`], of a matrix of rates by rows, which it uses up.
-fn gth_dense(rates: &mut [f64], n: usize) -> Vec<f64> {
+pub(super) fn gth_dense(rates: &mut [f64], n: usize) -> Vec<f64> {
     for last in (1..n).rev() {
         let (above, row) = rates.split_at_mut(last * n);
         let exit: f64 = row[..last].iter().sum();
@@ -327,7 +414,7 @@ mod tests {
     }
 
     fn check(chain: &Chain, lines: &[u32], method: Method, exact: &[f64]) {
-        let steady = steady_state(chain, lines, |x| vec![x[0]]).unwrap();
+        let steady = steady_state(chain, lines, |x| vec![x[0]], &Progress::default()).unwrap();
         assert_eq!(steady.certificate.method, method);
         for (is, exact) in steady.x.iter().zip(exact) {
             assert!((is / exact - 1.0).abs() < 1e-9, "{method:?}: {is} {exact}");
@@ -363,12 +450,19 @@ mod tests {
             }
         };
         let (chain, _) = Chain::explore((0, 0), rule).unwrap();
-        let early = |x: &mut [f64]| x.iter_mut().for_each(|value| *value += 1e-4 * *value);
-        let nothing = iterate(&chain, Method::GaussSeidel, |x| vec![x[0] * x[7]], early);
-        assert!(matches!(nothing, Err(ChainError::NotCertified { sweeps: SWEEPS_MAX, .. })));
+        // Sweeps that keep adding to it never come to rest.
+        let measures = |x: &[f64]| vec![x[0] * x[7]];
+        let progress = Progress::default();
+        let mut work = Work::new(&chain, &measures, &progress);
+        let early = |x: &mut [f64]| x[0] *= 1.0 + 1e-4;
+        assert_eq!(work.iterate(Method::Lines, 300, early), Ok(None));
+        assert!(uncertified::<()>(work.sweeps, work.residual).is_err());
         // Gauss-Seidel gets there in the end, and says how long it took.
-        let steady = steady_state(&chain, &[], |x| vec![x[0]]).unwrap();
+        let steady = steady_state(&chain, &[], |x| vec![x[0]], &progress).unwrap();
         assert!(steady.certificate.sweeps > 10 && steady.certificate.residual <= RESIDUAL);
         assert!((steady.x[0] * (1e6 + 3720.0) - 1.0).abs() < 1e-9);
+        progress.stop();
+        let stopped = steady_state(&chain, &[], |x| vec![x[0]], &progress);
+        assert_eq!(stopped, Err(ChainError::Stopped));
     }
 }

@@ -5,10 +5,10 @@
 mod single;
 mod system;
 
+use crate::plot::Plot;
+use crate::progress::Progress;
 use crate::report::Table;
 use crate::scenario::Scenario;
-use crate::sim::Progress;
-use crate::svg::Plot;
 use std::fmt::Write;
 
 /// How much work goes into the experiments.
@@ -68,7 +68,7 @@ pub fn run_all(effort: Effort, progress: &Progress) -> Vec<Experiment> {
     ]
 }
 
-/// The report on all experiments as Markdown, with links to the plots as `NAME.svg`.
+/// The report on all experiments as Markdown, with links to the plots as `NAME.svg`, beside which `NAME.png` may be.
 pub fn to_markdown(all: &[Experiment]) -> String {
     let mut text = String::from("# Experiments E1 to E7\n");
     for it in all {

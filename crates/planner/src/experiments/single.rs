@@ -3,11 +3,12 @@
 use super::{Effort, Experiment, Finding, scenario};
 use crate::compare::{BATCH_AT_SECS, batch_secs};
 use crate::output::Estimate;
+use crate::plot::{Line, Plot};
+use crate::progress::Progress;
 use crate::random::{Distribution, RandomKind};
 use crate::report::{Table, figure};
 use crate::scenario::{Scenario, Topology};
-use crate::sim::{Measure, Progress, ServiceReport, simulate};
-use crate::svg::{Line, Plot};
+use crate::sim::{Measure, ServiceReport, simulate};
 
 const LOAD: &str = include_str!("../../scenarios/e1-load.toml");
 const FAILURES: &str = include_str!("../../scenarios/e2-failures.toml");

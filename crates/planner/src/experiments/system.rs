@@ -2,10 +2,11 @@
 
 use super::{Effort, Experiment, Finding, scenario};
 use crate::compare::compare;
+use crate::plot::{Line, Plot};
+use crate::progress::Progress;
 use crate::report::{self, Table, figure};
 use crate::search::{Goal, Parameter, SearchError, Vary, search};
-use crate::sim::{Measure, Progress, simulate};
-use crate::svg::{Line, Plot};
+use crate::sim::{Measure, simulate};
 
 const SERVICES: &str = include_str!("../../scenarios/e3-services.toml");
 const SYNTHESIS: &str = include_str!("../../scenarios/e4-synthesis.toml");

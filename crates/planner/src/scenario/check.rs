@@ -44,6 +44,11 @@ impl Table<'_> {
 }
 
 impl Scenario {
+    /// Whether it would be read without an error.
+    pub(crate) fn is_valid(&self) -> bool {
+        self.check().is_ok()
+    }
+
     pub(super) fn check(&self) -> Checked {
         let run = Table { path: &[Key::Name("run")] };
         run.number("replications", self.run.replications.into(), 1.0, 10_000.0)?;
@@ -115,6 +120,14 @@ impl NodeGroup {
         table.distribution("background", &self.background)?;
         if self.background.mean() >= 1.0 {
             return table.fail("background", "background must leave the node something: below 1");
+        }
+        if let Some(lasts) = &self.background_lasts_secs {
+            table.time("background_lasts_secs", lasts)?;
+        }
+        table.number("failure_warning_secs", self.failure_warning_secs, 0.0, 1e9)?;
+        if self.failure_warning_secs > 0.0 && self.time_to_failure_secs.is_none() {
+            return table
+                .fail("failure_warning_secs", "failure_warning_secs needs time_to_failure_secs");
         }
         if let Some(failure) = &self.time_to_failure_secs {
             table.time("time_to_failure_secs", failure)?;

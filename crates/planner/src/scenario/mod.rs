@@ -224,9 +224,17 @@ pub struct NodeGroup {
     /// Share of its performance that others use, 0 to below 1.
     #[serde(default = "nothing")]
     pub background: Distribution,
+    /// Seconds that such a background load lasts until it is drawn anew, whoever uses the node meanwhile; absent: as
+    /// `assumptions.background_changes` says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub background_lasts_secs: Option<Distribution>,
     /// Seconds that it works until it fails; absent: it never does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time_to_failure_secs: Option<Distribution>,
+    /// Seconds before its failure from which on a node is known to be failing: it is cordoned, and machines may leave it. 0: nobody
+    /// knows.
+    #[serde(default)]
+    pub failure_warning_secs: f64,
     /// Seconds that a repair takes.
     #[serde(default = "minute")]
     pub time_to_repair_secs: Distribution,
@@ -326,10 +334,10 @@ pub struct Service {
     /// Whether replicas share a queue.
     #[serde(default)]
     pub queue: QueueKind,
-    /// Whether a machine that shall go may leave a request unfinished.
+    /// Whether a machine that shall go, or move, may leave a request unfinished.
     #[serde(default)]
     pub interruptible: bool,
-    /// What becomes of the work done on an interrupted request.
+    /// What becomes of the work done on a request when its machine goes or moves.
     #[serde(default)]
     pub mobility: Mobility,
 }
@@ -374,14 +382,15 @@ impl QueueKind {
     }
 }
 
-/// What becomes of the work done on an interrupted request.
+/// What becomes of the work done on a request when its machine goes or moves.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mobility {
-    /// It is done again.
+    /// A machine that moves does so at a safe point: between requests; one that is interrupted is done again.
     #[default]
     Weak,
-    /// It is kept, outside of the machine: it survives the loss of the node too.
+    /// It is kept: an interrupted request goes on where it was, also after the loss of the node, and a machine that moves takes what it
+    /// serves along.
     Strong,
 }
 

@@ -29,8 +29,12 @@ pub(super) enum Due {
     Started { service: u32, slot: u32, token: u32 },
     /// A node fails.
     Failure { node: u32 },
+    /// A node is known to fail soon.
+    Warning { node: u32 },
     /// A node works again.
     Repaired { node: u32 },
+    /// Others use more or less of a node.
+    Background { node: u32 },
     /// A transfer is through.
     Transferred { flow: u32, token: u32 },
     /// A transfer's last byte arrives.

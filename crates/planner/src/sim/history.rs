@@ -2,6 +2,7 @@
 
 use super::events::Nanos;
 use super::service::Request;
+use super::world::Transfer;
 use crate::scenario::Scenario;
 use skein_model::{
     Event, EventKind, EventSubject, JobId, MachineId, NodeName, ProjectName, ServiceName, Timestamp,
@@ -188,6 +189,72 @@ impl History {
     ) {
         let kind = || EventKind::Dereplicated { reason: reason.text(at(now)).to_string() };
         self.machine(now, service, machine, kind);
+    }
+
+    /// Something is sent over the network.
+    #[inline]
+    pub(super) fn transfer_began(
+        &mut self,
+        now: Nanos,
+        transfer: u64,
+        (what, mib): (&Transfer, f64),
+        nodes: impl FnOnce() -> Vec<usize>,
+    ) {
+        let Some(writer) = &mut self.0 else { return };
+        let (word, service, job) = match what {
+            Transfer::Code { service, .. } => ("code", service, None),
+            Transfer::State { service, .. } => ("state", service, None),
+            Transfer::Input { service, .. } => ("input", service, None),
+            Transfer::Output { service, request, .. } => ("output", service, Some(request)),
+        };
+        let name = |node: usize| writer.nodes.get(node).map(ToString::to_string);
+        let route = nodes().into_iter().filter_map(name).collect();
+        let subject = EventSubject {
+            project: Some(writer.project.clone()),
+            service: writer.services.get(*service as usize).cloned(),
+            job: job.map(|request| JobId::new(at(request.sent), request.number.into())),
+            ..EventSubject::default()
+        };
+        let kib = (mib * 1024.0).round() as u64;
+        let kind = EventKind::TransferBegan { transfer, what: word.to_owned(), route, kib };
+        writer.events.push(Event { at: at(now), subject, kind });
+    }
+
+    /// It is there.
+    #[inline]
+    pub(super) fn transfer_ended(&mut self, now: Nanos, transfer: u64) {
+        if let Some(writer) = &mut self.0 {
+            let (subject, kind) = (EventSubject::default(), EventKind::TransferEnded { transfer });
+            writer.events.push(Event { at: at(now), subject, kind });
+        }
+    }
+
+    /// A replica of a number moves from a node; its copy starts.
+    pub(super) fn migrating(
+        &mut self,
+        now: Nanos,
+        service: usize,
+        (left, copy): ((u64, usize), (u64, usize)),
+        reason: &Reason,
+    ) {
+        let Some(writer) = &self.0 else { return };
+        let machine = MachineId::new(&writer.services[service], left.0).to_string();
+        let from = writer.nodes.get(left.1).map(ToString::to_string).unwrap_or_default();
+        let reason = reason.text(at(now)).to_string();
+        self.machine(now, service, copy, || EventKind::Migrating { machine, from, reason });
+    }
+
+    /// A replica's copy serves.
+    pub(super) fn migrated(
+        &mut self,
+        now: Nanos,
+        service: usize,
+        (left, copy): ((u64, usize), u64),
+    ) {
+        let Some(writer) = &self.0 else { return };
+        let machine = MachineId::new(&writer.services[service], copy).to_string();
+        let reason = Reason::Moved.text(at(now)).to_string();
+        self.machine(now, service, left, || EventKind::Migrated { machine, reason });
     }
 
     pub(super) fn ready(

@@ -45,7 +45,11 @@ pub enum Measure {
     DereplicationRate,
     /// Changes from adding to removing and back, per hour.
     Oscillation,
-    /// Code and state sent to new replicas, MiB per hour.
+    /// Replicas that moved to other nodes, per hour.
+    MigrationRate,
+    /// Mean seconds in which a replica that moves serves nothing; 0 when none moved.
+    MigrationPause,
+    /// Code and state sent to new replicas and to those that move, MiB per hour.
     TransferRate,
     /// Replicas that start.
     Starting,
@@ -53,7 +57,7 @@ pub enum Measure {
 
 impl Measure {
     /// All, in the order of a report.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::Refusal,
         Self::Loss,
         Self::Service,
@@ -73,6 +77,8 @@ impl Measure {
         Self::ReplicationRate,
         Self::DereplicationRate,
         Self::Oscillation,
+        Self::MigrationRate,
+        Self::MigrationPause,
         Self::TransferRate,
     ];
 
@@ -97,6 +103,8 @@ impl Measure {
             Self::ReplicationRate => "replication_rate",
             Self::DereplicationRate => "dereplication_rate",
             Self::Oscillation => "oscillation",
+            Self::MigrationRate => "migration_rate",
+            Self::MigrationPause => "migration_pause",
             Self::TransferRate => "transfer_rate",
             Self::Starting => "starting",
         }
@@ -111,8 +119,12 @@ impl Measure {
             | Self::TimeInService
             | Self::P50
             | Self::P90
-            | Self::P99 => "s",
-            Self::ReplicationRate | Self::DereplicationRate | Self::Oscillation => "/h",
+            | Self::P99
+            | Self::MigrationPause => "s",
+            Self::ReplicationRate
+            | Self::DereplicationRate
+            | Self::Oscillation
+            | Self::MigrationRate => "/h",
             Self::TransferRate => "MiB/h",
             Self::Refusal
             | Self::Loss
@@ -150,6 +162,8 @@ impl Measure {
             Self::ReplicationRate => hourly(sums.replications),
             Self::DereplicationRate => hourly(sums.dereplications),
             Self::Oscillation => hourly(sums.turns),
+            Self::MigrationRate => hourly(sums.migrations),
+            Self::MigrationPause => sums.paused / sums.migrations.max(1.0),
             Self::TransferRate => hourly(sums.transferred_mib),
             Self::Starting => sums.area_starting / sums.secs,
         }
@@ -196,6 +210,8 @@ pub struct SimReport {
     pub events: u64,
     /// Mean of what was cut off at the beginning, seconds.
     pub cut_secs: f64,
+    /// Mean of the simulated time of a replication with its beginning, seconds: less than the scenario says when it was stopped.
+    pub simulated_secs: f64,
     /// Each service.
     pub services: Vec<ServiceReport>,
 }
@@ -215,12 +231,14 @@ impl SimReport {
             }
         });
         let cuts = done.iter().flatten().map(|of| of.cut_secs);
+        let whole = done.iter().flatten().map(|of| of.cut_secs + of.sums.secs);
         Self {
             scenario: scenario.name.clone(),
             replications: done.first().map_or(0, Vec::len),
             confidence,
             events,
             cut_secs: Estimate::of(cuts, confidence).mean,
+            simulated_secs: Estimate::of(whole, confidence).mean,
             services: services.collect(),
         }
     }

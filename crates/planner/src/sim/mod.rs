@@ -12,6 +12,7 @@
 mod events;
 mod history;
 mod measure;
+mod migrate;
 mod network;
 mod service;
 mod stats;
@@ -24,10 +25,10 @@ pub(crate) use stats::Raw;
 pub use stats::{Measured, Sums};
 pub(crate) use user::User;
 
+use crate::progress::Progress;
 use crate::scenario::Scenario;
 use rayon::prelude::*;
 use skein_model::Event;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// One replication.
 #[derive(Debug, Clone)]
@@ -52,7 +53,7 @@ pub enum Recording {
 /// Runs one replication, its beginning cut off by what it alone shows.
 pub fn replicate(scenario: &Scenario, replication: u32, recording: Recording) -> Replication {
     let mut world = world::World::new(scenario, replication, recording == Recording::On);
-    let services = world.run();
+    let services = world.run(&Progress::default());
     let measured = |it: &Raw| it.measured(Raw::cut(&[it], scenario.run.warm_up));
     Replication {
         services: services.iter().map(measured).collect(),
@@ -61,61 +62,57 @@ pub fn replicate(scenario: &Scenario, replication: u32, recording: Recording) ->
     }
 }
 
-/// Runs one replication without a history: what was counted of each service, and the events handled.
-pub(crate) fn count(scenario: &Scenario, replication: u32) -> (Vec<Raw>, u64) {
+/// What a replication counted, without a history.
+pub(crate) struct Counted {
+    /// Of each service.
+    pub(crate) services: Vec<Raw>,
+    /// Events handled.
+    pub(crate) events: u64,
+}
+
+impl Counted {
+    /// Whether it came to its end.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.services.iter().all(Raw::is_whole)
+    }
+}
+
+/// Runs one replication without a history; when it is stopped early, to where it got.
+pub(crate) fn count(scenario: &Scenario, replication: u32, progress: &Progress) -> Counted {
     let mut world = world::World::new(scenario, replication, false);
-    (world.run(), world.handled)
+    let services = world.run(progress);
+    let counted = Counted { services, events: world.handled };
+    if counted.is_whole() {
+        progress.end_replication();
+    }
+    counted
 }
 
-/// Progress of a simulation, and the wish to end it early. Shared with whoever shows the one and wishes the other.
-#[derive(Debug, Default)]
-pub struct Progress {
-    done: AtomicU32,
-    stopped: AtomicBool,
+/// Work of so many replications, in the units of [`Progress`].
+pub(crate) fn work_of(scenario: &Scenario, replications: u32) -> u64 {
+    u64::from(replications) * stats::cells_for(scenario.services.len()) as u64
 }
 
-impl Progress {
-    /// Replications done.
-    pub fn done(&self) -> u32 {
-        self.done.load(Ordering::Relaxed)
-    }
-
-    /// Counts replications that were done.
-    pub(crate) fn add(&self, replications: u32) {
-        self.done.fetch_add(replications, Ordering::Relaxed);
-    }
-
-    /// Whether somebody wishes the end.
-    pub(crate) fn is_stopped(&self) -> bool {
-        self.stopped.load(Ordering::Relaxed)
-    }
-
-    /// No further replication begins.
-    pub fn stop(&self) {
-        self.stopped.store(true, Ordering::Relaxed);
-    }
-}
-
-/// Runs all replications of a scenario, in parallel, and sums them up. When it is stopped early, what is known so far:
-/// those replications that were done, at least the first.
+/// Runs all replications of a scenario, in parallel, and sums them up. When it is stopped early, what is known so far: the
+/// replications that came to their end, or where none did, what those under way had simulated by then.
 pub fn simulate(scenario: &Scenario, progress: &Progress) -> SimReport {
-    let all: Vec<Option<(Vec<Raw>, u64)>> = (0..scenario.run.replications)
+    progress.expect(work_of(scenario, scenario.run.replications));
+    let all: Vec<Option<Counted>> = (0..scenario.run.replications)
         .into_par_iter()
         .map(|number| {
-            if number > 0 && progress.is_stopped() {
-                return None;
-            }
-            let replication = count(scenario, number);
-            progress.add(1);
-            Some(replication)
+            let begins = number == 0 || !progress.is_stopped();
+            begins.then(|| count(scenario, number, progress))
         })
         .collect();
-    let done: Vec<(Vec<Raw>, u64)> = all.into_iter().flatten().collect();
+    let all: Vec<Counted> = all.into_iter().flatten().collect();
+    let any_whole = all.iter().any(Counted::is_whole);
+    let events = all.iter().map(|it| it.events).sum();
+    let done: Vec<Counted> = all.into_iter().filter(|it| it.is_whole() || !any_whole).collect();
     let services: Vec<Vec<Measured>> = (0..scenario.services.len())
         .map(|at| {
-            let raw: Vec<&Raw> = done.iter().map(|(services, _)| &services[at]).collect();
+            let raw: Vec<&Raw> = done.iter().map(|it| &it.services[at]).collect();
             Raw::all_measured(&raw, scenario.run.warm_up)
         })
         .collect();
-    SimReport::of(scenario, &services, done.iter().map(|it| it.1).sum())
+    SimReport::of(scenario, &services, events)
 }

@@ -22,6 +22,8 @@ pub(super) struct Network<T> {
     /// Links of the route from one node to another, for each pair.
     routes: Vec<Box<[u32]>>,
     links: Vec<Link>,
+    /// The two nodes of each link.
+    ends: Vec<(usize, usize)>,
     flows: Vec<Option<Flow<T>>>,
     free: Vec<u32>,
     tokens: u32,
@@ -66,6 +68,7 @@ impl<T> Network<T> {
             nodes: names.len(),
             routes: routes(names.len(), &ends),
             links: ends.iter().map(|_| Link { capacity: 0.0, flows: vec![] }).collect(),
+            ends,
             flows: vec![],
             free: vec![],
             tokens: 0,
@@ -102,6 +105,18 @@ impl<T> Network<T> {
     /// Links between two nodes.
     pub(super) fn hops(&self, from: usize, to: usize) -> usize {
         self.routes[from * self.nodes + to].len()
+    }
+
+    /// The nodes on the route from one to another, both among them.
+    pub(super) fn nodes_on(&self, from: usize, to: usize) -> Vec<usize> {
+        let mut nodes = vec![from];
+        let mut at = from;
+        for link in &self.routes[from * self.nodes + to] {
+            let (a, b) = self.ends[*link as usize];
+            at = if a == at { b } else { a };
+            nodes.push(at);
+        }
+        nodes
     }
 
     /// Begins a transfer between two different nodes.
@@ -260,6 +275,8 @@ mod tests {
         check("{kind = \"ring\"}", 0, 4, 1);
         check("{kind = \"star\", centre = \"n1\"}", 1, 4, 2);
         check("{kind = \"star\", centre = \"n1\"}", 0, 4, 1);
+        let star = network("{kind = \"star\", centre = \"n3\"}", 5, 0.0);
+        assert_eq!(star.nodes_on(4, 0), [4, 2, 0]);
         let line = "{kind = \"explicit\", links = [[\"n1\",\"n2\"],[\"n2\",\"n3\"],[\"n3\",\"n4\"],[\"n4\",\"n5\"]]}";
         check(line, 0, 4, 4);
     }

@@ -56,6 +56,30 @@ pub(super) struct Body {
     pub(super) queue: VecDeque<Request>,
     /// Whether it is among the idle ones.
     pub(super) listed: bool,
+    /// Its way to another node.
+    pub(super) way: Option<Way>,
+}
+
+/// A replica on its way to another node.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Way {
+    pub(super) to: usize,
+    /// Number that its copy has over all services.
+    pub(super) number: u64,
+    /// The start of the copy that it waits for.
+    pub(super) token: u32,
+    pub(super) stage: Stage,
+}
+
+/// How far a replica is on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Its copy starts; it serves.
+    Copying,
+    /// Its copy is there; it finishes what it serves and takes no more.
+    Finishing,
+    /// Its state is sent, since a moment; it serves nothing.
+    HandingOver { since: Nanos },
 }
 
 /// A service while it is simulated.
@@ -176,6 +200,7 @@ impl<'a> Service<'a> {
             running: Vec::with_capacity(self.spec.capacity.min(16) as usize),
             queue: VecDeque::new(),
             listed: false,
+            way: None,
         };
         self.bodies.push(body);
         slot
@@ -195,8 +220,14 @@ impl<'a> Service<'a> {
     /// Whether a replica takes one more request.
     #[inline]
     pub(super) fn has_room(&self, index: usize) -> bool {
-        self.seen[index].phase == ReplicaPhase::Ready
-            && self.seen[index].in_service < self.spec.capacity
+        let seen = &self.seen[index];
+        seen.in_service < self.spec.capacity
+            && (seen.phase == ReplicaPhase::Ready || self.serves_on_its_way(index))
+    }
+
+    /// Whether a replica is on its way and serves still.
+    fn serves_on_its_way(&self, index: usize) -> bool {
+        self.bodies[index].way.is_some_and(|way| way.stage == Stage::Copying)
     }
 
     /// Lists a replica as one that may have room.
@@ -254,7 +285,9 @@ impl<'a> Service<'a> {
         };
         let load =
             |index: usize| self.seen[index].in_service as usize + self.bodies[index].queue.len();
-        let is_ready = |index: &usize| self.seen[*index].phase == ReplicaPhase::Ready;
+        let is_ready = |index: &usize| {
+            matches!(self.seen[*index].phase, ReplicaPhase::Ready | ReplicaPhase::Moving)
+        };
         let fits = |index: &usize| {
             self.has_room(*index) && self.bodies[*index].queue.is_empty()
                 || self.bodies[*index].queue.len() < bound
@@ -277,6 +310,7 @@ impl<'a> Service<'a> {
             let added = match step {
                 Move::Boot { .. } => true,
                 Move::Drain { .. } | Move::Stop { .. } => false,
+                Move::Migrate { .. } => continue,
                 Move::Hold { .. } => {
                     self.meter.sums.unplaceable += 1.0;
                     continue;

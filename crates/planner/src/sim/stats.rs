@@ -52,6 +52,10 @@ pub struct Sums {
     pub dereplications: f64,
     /// Changes from adding to removing and back.
     pub turns: f64,
+    /// Replicas that came to serve on another node.
+    pub migrations: f64,
+    /// Time in which replicas on their way served nothing, seconds.
+    pub paused: f64,
     /// Code and state sent to new replicas, MiB.
     pub transferred_mib: f64,
     /// Plans that could not place a machine.
@@ -59,7 +63,7 @@ pub struct Sums {
 }
 
 impl Sums {
-    fn fields(&mut self) -> [&mut f64; 19] {
+    fn fields(&mut self) -> [&mut f64; 21] {
         [
             &mut self.secs,
             &mut self.generated,
@@ -78,6 +82,8 @@ impl Sums {
             &mut self.replications,
             &mut self.dereplications,
             &mut self.turns,
+            &mut self.migrations,
+            &mut self.paused,
             &mut self.transferred_mib,
             &mut self.unplaceable,
         ]
@@ -186,6 +192,11 @@ pub(crate) struct Raw {
 }
 
 impl Raw {
+    /// Whether it is of a whole replication.
+    pub(super) fn is_whole(&self) -> bool {
+        self.cells.len() == self.cells_max
+    }
+
     /// Cells to cut off from replications of one service. MSER-5 looks at their mean: of a single one that varies slowly it
     /// would keep what happens to be calm, and be wrong by it.
     pub(crate) fn cut(all: &[&Self], warm_up: WarmUp) -> usize {

@@ -6,37 +6,44 @@ use super::network::Network;
 use super::service::{Request, Running, Service};
 use super::stats::{Raw, cells_for};
 use super::user::User;
+use crate::progress::Progress;
 use crate::random::{Distribution, Purpose, Stream};
 use crate::scenario::{
     BackgroundChanges, FailureLoses, FailuresHit, LastReplica, Mobility, NodeGroup, Repair,
     Scenario,
 };
 use skein_model::{NodeState, Timestamp};
-use skein_policy::{Move, Node, ReplicaPhase, Room, plan_service};
+use skein_policy::{Move, Node, Reason, ReplicaPhase, Room, plan_service};
 use std::collections::VecDeque;
 
 /// What is simulated of a node beside what the policy sees.
 #[derive(Debug)]
-struct Host<'a> {
-    spec: &'a NodeGroup,
+pub(super) struct Host<'a> {
+    pub(super) spec: &'a NodeGroup,
     failures: Stream,
     repairs: Stream,
-    background: Stream,
-    /// Seconds that one second of work takes, where it never changes.
-    slowness: Option<f64>,
-    /// Service and slot of the replicas on it.
-    replicas: Vec<(u32, u32)>,
+    pub(super) background: Stream,
+    /// How long background loads last.
+    pub(super) lasting: Stream,
+    /// Share that others use; the mean where each request draws its own.
+    used: f64,
+    /// Seconds that one second of work takes, where requests do not draw it.
+    pub(super) slowness: Option<f64>,
+    /// Service and slot of the replicas on it, and of those on their way to it.
+    pub(super) replicas: Vec<(u32, u32)>,
 }
 
 /// What a transfer is for.
 #[derive(Debug)]
-enum Transfer {
+pub(super) enum Transfer {
     /// Code and state of a replica.
     Code { service: u32, slot: u32, token: u32 },
     /// Input of a request at a replica.
     Input { service: u32, slot: u32, token: u32 },
     /// Output of a request, with the time it spent at the machine.
     Output { service: u32, request: Request, served: Nanos },
+    /// State of a replica that moves.
+    State { service: u32, slot: u32, token: u32 },
 }
 
 /// Where a request goes.
@@ -54,18 +61,20 @@ enum Spot {
 #[derive(Debug)]
 pub(super) struct World<'a> {
     scenario: &'a Scenario,
-    now: Nanos,
-    events: Events,
-    nodes: Vec<Node>,
-    hosts: Vec<Host<'a>>,
+    pub(super) now: Nanos,
+    pub(super) events: Events,
+    pub(super) nodes: Vec<Node>,
+    pub(super) hosts: Vec<Host<'a>>,
     users: Vec<User<'a>>,
-    services: Vec<Service<'a>>,
-    network: Option<Network<Transfer>>,
+    pub(super) services: Vec<Service<'a>>,
+    network: Option<Network<(u64, Transfer)>>,
+    /// Transfers so far.
+    transfers: u64,
     /// Failed nodes that wait for the single crew.
     to_repair: VecDeque<u32>,
     tokens: u32,
     requests: u64,
-    replicas: u64,
+    pub(super) replicas: u64,
     moves: Vec<Move>,
     cell: (Nanos, u32),
     pub(super) history: History,
@@ -87,17 +96,20 @@ impl<'a> World<'a> {
                 let first = spec.background.sample(&mut background);
                 let fixed = matches!(spec.background, Distribution::Constant(_))
                     || scenario.assumptions.background_changes == BackgroundChanges::Never;
+                let lasts = spec.background_lasts_secs.is_some();
                 Host {
                     spec,
                     failures: stream(at, Purpose::Failure),
                     repairs: stream(at, Purpose::Repair),
-                    slowness: fixed.then(|| slowness(spec, first)),
+                    slowness: (fixed || lasts).then(|| slowness(spec, first)),
+                    used: if fixed || lasts { first } else { spec.background.mean() },
                     background,
+                    lasting: stream(at, Purpose::BackgroundLasts),
                     replicas: vec![],
                 }
             })
             .collect();
-        let nodes = hosts.iter().map(|host| node_of(host.spec)).collect();
+        let nodes = hosts.iter().map(|host| node_of(host.spec, host.used)).collect();
         let cells = cells_for(scenario.services.len());
         let services = (0..scenario.services.len())
             .map(|at| Service::new(scenario, at, replication, cells))
@@ -115,6 +127,7 @@ impl<'a> World<'a> {
             users: User::all(scenario, &names, replication),
             services,
             network,
+            transfers: 0,
             to_repair: VecDeque::new(),
             tokens: 0,
             requests: 0,
@@ -126,8 +139,8 @@ impl<'a> World<'a> {
         }
     }
 
-    /// Runs to the end; what was counted of each service.
-    pub(super) fn run(&mut self) -> Vec<Raw> {
+    /// Runs to the end, or to the end of a cell once somebody wishes so; what was counted of each service.
+    pub(super) fn run(&mut self, progress: &Progress) -> Vec<Raw> {
         self.begin();
         while let Some((at, due)) = self.events.next() {
             self.now = at;
@@ -137,6 +150,8 @@ impl<'a> World<'a> {
                 Due::Served { service, slot, token } => self.served(service, slot, token),
                 Due::Started { service, slot, token } => self.started(service, slot, token),
                 Due::Failure { node } => self.failure(node as usize),
+                Due::Warning { node } => self.warning(node as usize),
+                Due::Background { node } => self.background(node as usize),
                 Due::Repaired { node } => self.repaired(node as usize),
                 Due::Transferred { flow, token } => self.transferred(flow, token),
                 Due::Delivered { flow } => self.delivered(flow),
@@ -147,7 +162,8 @@ impl<'a> World<'a> {
                     }
                 }
                 Due::Cell => {
-                    if self.end_cell() {
+                    progress.advance(1);
+                    if self.end_cell() || progress.is_stopped() {
                         break;
                     }
                 }
@@ -160,6 +176,7 @@ impl<'a> World<'a> {
         for node in 0..self.hosts.len() {
             self.history.node_joined(self.now, node);
             self.schedule_failure(node);
+            self.schedule_background(node);
         }
         for service in 0..self.services.len() {
             self.services[service].meter.nodes = self.nodes.len() as u32;
@@ -183,12 +200,12 @@ impl<'a> World<'a> {
         self.cell.1 == 0
     }
 
-    fn token(&mut self) -> u32 {
+    pub(super) fn token(&mut self) -> u32 {
         self.tokens = self.tokens.wrapping_add(1);
         self.tokens
     }
 
-    fn timestamp(&self) -> Timestamp {
+    pub(super) fn timestamp(&self) -> Timestamp {
         Timestamp::from_micros(self.now / 1000)
     }
 
@@ -306,7 +323,7 @@ impl<'a> World<'a> {
 
     /// Seconds that one second of work takes on a node now.
     #[inline]
-    fn slowness(&mut self, node: usize) -> f64 {
+    pub(super) fn slowness(&mut self, node: usize) -> f64 {
         let host = &mut self.hosts[node];
         match host.slowness {
             Some(fixed) => fixed,
@@ -347,7 +364,7 @@ impl<'a> World<'a> {
     }
 
     /// A replica has room: it takes what waits, or goes if it drains and has nothing left.
-    fn next_request(&mut self, at: usize, index: usize) {
+    pub(super) fn next_request(&mut self, at: usize, index: usize) {
         while self.services[at].has_room(index) {
             let service = &mut self.services[at];
             let next =
@@ -360,20 +377,30 @@ impl<'a> World<'a> {
             self.begin_service(at, index, request);
         }
         let seen = &self.services[at].seen[index];
-        if seen.phase == ReplicaPhase::Draining && seen.in_service == 0 {
-            self.gone(at, index);
+        if seen.in_service == 0 {
+            match seen.phase {
+                ReplicaPhase::Draining => self.gone(at, index),
+                ReplicaPhase::Moving => self.finished(at, index),
+                ReplicaPhase::Starting
+                | ReplicaPhase::Ready
+                | ReplicaPhase::DrainAsked
+                | ReplicaPhase::Ending => {}
+            }
         }
     }
 
     // ---- transfers
 
-    fn needs_transfer(&self, from: usize, to: usize, mib: f64) -> bool {
+    pub(super) fn needs_transfer(&self, from: usize, to: usize, mib: f64) -> bool {
         self.network.is_some() && from != to && mib > 0.0
     }
 
-    fn transfer(&mut self, route: (usize, usize), mib: f64, what: Transfer) {
+    pub(super) fn transfer(&mut self, route: (usize, usize), mib: f64, what: Transfer) {
+        self.transfers += 1;
         if let Some(network) = &mut self.network {
-            network.start(self.now, route, mib, what);
+            let nodes = || network.nodes_on(route.0, route.1);
+            self.history.transfer_began(self.now, self.transfers, (&what, mib), nodes);
+            network.start(self.now, route, mib, (self.transfers, what));
         }
         self.schedule_transfers();
     }
@@ -397,11 +424,14 @@ impl<'a> World<'a> {
     }
 
     fn delivered(&mut self, flow: u32) {
-        let Some(what) = self.network.as_mut().and_then(|network| network.take(flow)) else {
+        let Some((number, what)) = self.network.as_mut().and_then(|network| network.take(flow))
+        else {
             return;
         };
+        self.history.transfer_ended(self.now, number);
         match what {
             Transfer::Code { service, slot, token } => self.start_up(service, slot, token),
+            Transfer::State { service, slot, token } => self.state_came(service, slot, token),
             Transfer::Input { service, slot, token } => {
                 let at = service as usize;
                 let Some(index) = self.services[at].index(slot) else { return };
@@ -432,7 +462,7 @@ impl<'a> World<'a> {
         self.plan(at);
     }
 
-    fn plan(&mut self, at: usize) {
+    pub(super) fn plan(&mut self, at: usize) {
         let now = self.timestamp();
         let barred = self.bar_nodes(at);
         let mut moves = std::mem::take(&mut self.moves);
@@ -448,7 +478,8 @@ impl<'a> World<'a> {
         }
         // An earlier question is as good: it is asked again then.
         let later = |at: &Timestamp| service.plan_at.is_some_and(|pending| pending <= *at);
-        if let Some(next) = verdict.next_at.filter(|at| !service.fixed && !later(at)) {
+        let may_change = !service.fixed || service.spec.scaling.migration.is_some();
+        if let Some(next) = verdict.next_at.filter(|at| may_change && !later(at)) {
             service.plan_at = Some(next);
             service.plan_token = service.plan_token.wrapping_add(1);
             let due = Due::Plan { service: at as u32, token: service.plan_token };
@@ -493,11 +524,25 @@ impl<'a> World<'a> {
                 Move::Drain { replica, .. } | Move::Stop { replica, .. } => {
                     Some((slot(*replica), step))
                 }
-                Move::Boot { .. } | Move::Hold { .. } => None,
+                Move::Boot { .. } | Move::Migrate { .. } | Move::Hold { .. } => None,
+            })
+            .collect();
+        let moves_away: Vec<(u32, usize, Reason)> = moves
+            .iter()
+            .filter_map(|step| match step {
+                Move::Migrate { replica, node, reason, .. } => {
+                    Some((slot(*replica), *node, *reason))
+                }
+                Move::Boot { .. } | Move::Drain { .. } | Move::Stop { .. } | Move::Hold { .. } => {
+                    None
+                }
             })
             .collect();
         for (slot, step) in goes {
             self.let_go(at, slot, step);
+        }
+        for (slot, node, reason) in moves_away {
+            self.migrate(at, slot, node, &reason);
         }
         for step in moves {
             if let Move::Boot { node, reason, .. } = step {
@@ -530,7 +575,7 @@ impl<'a> World<'a> {
 
     /// Where a replica's code and state come from: the nearest node that has them; none when it has them itself, or when
     /// they come from a store beside the network.
-    fn source_for(&self, at: usize, node: usize) -> Option<usize> {
+    pub(super) fn source_for(&self, at: usize, node: usize) -> Option<usize> {
         let network = self.network.as_ref()?;
         let service = &self.services[at];
         let ready = service.seen.iter().filter(|replica| replica.phase == ReplicaPhase::Ready);
@@ -543,9 +588,12 @@ impl<'a> World<'a> {
     }
 
     /// Code and state are there: the machine starts.
-    fn start_up(&mut self, at: u32, slot: u32, token: u32) {
+    pub(super) fn start_up(&mut self, at: u32, slot: u32, token: u32) {
         let service = &mut self.services[at as usize];
-        let waits = service.index(slot).is_some_and(|index| service.bodies[index].token == token);
+        let waits = service.index(slot).is_some_and(|index| {
+            let body = &service.bodies[index];
+            body.token == token || body.way.is_some_and(|way| way.token == token)
+        });
         if waits {
             let start = service.spec.start_secs.sample(&mut service.start_stream);
             self.events.add(self.now + nanos(start), Due::Started { service: at, slot, token });
@@ -556,6 +604,9 @@ impl<'a> World<'a> {
         let (at, now) = (at as usize, self.timestamp());
         let service = &mut self.services[at];
         let Some(index) = service.index(slot) else { return };
+        if service.bodies[index].way.is_some_and(|way| way.token == token) {
+            return self.copied(at, index);
+        }
         if service.bodies[index].token != token
             || service.seen[index].phase != ReplicaPhase::Starting
         {
@@ -577,7 +628,7 @@ impl<'a> World<'a> {
     }
 
     /// Deals the waiting requests of a distributed queue out anew, in the order in which they came.
-    fn redistribute(&mut self, at: usize) {
+    pub(super) fn redistribute(&mut self, at: usize) {
         let service = &mut self.services[at];
         let mut waiting: Vec<Request> = service.queue.drain(..).collect();
         for body in &mut service.bodies {
@@ -617,7 +668,7 @@ impl<'a> World<'a> {
     }
 
     /// What a replica serves goes back to the head of the queue.
-    fn interrupt(&mut self, at: usize, index: usize) {
+    pub(super) fn interrupt(&mut self, at: usize, index: usize) {
         let now = self.now;
         let service = &mut self.services[at];
         let mobility = service.spec.mobility;
@@ -662,6 +713,11 @@ impl<'a> World<'a> {
         let host = &mut self.hosts[node];
         if let Some(time) = &host.spec.time_to_failure_secs {
             let at = self.now + nanos(time.sample(&mut host.failures)).max(1);
+            let warning = nanos(host.spec.failure_warning_secs);
+            if warning > 0 {
+                let from = at.saturating_sub(warning).max(self.now);
+                self.events.add(from, Due::Warning { node: node as u32 });
+            }
             self.events.add(at, Due::Failure { node: node as u32 });
         }
     }
@@ -676,6 +732,7 @@ impl<'a> World<'a> {
         let spared = self.scenario.assumptions.failures_hit == FailuresHit::NodesWithMachines
             && self.hosts[node].replicas.is_empty();
         if spared {
+            self.nodes[node].state = NodeState::Ready;
             self.schedule_failure(node);
             return;
         }
@@ -698,8 +755,12 @@ impl<'a> World<'a> {
         let mut replicas = std::mem::take(&mut self.hosts[node].replicas);
         replicas.sort_unstable();
         for (at, slot) in &replicas {
-            if let Some(index) = self.services[*at as usize].index(*slot) {
-                self.lose(*at as usize, index);
+            let at = *at as usize;
+            let Some(index) = self.services[at].index(*slot) else { continue };
+            if self.services[at].seen[index].node == node {
+                self.lose(at, index);
+            } else {
+                self.copy_lost(at, index);
             }
         }
         replicas.dedup_by_key(|(at, _)| *at);
@@ -715,7 +776,7 @@ impl<'a> World<'a> {
         let held = service.meter.waiting + service.meter.busy;
         let sharing = service.meter.ready.max(1);
         match service.seen[index].phase {
-            ReplicaPhase::Ready => service.meter.ready -= 1,
+            ReplicaPhase::Ready | ReplicaPhase::Moving => service.meter.ready -= 1,
             ReplicaPhase::Starting => service.meter.starting -= 1,
             ReplicaPhase::DrainAsked | ReplicaPhase::Draining | ReplicaPhase::Ending => {}
         }
@@ -724,11 +785,11 @@ impl<'a> World<'a> {
             FailureLoses::Nothing | FailureLoses::Overflow => self.interrupt(at, index),
             FailureLoses::InService | FailureLoses::Held => self.drop_running(at, index),
         }
-        let (seen, body) = self.services[at].remove(index);
-        self.history.lost(self.now, at, (body.number, seen.node));
-        let own = body.queue.len() as u32;
+        let (queue, number, node) = self.take_lost(at, index);
+        self.history.lost(self.now, at, (number, node));
+        let own = queue.len() as u32;
         if loses == FailureLoses::Held {
-            for request in &body.queue {
+            for request in &queue {
                 self.drop_request(at, request);
             }
             self.services[at].meter.waiting -= own;
@@ -736,7 +797,7 @@ impl<'a> World<'a> {
                 self.drop_share(at, (held, sharing), in_service);
             }
         } else {
-            self.services[at].queue.extend(body.queue);
+            self.services[at].queue.extend(queue);
         }
         if loses != FailureLoses::Nothing {
             self.drop_overflow(at);
@@ -749,7 +810,7 @@ impl<'a> World<'a> {
     }
 
     /// Replicas with room take what waits.
-    fn fill(&mut self, at: usize) {
+    pub(super) fn fill(&mut self, at: usize) {
         while !self.services[at].queue.is_empty() {
             let Some(index) = self.services[at].replica_with_room() else { break };
             let Some(request) = self.services[at].queue.pop_front() else { break };
@@ -822,7 +883,9 @@ impl<'a> World<'a> {
             service.meter.nodes += 1;
             // Room came: only who lacks some is concerned.
             let live = service.meter.ready + service.meter.starting;
-            if live < service.spec.scaling.replicas_min.max(1) || service.meter.waiting > 0 {
+            let moves = service.spec.scaling.migration.is_some();
+            if live < service.spec.scaling.replicas_min.max(1) || service.meter.waiting > 0 || moves
+            {
                 self.plan(at);
             }
         }
@@ -830,12 +893,12 @@ impl<'a> World<'a> {
 }
 
 /// Seconds that one second of work takes beside a background load.
-fn slowness(spec: &NodeGroup, background: f64) -> f64 {
+pub(super) fn slowness(spec: &NodeGroup, background: f64) -> f64 {
     // A hundredth is left, or a request might never end.
     1.0 / (spec.performance * (1.0 - background).max(0.01))
 }
 
-fn node_of(spec: &NodeGroup) -> Node {
+fn node_of(spec: &NodeGroup, used: f64) -> Node {
     Node {
         state: NodeState::Ready,
         capacity: Room {
@@ -845,5 +908,6 @@ fn node_of(spec: &NodeGroup) -> Node {
         },
         reserved: Room::default(),
         performance: spec.performance,
+        used,
     }
 }

@@ -55,6 +55,7 @@ pub(crate) fn node(name: &str, memory_mib: u64) -> NodeView {
         capacity: Room { memory_mib, cpu_milli: 4000, machines: 100 },
         reserved: Room::default(),
         performance: 1.0,
+        used: 0.0,
     }
 }
 

@@ -2,21 +2,20 @@
 
 mod live;
 mod policies;
+mod progress;
 
 use crate::output::Format;
 use crate::{Context, commands};
 use anyhow::{Context as _, Result, bail};
+use progress::with_progress;
 use serde::Serialize;
 use skein_planner::replay::{self, Scene};
 use skein_planner::report::{self, Table};
 use skein_planner::search::{Goal, Parameter, Vary, search};
-use skein_planner::{
-    Progress, Recording, Scenario, compare, experiments, replicate, simulate, verify,
-};
+use skein_planner::{Recording, Scenario, compare, experiments, replicate, simulate, verify};
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
@@ -41,7 +40,7 @@ pub(crate) enum Plan {
     /// Write the chain of a scenario for PRISM and Storm
     Export(Export),
     /// Compute the validation tables and count the digits that agree
-    Verify,
+    Verify(Verify),
     /// Regenerate the experiments E1 to E7 into a folder
     Experiments(Experiments),
 }
@@ -105,6 +104,9 @@ pub(crate) struct Search {
     /// What shall be least
     #[arg(long, value_name = "PARAMETER")]
     minimise: Parameter,
+    /// Print comma-separated values
+    #[arg(long)]
+    csv: bool,
     /// Write the scenario that was found
     #[arg(long, value_name = "FILE")]
     to: Option<PathBuf>,
@@ -136,10 +138,21 @@ pub(crate) struct Export {
     prism: PathBuf,
 }
 
+/// Compute the validation tables and count the digits that agree
+#[derive(clap::Args)]
+pub(crate) struct Verify {
+    /// Also the large published chains, up to 2.5 million states: takes minutes and 4 GiB of memory
+    #[arg(long)]
+    long: bool,
+    /// Print comma-separated values
+    #[arg(long)]
+    csv: bool,
+}
+
 /// Regenerate the experiments E1 to E7 into a folder
 #[derive(clap::Args)]
 pub(crate) struct Experiments {
-    /// The folder: report.md, plots, tables and scenarios
+    /// The folder: report.md, plots as SVG and PNG, tables and scenarios
     #[arg(long, value_name = "DIR", default_value = "experiments")]
     to: PathBuf,
     /// Factor on all simulated times
@@ -153,13 +166,13 @@ impl Plan {
         let format = context.output;
         match self {
             Self::Sim(it) => it.run(format).await,
-            Self::Solve(it) => it.run(format),
+            Self::Solve(it) => it.run(format).await,
             Self::Compare(it) => it.run(format).await,
             Self::Policies(it) => it.run(format).await,
             Self::Search(it) => it.run(format).await,
             Self::Replay(it) => it.run(),
             Self::Export(it) => it.run(),
-            Self::Verify => run_verify(format),
+            Self::Verify(it) => it.run(format).await,
             Self::Experiments(it) => it.run().await,
         }
     }
@@ -190,7 +203,11 @@ fn read_scenario(file: &Path) -> Result<Scenario> {
 }
 
 fn write(file: &Path, text: &str) -> Result<()> {
-    std::fs::write(file, text).with_context(|| format!("writing {}", file.display()))
+    write_bytes(file, text.as_bytes())
+}
+
+fn write_bytes(file: &Path, bytes: &[u8]) -> Result<()> {
+    std::fs::write(file, bytes).with_context(|| format!("writing {}", file.display()))
 }
 
 /// Prints a table, or the thing itself as JSON.
@@ -204,39 +221,6 @@ fn print(format: Format, csv: bool, whole: &impl Serialize, table: &Table) -> Re
     Ok(())
 }
 
-/// Works on a thread of its own, shows the replications that are done, and stops early at Ctrl-C.
-async fn with_progress<T: Send + 'static>(
-    work: impl FnOnce(&Progress) -> T + Send + 'static,
-) -> Result<T> {
-    let progress = Arc::new(Progress::default());
-    let shared = Arc::clone(&progress);
-    let mut work = tokio::task::spawn_blocking(move || work(&shared));
-    let shows = std::io::stderr().is_terminal();
-    loop {
-        tokio::select! {
-            // Cancel-safe: the handle keeps the result until it is taken.
-            done = &mut work => {
-                if shows {
-                    eprint!("\r\x1b[K");
-                }
-                return done.context("planning");
-            }
-            // Cancel-safe: a signal that comes later is seen by the next one.
-            stopped = tokio::signal::ctrl_c() => {
-                stopped.context("waiting for Ctrl-C")?;
-                progress.stop();
-                eprintln!("stopping: what is known so far follows");
-            }
-            // Cancel-safe: a timer.
-            () = tokio::time::sleep(FRAME) => {
-                if shows {
-                    eprint!("\r{} replications", progress.done());
-                }
-            }
-        }
-    }
-}
-
 impl Sim {
     async fn run(self, format: Format) -> Result<ExitCode> {
         let scenario = read_scenario(&self.scenario)?;
@@ -244,7 +228,13 @@ impl Sim {
             let recorded = replicate(&scenario, 0, Recording::On).history;
             write(file, &replay::to_lines(&recorded))?;
         }
-        let report = with_progress(move |progress| simulate(&scenario, progress)).await?;
+        let duration = scenario.run.duration_secs;
+        let outcome = with_progress(move |progress| simulate(&scenario, progress)).await?;
+        let report = &outcome.value;
+        // A cell of the statistics may be a hair shorter than its share.
+        if outcome.stopped && report.simulated_secs < 0.999 * duration {
+            eprintln!("of {duration:.0} s only {:.0} s were simulated", report.simulated_secs);
+        }
         if !self.csv && format != Format::Json {
             eprintln!(
                 "{}: {} replications, {} events, {:.0} s cut off as warm-up, {} % intervals",
@@ -255,14 +245,16 @@ impl Sim {
                 report.confidence * 100.0
             );
         }
-        print(format, self.csv, &report, &report::of_simulation(&report))?;
-        Ok(ExitCode::SUCCESS)
+        print(format, self.csv, report, &report::of_simulation(report))?;
+        Ok(outcome.exit())
     }
 }
 
 impl Solve {
-    fn run(self, format: Format) -> Result<ExitCode> {
-        let solved = skein_planner::solve(&read_scenario(&self.scenario)?)?;
+    async fn run(self, format: Format) -> Result<ExitCode> {
+        let scenario = read_scenario(&self.scenario)?;
+        let outcome = with_progress(move |progress| skein_planner::solve(&scenario, progress));
+        let solved = outcome.await?.value?;
         for service in &solved.services {
             let certificate = &service.solution.certificate;
             eprintln!(
@@ -288,7 +280,8 @@ impl Compare {
             false => live::Measured::default(),
         };
         let (same, services) = (scenario.clone(), real.services);
-        let compared = with_progress(move |progress| compare(&same, &services, progress)).await?;
+        let outcome = with_progress(move |progress| compare(&same, &services, progress)).await?;
+        let compared = &outcome.value;
         match &compared.computation {
             Err(why) => eprintln!("nothing computed: {why}"),
             Ok(solved) => {
@@ -308,20 +301,20 @@ impl Compare {
                 eprintln!("machines were ready after {secs:.3} s; the scenario says {said:.3} s");
             }
         }
-        let table = report::of_comparison(&compared);
-        let Some(batches) = batches else {
-            print(format, self.csv, &compared, &table)?;
-            return Ok(ExitCode::SUCCESS);
+        let table = report::of_comparison(compared);
+        let Some(batches) = batches.filter(|_| !outcome.stopped) else {
+            print(format, self.csv, compared, &table)?;
+            return Ok(outcome.exit());
         };
         let times = with_progress(move |_| {
             skein_planner::batch_times(&scenario, 0, batches, &real.batches)
         });
-        let times = times.await?;
+        let times = times.await?.value;
         if !self.csv && format == Format::Json {
             let both = serde_json::json!({ "comparison": compared, "speed_up": times });
             print(format, self.csv, &both, &table)?;
         } else {
-            print(format, self.csv, &compared, &table)?;
+            print(format, self.csv, compared, &table)?;
             println!();
             print(format, self.csv, &times, &report::of_batches(&times))?;
         }
@@ -331,11 +324,11 @@ impl Compare {
 
 impl Search {
     async fn run(self, format: Format) -> Result<ExitCode> {
-        let Self { scenario, vary, goal, minimise, to } = self;
+        let Self { scenario, vary, goal, minimise, csv, to } = self;
         let scenario = read_scenario(&scenario)?;
         let found =
             with_progress(move |progress| search(&scenario, &vary, &goal, minimise, progress));
-        let found = found.await??;
+        let found = found.await?.value?;
         let mut table = Table::new(&["what", "value"]);
         for (parameter, value) in &found.point {
             table.row([parameter.to_string(), value.to_string()]);
@@ -349,7 +342,7 @@ impl Search {
             "{} points: {} sorted out by the chain, {} simulated",
             found.points, found.sorted_out, found.simulated
         );
-        print(format, false, &found, &table)?;
+        print(format, csv, &found, &table)?;
         if let Some(file) = to {
             write(&file, &found.scenario.to_toml())?;
         }
@@ -383,13 +376,17 @@ impl Export {
     }
 }
 
-fn run_verify(format: Format) -> Result<ExitCode> {
-    let checks = verify::verify();
-    let table = verify::to_table(&checks);
-    print(format, false, &table, &table)?;
-    let wrong = checks.iter().filter(|check| !check.holds()).count();
-    eprintln!("{} figures, {wrong} wrong", checks.len());
-    Ok(ExitCode::from(u8::from(wrong > 0)))
+impl Verify {
+    async fn run(self, format: Format) -> Result<ExitCode> {
+        let depth = if self.long { verify::Depth::Long } else { verify::Depth::Quick };
+        let outcome = with_progress(move |progress| verify::verify(depth, progress)).await?;
+        let checks = &outcome.value;
+        let table = verify::to_table(checks);
+        print(format, self.csv, &table, &table)?;
+        let wrong = checks.iter().filter(|check| !check.holds()).count();
+        eprintln!("{} figures, {wrong} wrong", checks.len());
+        if wrong > 0 { Ok(ExitCode::FAILURE) } else { Ok(outcome.exit()) }
+    }
 }
 
 impl Experiments {
@@ -398,11 +395,11 @@ impl Experiments {
         if !(effort.duration > 0.0 && effort.duration <= 1000.0) {
             bail!("--duration {} must be above 0 and at most 1000", self.duration);
         }
-        let all = with_progress(move |progress| experiments::run_all(effort, progress)).await?;
-        let folder = &self.to;
+        let outcome = with_progress(move |progress| experiments::run_all(effort, progress)).await?;
+        let (all, folder) = (&outcome.value, &self.to);
         std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
-        write(&folder.join("report.md"), &experiments::to_markdown(&all))?;
-        for it in &all {
+        write(&folder.join("report.md"), &experiments::to_markdown(all))?;
+        for it in all {
             write(&folder.join(format!("{}.toml", it.id.to_lowercase())), it.scenario)?;
             for (number, (_, table)) in it.tables.iter().enumerate() {
                 let name = format!("{}-{}.csv", it.id.to_lowercase(), number + 1);
@@ -410,6 +407,7 @@ impl Experiments {
             }
             for (name, plot) in &it.plots {
                 write(&folder.join(format!("{name}.svg")), &plot.to_svg())?;
+                write_bytes(&folder.join(format!("{name}.png")), &plot.to_png()?)?;
             }
             for finding in &it.findings {
                 let holds = if finding.holds { "confirmed" } else { "not confirmed" };
@@ -417,7 +415,7 @@ impl Experiments {
             }
         }
         println!("{}", folder.join("report.md").display());
-        Ok(ExitCode::SUCCESS)
+        Ok(outcome.exit())
     }
 }
 

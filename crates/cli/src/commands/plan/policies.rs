@@ -1,6 +1,7 @@
 //! `skein plan policies`: which scaling rule does best on a scenario, by what, and at which load.
 
-use super::{print, read_scenario, with_progress};
+use super::progress::with_progress;
+use super::{print, read_scenario};
 use crate::commands::service::scaling_rule;
 use crate::output::Format;
 use anyhow::Result;
@@ -58,7 +59,9 @@ impl Policies {
         let report = with_progress(move |progress| {
             compare_policies(&scenario, service, &all, &loads, progress)
         });
-        let report = report.await??;
+        let outcome = report.await?;
+        let exit = outcome.exit();
+        let report = outcome.value?;
         print(format, self.csv, &report, &to_table(&report))?;
         if !self.csv && format != Format::Json {
             println!();
@@ -66,6 +69,6 @@ impl Policies {
                 println!("{line}");
             }
         }
-        Ok(ExitCode::SUCCESS)
+        Ok(exit)
     }
 }
