@@ -1,5 +1,6 @@
 //! Two hosts, each with its broker and node, and programs on them.
 
+use rustix::process::{Pid, Signal, kill_process_group};
 use skein_link::broker::{Broker, BrokerConfig, Connection, Path, Totals};
 use skein_link::node::{Ethernet, Node, NodeConfig, PORT, PeerConfig, shared_key};
 use skein_link::remote::Remote;
@@ -35,6 +36,10 @@ pub(crate) struct Running(pub(crate) Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
+        // `timeout` leads a process group, in which all that it has started is.
+        if let Some(group) = Pid::from_raw(i32::try_from(self.0.id()).unwrap_or(0)) {
+            let _ = kill_process_group(group, Signal::KILL);
+        }
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

@@ -78,7 +78,8 @@ fn netcat() {
         let data = data(hosts, Host::B);
         // Without a limit the file is there before the two ends have agreed.
         hosts.bed.limit(500, 32 * 1024).unwrap();
-        let listen = "nc -l -N 10.77.0.1 5000 > got < /dev/null";
+        // It does not read its input, whose end would end its direction: such a connection stays on TCP.
+        let listen = "nc -l -d 10.77.0.1 5000 > got";
         let mut receiver = hosts.serve(Host::A, on, PORT, &["sh", "-c", listen]);
         let send = "cat data data data data | nc -N 10.77.0.1 5000";
         hosts.run(Host::B, on, &["sh", "-c", send]);
