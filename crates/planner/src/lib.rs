@@ -53,4 +53,4 @@ pub use scenario::{
 pub use sim::{
     Measure, Measured, Recording, Replication, ServiceReport, SimReport, Sums, replicate, simulate,
 };
-pub use solve::{SolveError, SolveReport, SolvedService, family_of, solve};
+pub use solve::{SolveError, SolveReport, SolvedService, family_of, solve, solve_over};

@@ -146,7 +146,15 @@ pub fn left_out(scenario: &Scenario) -> Vec<String> {
         groups.iter().any(|it| it.time_to_failure_secs.is_some()),
         "that a failure is seen at once: it is when the lease of the node ends",
     );
+    add(
+        groups.iter().any(|it| it.failure_warning_secs > 0.0),
+        "that nodes are known to fail beforehand: nobody cordons them",
+    );
     let services = &scenario.services;
+    add(
+        services.iter().any(|it| it.scaling.migration.is_some() && it.state_mib > 0.0),
+        "state that moves along: a copy begins without any",
+    );
     add(
         services.iter().any(|it| it.queue != QueueKind::Shared),
         "queues other than one for each service",

@@ -161,7 +161,7 @@ fn parse_bound(text: &str) -> Result<Bound, SearchError> {
         expected: expected.to_owned(),
     };
     let at = text.find(['<', '>']).ok_or_else(|| bad("MEASURE<VALUE or MEASURE>VALUE"))?;
-    let measure: Measure = text[..at].trim().parse().map_err(|why: String| bad(&why))?;
+    let measure: Measure = text[..at].trim().parse().map_err(SearchError::NoMeasure)?;
     let side = if text[at..].starts_with('<') { Side::Below } else { Side::Above };
     let value = text[at + 1..].trim_start_matches('=').trim();
     // Times may have a unit, shares a percent sign; longest endings first.
@@ -185,6 +185,9 @@ pub enum SearchError {
         /// What was expected.
         expected: String,
     },
+    /// A goal is not of a measure.
+    #[error("{0}")]
+    NoMeasure(String),
     /// Too many points.
     #[error("there are more than {POINTS_MAX} points: vary less")]
     TooMany,
@@ -192,19 +195,19 @@ pub enum SearchError {
     #[error("{0} is to be least and is not varied")]
     NotVaried(Parameter),
     /// Somebody wished the end before a point was found.
-    #[error("stopped after {tried} of {open} points; the nearest so far was {nearest}")]
+    #[error("stopped after {tried} of {open} points; {nearest}")]
     Stopped {
         /// Points that were simulated.
         tried: usize,
         /// Points that the chain let pass.
         open: usize,
-        /// The nearest, in words.
+        /// The nearest so far, in words.
         nearest: String,
     },
     /// No point of the range reaches the goal.
-    #[error("no point reaches the goal; the nearest was {nearest}")]
+    #[error("no point reaches the goal; {nearest}")]
     NotReached {
-        /// The point, in words.
+        /// The nearest point, in words.
         nearest: String,
     },
 }
@@ -213,7 +216,7 @@ impl SearchError {
     /// Stable code.
     pub const fn code(&self) -> &'static str {
         match self {
-            Self::Parse { .. } => "SEARCH_MALFORMED",
+            Self::Parse { .. } | Self::NoMeasure(_) => "SEARCH_MALFORMED",
             Self::TooMany => "SEARCH_TOO_LARGE",
             Self::NotVaried(_) => "SEARCH_NOT_VARIED",
             Self::Stopped { .. } => "SEARCH_STOPPED",
@@ -296,7 +299,10 @@ pub fn search(
 }
 
 fn named(nearest: Option<(f64, String)>) -> String {
-    nearest.map_or("none that the chain let pass".to_owned(), |it| it.1)
+    match nearest {
+        Some((_, point)) => format!("the nearest was {point}"),
+        None => "the chain rules all of them out".to_owned(),
+    }
 }
 
 fn in_words(point: &[(Parameter, u32)], measures: &[(Measure, Estimate)]) -> String {

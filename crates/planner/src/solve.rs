@@ -55,6 +55,8 @@ pub struct SolvedService {
 pub struct SolveReport {
     /// Name of the scenario.
     pub scenario: String,
+    /// The first seconds that the figures are means of; none: those of the long run.
+    pub over_secs: Option<f64>,
     /// Each service.
     pub services: Vec<SolvedService>,
 }
@@ -64,16 +66,38 @@ pub struct SolveReport {
 /// # Errors
 /// A service has no chain, its chain has no certified answer, or it was stopped before.
 pub fn solve(scenario: &Scenario, progress: &Progress) -> Result<SolveReport, SolveError> {
+    solve_each(scenario, None, &|family| family.solve_unless_stopped(progress))
+}
+
+/// The mean measures of each service over the first `secs` seconds of a scenario that begins empty, from the chain's transient
+/// states.
+///
+/// # Errors
+/// A service has no chain, its chain would take too many steps, or it was stopped.
+pub fn solve_over(
+    scenario: &Scenario,
+    secs: f64,
+    progress: &Progress,
+) -> Result<SolveReport, SolveError> {
+    solve_each(scenario, Some(secs), &|family| family.solve_over(secs, progress))
+}
+
+fn solve_each(
+    scenario: &Scenario,
+    over_secs: Option<f64>,
+    solve: &dyn Fn(&Family) -> Result<Solution, ChainError>,
+) -> Result<SolveReport, SolveError> {
     let services = scenario.services.iter().map(|service| {
         let name = service.name.to_string();
         let (family, left_out) = family_of(scenario, service)?;
-        match family.solve_unless_stopped(progress) {
+        match solve(&family) {
             Ok(solution) => Ok(SolvedService { service: name, solution, left_out }),
             Err(source) => Err(SolveError::Chain { service: name, source }),
         }
     });
     Ok(SolveReport {
         scenario: scenario.name.clone(),
+        over_secs,
         services: services.collect::<Result<_, _>>()?,
     })
 }
@@ -123,8 +147,10 @@ impl Mapping<'_> {
             if failure == 0.0 {
                 // Where nothing fails, nodes matter by their room only.
                 nodes = nodes.max(*max);
-            } else if *max > nodes {
-                self.leave_out("more than one replica on a node");
+            } else if *max > 1 && self.machines_that_fit() > nodes {
+                self.leave_out(
+                    "replicas that share nodes: each has one of its own, so that there are no more than nodes at work",
+                );
             }
         }
         if nodes > 65_535 {
@@ -282,6 +308,9 @@ impl Mapping<'_> {
         }
         if self.scenario.network.is_some() {
             self.leave_out("transfers over links: they take no time");
+        }
+        if self.service.scaling.migration.is_some() {
+            self.leave_out("machines that move to other nodes");
         }
         let loses = self.scenario.assumptions.failure_loses;
         let retried = matches!(loses, FailureLoses::Nothing | FailureLoses::Overflow);

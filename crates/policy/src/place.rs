@@ -113,7 +113,8 @@ pub fn removals(
         .iter()
         .enumerate()
         .filter(|(_, replica)| {
-            matches!(replica.phase, ReplicaPhase::Starting | ReplicaPhase::Ready)
+            let serves = matches!(replica.phase, ReplicaPhase::Ready | ReplicaPhase::Moving);
+            (serves || replica.phase == ReplicaPhase::Starting)
                 && nodes[replica.node].state != NodeState::Lost
                 && kinds.contains(&replica.freshness)
         })

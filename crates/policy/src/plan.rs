@@ -479,6 +479,19 @@ impl<'a> Cloud<'a> {
     }
 }
 
+/// Stops the copy of a machine that goes while it was on its way.
+fn no_copy(
+    view: &ServiceView,
+    (machine, service): (&MachineId, &ServiceKey),
+    moving: &mut Vec<Moving>,
+) -> Option<Step> {
+    let at = moving.iter().position(|pair| pair.machine == *machine)?;
+    let copy = moving.swap_remove(at).copy;
+    let generation = view.replicas.iter().find(|it| it.machine == copy)?.generation.next();
+    let reason = "its machine goes".to_owned();
+    Some(Step::Stop { machine: copy, service: service.clone(), generation, reason })
+}
+
 /// What is wanted of a machine and what it is, as one phase.
 const fn phase_of(goal: MachineGoal, phase: PhaseName) -> ReplicaPhase {
     use PhaseName as P;
@@ -513,7 +526,7 @@ impl Names<'_> {
         };
         for step in moves {
             let service = key.clone();
-            out.push(match step {
+            let step = match step {
                 Move::Boot { node, reason, place } => Step::Boot {
                     machine: self.fresh_id(&key.service, rng),
                     service,
@@ -547,6 +560,7 @@ impl Names<'_> {
                 Move::Drain { replica, reason } => {
                     let (machine, generation) = known(*replica);
                     let reason = format!("{}: -1 replica", reason.text(now));
+                    out.extend(no_copy(view, (&machine, &service), moving));
                     Step::Drain { machine, service, generation, copy: None, reason }
                 }
                 Move::Stop { replica, reason } => {
@@ -560,7 +574,8 @@ impl Names<'_> {
                     code: why.code(),
                     reason: why.text(now, |node| cloud.name(node)),
                 },
-            });
+            };
+            out.push(step);
         }
     }
 

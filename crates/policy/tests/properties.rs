@@ -11,6 +11,7 @@ use world::{World, node};
 enum Happening {
     Submit { service: usize, jobs: u32 },
     Node { node: usize, state: NodeState },
+    Used { node: usize, percent: u32 },
     Bury,
     Image { service: usize },
     Broken { service: usize, broken: bool },
@@ -28,6 +29,7 @@ fn any_happening() -> impl Strategy<Value = Happening> {
     prop_oneof![
         6 => (0..3usize, 1..40u32).prop_map(|(service, jobs)| Happening::Submit { service, jobs }),
         2 => (0..4usize, state).prop_map(|(node, state)| Happening::Node { node, state }),
+        1 => (0..4usize, 0..100u32).prop_map(|(node, percent)| Happening::Used { node, percent }),
         1 => Just(Happening::Bury),
         1 => (0..3usize).prop_map(|service| Happening::Image { service }),
         1 => (0..3usize, any::<bool>())
@@ -87,12 +89,20 @@ fn any_scaling() -> impl Strategy<Value = String> {
         "random",
     ]);
     let bounds = (0..3u32, 1..8u32, 0..3u32);
-    (rule, bounds, 0..4000u32, 0..3000u32, placement, removal).prop_map(
-        |(rule, (min, more, warm), grace, cooldown, placement, removal)| {
+    let migration = prop::option::of((any::<bool>(), 50..100u32, 0..50u32, 1..4u32, 0..3000u32));
+    (rule, bounds, 0..4000u32, 0..3000u32, placement, removal, migration).prop_map(
+        |(rule, (min, more, warm), grace, cooldown, placement, removal, migration)| {
+            let migration = migration.map_or("null".to_owned(), |(cordoned, above, below, at_once, stay)| {
+                format!(
+                    r#"{{"leave_cordoned": {cordoned}, "leave_above": {}, "go_below": {}, "at_once": {at_once}, "stay_ms": {stay}}}"#,
+                    f64::from(above) / 100.0,
+                    f64::from(below) / 100.0
+                )
+            });
             format!(
                 r#"{{"replicas_min": {min}, "replicas_max": {}, "warm": {}, "rule": {rule},
                      "zero_grace_ms": {grace}, "cooldown_ms": {cooldown}, "placement": "{placement}",
-                     "removal": "{removal}"}}"#,
+                     "removal": "{removal}", "migration": {migration}}}"#,
                 min + more,
                 warm.min(min + more)
             )
@@ -128,6 +138,7 @@ fn apply(world: &mut World, happening: Happening) {
             }
             world.set_node(&name, state);
         }
+        Happening::Used { node, percent } => world.nodes[node].used = f64::from(percent) / 100.0,
         Happening::Bury => world.bury(),
         Happening::Image { service } => {
             let key = key(world, service);

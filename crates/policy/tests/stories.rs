@@ -113,6 +113,48 @@ fn a_flapping_load_does_not_make_machines_flap() {
 }
 
 #[test]
+fn machines_leave_a_cordoned_node_and_then_a_crowded_one() {
+    let mut world = World::new(nodes());
+    let key = world.service(
+        "search",
+        r#"{"replicas_min": 3, "replicas_max": 3, "placement": "spread",
+            "migration": {"leave_above": 0.8, "go_below": 0.5, "stay_ms": 5000}}"#,
+    );
+    world.until(1.0);
+    world.submit(&key, 2);
+    world.say("-- n1 is cordoned");
+    world.set_node("n1", NodeState::Cordoned);
+    world.plan();
+    world.until(3.0);
+    world.say("-- n1 is back, n2 is busy with other things");
+    world.set_node("n1", NodeState::Ready);
+    world.nodes[1].used = 0.9;
+    world.plan();
+    world.until(20.0);
+    assert_eq!(world.count(&key), 3);
+    golden("migration", include_str!("golden/migration.txt"), &world.log);
+}
+
+#[test]
+fn a_machine_that_is_not_wanted_any_more_goes_with_its_copy() {
+    let mut world = World::new(nodes());
+    let key = world.service(
+        "search",
+        r#"{"replicas_min": 1, "replicas_max": 1, "zero_grace_ms": 0, "cooldown_ms": 0, "migration": {}}"#,
+    );
+    world.until(1.0);
+    world.until(2.0);
+    assert_eq!(world.count(&key), 1);
+    world.set_node("n1", NodeState::Cordoned);
+    world.plan();
+    assert_eq!(world.machines.len(), 2, "the copy starts:\n{}", world.log);
+    world.services.get_mut(&key).unwrap().record.spec.scaling.replicas_min = 0;
+    world.plan();
+    world.until(3.0);
+    assert_eq!(world.machines.len(), 0, "{}", world.log);
+}
+
+#[test]
 fn an_image_that_does_not_start_is_tried_ever_more_rarely_until_it_changes() {
     let mut world = World::new(nodes());
     let key = world.service("broken", CONCURRENCY);

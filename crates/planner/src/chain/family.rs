@@ -8,7 +8,8 @@
 //! Events: arrival and service, failure and repair, and in C the end of a start. A policy's answer follows at once.
 
 use super::graph::{Chain, ChainError};
-use super::steady::{Certificate, steady_state};
+use super::steady::{Certificate, Method, steady_state};
+use super::transient::averaged;
 use crate::progress::Progress;
 use crate::scenario::{FailureLoses, QueueCounts, Repair};
 use crate::sim::Measure;
@@ -296,12 +297,21 @@ impl Family {
         }
     }
 
+    /// States that there are for sure, without building them.
+    fn states_at_least(&self) -> u64 {
+        self.states_expected().unwrap_or_else(|| {
+            // However many replicas there are, a queue of every length with every number of nodes at work.
+            let lines = if self.failure > 0.0 { u64::from(self.nodes) } else { 1 };
+            lines * (u64::from(self.queue) + 1)
+        })
+    }
+
     /// The chain with its states sorted into lines of `j`, and where the lines begin.
     ///
     /// # Errors
     /// [`ChainError::TooLarge`], said before anything is built where the number of states is known beforehand.
     pub fn chain(&self) -> Result<(Chain, Vec<State>, Vec<u32>), ChainError> {
-        if self.states_expected().is_some_and(|states| states > super::graph::STATES_MAX as u64) {
+        if self.states_at_least() > super::graph::STATES_MAX as u64 {
             return Err(ChainError::TooLarge);
         }
         let ignored = Cell::new(0.0);
@@ -350,6 +360,36 @@ impl Family {
             certificate: steady.certificate,
             measures: self.measures(weights.sums(&steady.x)),
         })
+    }
+
+    /// The mean measures of the first `secs` seconds, from the start of an empty system with all nodes at work.
+    ///
+    /// # Errors
+    /// It is too large, takes too many steps, or was stopped.
+    pub fn solve_over(&self, secs: f64, progress: &Progress) -> Result<Solution, ChainError> {
+        let (chain, states, _) = self.chain()?;
+        let weights = Weights::new(self, &states);
+        let mut begin = self.first();
+        if let Replicas::Policy { start: Some(_), .. } = &self.replicas {
+            (begin.k, begin.s) = (0, begin.k);
+        }
+        let find = |state: State| states.iter().position(|it| *it == state);
+        let begin = find(begin).or_else(|| find(self.first())).unwrap_or(0);
+        let mut first = vec![0.0; states.len()];
+        first[begin] = 1.0;
+        let (shares, steps) = averaged(&chain, &first, secs, progress)?;
+        let certificate = Certificate {
+            method: Method::Uniformisation,
+            sweeps: u32::try_from(steps).unwrap_or(u32::MAX),
+            residual: (1.0 - shares.iter().sum::<f64>()).abs(),
+            change: 0.0,
+            correction: 0.0,
+        };
+        let mut measures = self.measures(weights.sums(&shares));
+        // Little's law holds in the long run.
+        measures.retain(|(of, _)| !matches!(of, Measure::TimeInSystem | Measure::TimeInQueue));
+        let (states, transitions) = (chain.len(), chain.transitions());
+        Ok(Solution { states, transitions, certificate, measures })
     }
 
     fn measures(&self, sums: [f64; SUMS]) -> Vec<(Measure, f64)> {

@@ -45,9 +45,9 @@ const REJOIN: u32 = 24;
 pub struct Certificate {
     /// The method.
     pub method: Method,
-    /// Sweeps over all states, or cycles over all levels; 1 for a direct method.
+    /// Sweeps over all states, cycles over all levels, or steps of uniformisation; 1 for a direct method.
     pub sweeps: u32,
-    /// Flow that does not balance, as a share of all flow.
+    /// Flow that does not balance, as a share of all flow; of uniformisation, probability that is missing.
     pub residual: f64,
     /// Largest relative change of a measure over the last quarter of the work; 0 for a direct method.
     pub change: f64,
@@ -67,6 +67,8 @@ pub enum Method {
     GaussSeidel,
     /// Multilevel aggregation.
     Multilevel,
+    /// Uniformisation: the first stretch of time instead of the long run.
+    Uniformisation,
 }
 
 /// A steady state and its certificate.

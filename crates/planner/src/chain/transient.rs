@@ -28,6 +28,26 @@ pub fn transient(
     Ok(sum)
 }
 
+/// The share of `secs` that is spent in each state, in the mean, from the probabilities `first` at the start; and the steps it took.
+///
+/// # Errors
+/// [`ChainError::TooLong`], [`ChainError::Stopped`].
+pub(crate) fn averaged(
+    chain: &Chain,
+    first: &[f64],
+    secs: f64,
+    progress: &Progress,
+) -> Result<(Vec<f64>, u64), ChainError> {
+    let mut shares = vec![0.0; first.len()];
+    let mut steps = 0;
+    uniformise(chain, first, secs, progress, |x, step| {
+        steps += 1;
+        let share = step.time / secs;
+        shares.iter_mut().zip(x).for_each(|(sum, value)| *sum += share * value);
+    })?;
+    Ok((shares, steps))
+}
+
 /// What is gathered within `secs` when each state yields its reward for as long as it lasts, from the probabilities `first` at
 /// the start: the integral of the mean reward.
 ///
@@ -39,12 +59,8 @@ pub(crate) fn accumulated(
     secs: f64,
     progress: &Progress,
 ) -> Result<f64, ChainError> {
-    let mut sum = 0.0;
-    uniformise(chain, first, secs, progress, |x, step| {
-        let mean: f64 = x.iter().zip(rewards).map(|(x, reward)| x * reward).sum();
-        sum += mean * step.time;
-    })?;
-    Ok(sum)
+    let (shares, _) = averaged(chain, first, secs, progress)?;
+    Ok(secs * shares.iter().zip(rewards).map(|(share, reward)| share * reward).sum::<f64>())
 }
 
 /// A step of uniformisation.

@@ -9,6 +9,7 @@ use crate::random::{Distribution, RandomKind};
 use crate::report::{Table, figure};
 use crate::scenario::{Scenario, Topology};
 use crate::sim::{Measure, ServiceReport, simulate};
+use skein_model::Migration;
 
 const LOAD: &str = include_str!("../../scenarios/e1-load.toml");
 const FAILURES: &str = include_str!("../../scenarios/e2-failures.toml");
@@ -140,50 +141,121 @@ pub(super) fn failures(effort: Effort, progress: &Progress) -> Experiment {
         [Measure::Loss, Measure::Refusal, Measure::TimeInSystem, Measure::P99, Measure::Replicas];
     let mut table =
         Table::new(&[&["topology", "failures"][..], &measures.map(Measure::as_str)[..]].concat());
-    let mut results = vec![];
+    let mut results: Vec<Vec<ServiceReport>> = vec![];
+    let (mut times, mut losses) = (vec![], vec![]);
     for (name, topology) in topologies {
-        for times in [1.0, 10.0] {
-            let mut at = base.clone();
-            if let Some(network) = &mut at.network {
-                network.topology = topology.clone();
-            }
-            for group in &mut at.nodes {
-                let mean = group.time_to_failure_secs.as_ref().map_or(0.0, Distribution::mean);
-                group.time_to_failure_secs = Some(Distribution::exponential(mean / times));
-            }
-            let report = run(&at, progress);
+        let reports: Vec<ServiceReport> = FACTORS
+            .iter()
+            .map(|factor| run(&failing(&base, &topology, *factor), progress))
+            .collect();
+        for (factor, report) in FACTORS.iter().zip(&reports) {
             let cells = measures.map(|measure| figure(report.get(measure).mean));
-            table.row([name.to_owned(), format!("× {times}")].into_iter().chain(cells));
-            results.push(report);
+            table.row([name.to_owned(), format!("× {factor}")].into_iter().chain(cells));
         }
+        let curve = |measure: Measure| Line {
+            name: name.to_owned(),
+            points: FACTORS
+                .iter()
+                .zip(&reports)
+                .map(|(x, it)| point(*x, it.get(measure)))
+                .collect(),
+        };
+        times.push(curve(Measure::TimeInSystem));
+        losses.push(curve(Measure::Loss));
+        results.push(reports);
     }
-    let time = |at: usize| results[at].get(Measure::TimeInSystem).mean;
-    let loss = |at: usize| results[at].get(Measure::Loss).mean;
+    let (away, saved) = leaving(&base, &results[0][FACTORS.len() - 1], progress);
+    let plot = |title: &str, y_label: &str, lines| Plot {
+        title: title.to_owned(),
+        x_label: "times as many failures".to_owned(),
+        y_label: y_label.to_owned(),
+        lines,
+    };
+    let mut findings = findings_of_failures(&results);
+    findings.push(saved);
     Experiment {
         id: "E2",
         title: "failing nodes on clique, ring and star",
         scenario: FAILURES,
-        tables: vec![("What topology and failures cost".to_owned(), table)],
-        plots: vec![],
-        findings: vec![
-            Finding {
-                claim: "times worsen from clique over ring to star".to_owned(),
-                holds: time(0) < time(2) && time(2) < time(4),
-                figures: format!("{} s, {} s, {} s", figure(time(0)), figure(time(2)), figure(time(4))),
-            },
-            Finding {
-                claim: "migration keeps times low: ten times the failures cost much less than ten times the time"
-                    .to_owned(),
-                holds: time(1) < 2.0 * time(0),
-                figures: format!("{} s instead of {} s on the clique", figure(time(1)), figure(time(0))),
-            },
-            Finding {
-                claim: "losses grow with the failures".to_owned(),
-                holds: loss(1) > 3.0 * loss(0),
-                figures: format!("{} instead of {} on the clique", figure(loss(1)), figure(loss(0))),
-            },
+        tables: vec![
+            ("What topology and failures cost".to_owned(), table),
+            ("Ten times the failures on the clique, known 30 s before".to_owned(), away),
         ],
+        plots: vec![
+            ("e2-time".to_owned(), plot("E2: time in system", "seconds", times)),
+            ("e2-loss".to_owned(), plot("E2: losses", "share lost", losses)),
+        ],
+        findings,
     }
+}
+
+/// Failures of E2: so many times as often.
+const FACTORS: [f64; 4] = [1.0, 2.0, 5.0, 10.0];
+
+/// The scenario of E2 on a topology with so many times as many failures.
+fn failing(base: &Scenario, topology: &Topology, factor: f64) -> Scenario {
+    let mut at = base.clone();
+    if let Some(network) = &mut at.network {
+        network.topology = topology.clone();
+    }
+    for group in &mut at.nodes {
+        let mean = group.time_to_failure_secs.as_ref().map_or(0.0, Distribution::mean);
+        group.time_to_failure_secs = Some(Distribution::exponential(mean / factor));
+    }
+    at
+}
+
+/// What migration saves where failures are known beforehand, against a run in which nobody leaves.
+fn leaving(base: &Scenario, stays: &ServiceReport, progress: &Progress) -> (Table, Finding) {
+    let mut at = failing(base, &Topology::Clique, FACTORS[FACTORS.len() - 1]);
+    at.nodes.iter_mut().for_each(|group| group.failure_warning_secs = 30.0);
+    let migration = Migration { at_once: 5, ..Migration::default() };
+    at.services.iter_mut().for_each(|service| service.scaling.migration = Some(migration));
+    let leaves = run(&at, progress);
+    let measures =
+        [Measure::Loss, Measure::TimeInSystem, Measure::MigrationRate, Measure::MigrationPause];
+    let mut table = Table::new(&[&["replicas"][..], &measures.map(Measure::as_str)[..]].concat());
+    for (name, report) in [("stay", stays), ("leave", &leaves)] {
+        let cells = measures.map(|measure| figure(report.get(measure).mean));
+        table.row(std::iter::once(name.to_owned()).chain(cells));
+    }
+    let (lost, kept) = (stays.get(Measure::Loss).mean, leaves.get(Measure::Loss).mean);
+    let finding = Finding {
+        claim: "replicas that leave failing nodes in time save most of what is lost".to_owned(),
+        holds: kept < 0.5 * lost,
+        figures: format!("{} instead of {}", figure(kept), figure(lost)),
+    };
+    (table, finding)
+}
+
+/// What the source says, of results by topology and factor.
+fn findings_of_failures(results: &[Vec<ServiceReport>]) -> Vec<Finding> {
+    let last = FACTORS.len() - 1;
+    let time = |at: usize, factor: usize| results[at][factor].get(Measure::TimeInSystem).mean;
+    let loss = |factor: usize| results[0][factor].get(Measure::Loss).mean;
+    let (clique, ring, star) = (time(0, 0), time(1, 0), time(2, 0));
+    vec![
+        Finding {
+            claim: "times worsen from clique over ring to star".to_owned(),
+            holds: clique < ring && ring < star,
+            figures: format!("{} s, {} s, {} s", figure(clique), figure(ring), figure(star)),
+        },
+        Finding {
+            claim: "migration keeps times low: ten times the failures cost much less than ten times the time"
+                .to_owned(),
+            holds: time(0, last) < 2.0 * clique,
+            figures: format!(
+                "{} s instead of {} s on the clique",
+                figure(time(0, last)),
+                figure(clique)
+            ),
+        },
+        Finding {
+            claim: "losses grow with the failures".to_owned(),
+            holds: loss(last) > 3.0 * loss(0),
+            figures: format!("{} instead of {} on the clique", figure(loss(last)), figure(loss(0))),
+        },
+    ]
 }
 
 /// E7: time for a batch of n requests on 1 to 5 replicas.

@@ -95,17 +95,38 @@ fn best(
     search(base, &vary, &goal, Parameter::Nodes, progress)
 }
 
-/// E5: the simulator against the chain.
+/// E5: the simulator against the chain, at the scenario's load and over a range of loads.
 pub(super) fn chain(effort: Effort, progress: &Progress) -> Experiment {
-    let comparison = compare(&scenario(CHAIN, effort), &[], progress);
+    let base = scenario(CHAIN, effort);
+    let comparison = compare(&base, &[], progress);
     let checked: Vec<bool> = comparison.rows.iter().filter_map(|row| row.agrees()).collect();
     let agree = checked.iter().filter(|agrees| **agrees).count();
+    let curve = |name: &str| Line { name: name.to_owned(), points: vec![] };
+    let (mut simulated, mut computed) = (curve("simulated"), curve("computed"));
+    for load in [0.25, 0.5, 0.75, 1.0, 1.25, 1.5] {
+        let mut at = base.clone();
+        at.users.iter_mut().for_each(|user| user.scale_rate(load));
+        let all = compare(&at, &[], progress);
+        let Some(row) = all.rows.iter().find(|row| row.measure == Measure::QueueLength) else {
+            continue;
+        };
+        simulated.points.push((load, row.simulated.mean, row.simulated.half_width));
+        computed.points.push((load, row.computed.unwrap_or(f64::NAN), 0.0));
+    }
     Experiment {
         id: "E5",
         title: "the chain against the simulator",
         scenario: CHAIN,
         tables: vec![("Simulated and computed".to_owned(), report::of_comparison(&comparison))],
-        plots: vec![],
+        plots: vec![(
+            "e5-queue".to_owned(),
+            Plot {
+                title: "E5: queue length, simulated and computed".to_owned(),
+                x_label: "load, times that of the scenario".to_owned(),
+                y_label: "waiting requests".to_owned(),
+                lines: vec![simulated, computed],
+            },
+        )],
         findings: vec![Finding {
             claim: "the intervals of the simulator hold the values of the chain".to_owned(),
             // Of 95 % intervals one in twenty misses.

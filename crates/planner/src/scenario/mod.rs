@@ -72,7 +72,7 @@ impl Default for Run {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum WarmUp {
-    /// As much as makes the standard error of the rest least (MSER-5), at most half.
+    /// As much as makes the standard error of the rest least (MSER-5), at least a tenth and at most half.
     #[default]
     Mser5,
     /// A fixed time.

@@ -1,4 +1,4 @@
-//! Replicas that move to other nodes, and nodes that give them reason to.
+//! Replicas that move to other nodes.
 //!
 //! ```text
 //!   Ready ──migrate──▶ Copying: its copy starts, it serves ──▶ Finishing (weak): it finishes what it serves ──▶ HandingOver
@@ -10,9 +10,8 @@
 
 use super::events::{Due, nanos, secs};
 use super::service::{Request, Stage, Way};
-use super::world::{Transfer, World, slowness};
+use super::world::{Transfer, World};
 use crate::scenario::Mobility;
-use skein_model::NodeState;
 use skein_policy::{Reason, ReplicaPhase};
 use std::collections::VecDeque;
 use std::mem;
@@ -158,15 +157,31 @@ impl World<'_> {
 
     /// The node of a copy fails: the replica stays where it is.
     pub(super) fn copy_lost(&mut self, at: usize, index: usize) {
+        let Some(way) = self.stay(at, index) else { return };
+        self.history.lost(self.now, at, (way.number, way.to));
+        self.serve_again(at, index);
+    }
+
+    /// A replica that shall go is on its way: its copy goes first.
+    pub(super) fn without_copy(&mut self, at: usize, index: usize) {
+        let Some(way) = self.stay(at, index) else { return };
+        let (room, slot) = (self.services[at].room, self.services[at].bodies[index].slot);
+        let node = &mut self.nodes[way.to];
+        node.reserved = node.reserved.minus(room);
+        self.hosts[way.to].replicas.retain(|it| *it != (at as u32, slot));
+        self.history.gone(self.now, at, (way.number, way.to));
+    }
+
+    /// A replica on its way stays where it is.
+    fn stay(&mut self, at: usize, index: usize) -> Option<Way> {
         let service = &mut self.services[at];
-        let Some(way) = service.bodies[index].way.take() else { return };
+        let way = service.bodies[index].way.take()?;
         service.meter.touch(self.now);
         service.seen[index].phase = ReplicaPhase::Ready;
-        self.history.lost(self.now, at, (way.number, way.to));
         if matches!(way.stage, Stage::HandingOver { .. }) {
             self.resume(at, index);
         }
-        self.serve_again(at, index);
+        Some(way)
     }
 
     /// Takes out a replica whose node failed, with what waits for it alone; its number and node. Where a copy of it starts or is
@@ -193,42 +208,5 @@ impl World<'_> {
             service.list(index);
         }
         (queue, number, node)
-    }
-
-    // ---- nodes
-
-    /// A node is known to fail soon: nothing new is placed on it, and machines may leave it.
-    pub(super) fn warning(&mut self, node: usize) {
-        if self.nodes[node].state == NodeState::Ready {
-            self.nodes[node].state = NodeState::Cordoned;
-            self.plan_moves();
-        }
-    }
-
-    pub(super) fn schedule_background(&mut self, node: usize) {
-        let host = &mut self.hosts[node];
-        if let Some(lasts) = &host.spec.background_lasts_secs {
-            let at = self.now + nanos(lasts.sample(&mut host.lasting)).max(1);
-            self.events.add(at, Due::Background { node: node as u32 });
-        }
-    }
-
-    /// Others use more or less of a node. Requests that are served go on as they began.
-    pub(super) fn background(&mut self, node: usize) {
-        let host = &mut self.hosts[node];
-        let used = host.spec.background.sample(&mut host.background);
-        host.slowness = Some(slowness(host.spec, used));
-        self.nodes[node].used = used;
-        self.schedule_background(node);
-        self.plan_moves();
-    }
-
-    /// Asks the policy of each service whose replicas move.
-    fn plan_moves(&mut self) {
-        for at in 0..self.services.len() {
-            if self.services[at].spec.scaling.migration.is_some() {
-                self.plan(at);
-            }
-        }
     }
 }

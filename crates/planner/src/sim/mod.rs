@@ -14,6 +14,7 @@ mod history;
 mod measure;
 mod migrate;
 mod network;
+mod nodes;
 mod service;
 mod stats;
 mod user;

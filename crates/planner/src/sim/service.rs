@@ -117,11 +117,15 @@ pub(super) struct Service<'a> {
 }
 
 impl<'a> Service<'a> {
-    pub(super) fn new(scenario: &'a Scenario, at: usize, replication: u32, cells: usize) -> Self {
+    /// The service at a place of the scenario, in a replication, with so many cells of statistics; `names` are those of the nodes.
+    pub(super) fn new(
+        scenario: &'a Scenario,
+        (at, replication, cells): (usize, u32, usize),
+        names: &[(String, usize)],
+    ) -> Self {
         let spec = &scenario.services[at];
         let (seed, entity) = (scenario.run.seed, at as u32);
         let stream = |purpose| Stream::new(seed, replication, entity, purpose);
-        let names = scenario.node_names();
         let initial = spec
             .initial_node
             .as_ref()

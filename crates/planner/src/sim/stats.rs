@@ -9,6 +9,11 @@ use hdrhistogram::Histogram;
 /// Cells of a replication: multiples of 5 and 8. 1,000 for few services, 200 for many.
 const CELLS: usize = 1000;
 
+/// One part in so many is cut off at least, whatever MSER-5 says. It cuts where the rest varies least, and that is too early whenever
+/// the beginning happens to look like the rest: M/M/1 at load 0.9 came out 0.8 % too low on runs of 20,000 s, and 91.7 % of the 95 %
+/// intervals held the exact value. Intervals are 5 % wider for it.
+const CUT_LEAST: usize = 10;
+
 /// Parts of a replication that have a histogram each.
 const PARTS: usize = 8;
 
@@ -216,7 +221,8 @@ impl Raw {
                     };
                     all.iter().map(of).sum::<f64>()
                 };
-                mser5(&(0..cells).map(in_system).collect::<Vec<f64>>())
+                let calm = mser5(&(0..cells).map(in_system).collect::<Vec<f64>>());
+                calm.max(cells / CUT_LEAST)
             }
         }
     }
@@ -239,10 +245,15 @@ impl Raw {
         Measured { sums, times, cut_secs, left_waiting, left_in_service }
     }
 
-    /// What is left of each of several replications of one service.
+    /// What is left of each of several replications of one service. Where MSER-5 looks for the cut, it looks at every second one, for
+    /// those between them: a cut that is found in what it is made in cuts off what happens to be high as well.
     pub(crate) fn all_measured(all: &[&Self], warm_up: WarmUp) -> Vec<Measured> {
-        let cut = Self::cut(all, warm_up);
-        all.iter().map(|it| it.measured(cut)).collect()
+        let half = |from: usize| all.iter().copied().skip(from).step_by(2).collect::<Vec<_>>();
+        let cuts = match warm_up {
+            WarmUp::Mser5 if all.len() >= 4 => [1, 0].map(|other| Self::cut(&half(other), warm_up)),
+            WarmUp::Mser5 | WarmUp::Fixed { .. } | WarmUp::None => [Self::cut(all, warm_up); 2],
+        };
+        all.iter().enumerate().map(|(at, it)| it.measured(cuts[at % 2])).collect()
     }
 }
 

@@ -69,6 +69,8 @@ pub(super) struct Measured {
     pub(super) batches: Vec<f64>,
     /// Mean time from launch to ready, seconds.
     pub(super) start_secs: Option<f64>,
+    /// When the user ended it before its time, seconds after its beginning.
+    pub(super) stopped_secs: Option<f64>,
 }
 
 /// Lines of the cloud's history so far.
@@ -114,11 +116,8 @@ impl Live {
             ..CloudConfig::new(folder.path())
         })
         .await?;
-        let measured = tokio::select! {
-            // Owns all it needs; the cloud is ended below.
-            measured = self.measure(&mut cloud, scenario, &bundle, batches) => measured,
-            () = stop.wait() => Err(anyhow::anyhow!("interrupted")), // cancel-safe: as documented
-        };
+        let with = (&bundle, batches, &mut stop);
+        let measured = self.measure(&mut cloud, scenario, with).await;
         cloud.stop_all().await;
         folder.remove()?;
         measured
@@ -128,8 +127,7 @@ impl Live {
         &self,
         cloud: &mut Cloud,
         scenario: &Scenario,
-        bundle: &Bundle,
-        batches: Option<(u32, u32)>,
+        (bundle, batches, stop): (&Bundle, Option<(u32, u32)>, &mut Stop),
     ) -> Result<Measured> {
         let client = Client::new(cloud.target());
         let image = upload(&client, bundle).await?;
@@ -146,11 +144,19 @@ impl Live {
         self.users(&client, scenario, begun, &mut tasks);
         let end = begun + Duration::from_secs_f64(scenario.run.duration_secs);
         let mut down = BTreeSet::new();
-        fail_nodes((cloud, &mut down), &node_changes(scenario, 0), &names, (begun, end)).await?;
-        sleep_until(end).await;
+        let changes = node_changes(scenario, 0);
+        let stopped_secs = tokio::select! {
+            // Owns all it needs; a node that is half ended or started is seen to when the cloud is ended.
+            failed = fail_nodes((cloud, &mut down), &changes, &names, (begun, end)) => {
+                failed?;
+                None
+            }
+            // Cancel-safe: as documented.
+            () = stop.wait() => Some(begun.elapsed().as_secs_f64()),
+        };
         tasks.shutdown().await;
         let history = history(&lines)?;
-        let span = (begun_us, scenario.run.duration_secs);
+        let span = (begun_us, stopped_secs.unwrap_or(scenario.run.duration_secs));
         let confidence = scenario.run.confidence;
         let services = scenario.services.iter().map(|service| LiveService {
             service: service.name.to_string(),
@@ -160,11 +166,12 @@ impl Live {
             services: services.collect(),
             batches: vec![],
             start_secs: start_secs(&history),
+            stopped_secs,
         };
         for service in &scenario.services {
             client.remove_service(service.name.as_str()).await?;
         }
-        if let Some((replicas_max, requests)) = batches {
+        if let Some((replicas_max, requests)) = batches.filter(|_| stopped_secs.is_none()) {
             for node in down {
                 cloud.restart_agent(&node).await?;
             }
@@ -333,7 +340,7 @@ async fn node_names(client: &Client, count: usize) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Fails nodes and brings them back, as and when it is said; `down` are those that are not back yet.
+/// Fails nodes and brings them back, as and when it is said, until the end; `down` are those that are not back yet.
 async fn fail_nodes(
     (cloud, down): (&mut Cloud, &mut BTreeSet<String>),
     changes: &[NodeChange],
@@ -360,6 +367,7 @@ async fn fail_nodes(
             cloud.crash_agent(node).await;
         }
     }
+    sleep_until(end).await;
     Ok(())
 }
 

@@ -65,6 +65,9 @@ pub(crate) struct Solve {
     /// The scenario
     #[arg(value_name = "SCENARIO.toml")]
     scenario: PathBuf,
+    /// Means over so long from the empty start, instead of the long run
+    #[arg(long, value_name = "TIME", value_parser = commands::duration)]
+    over: Option<Duration>,
     /// Print comma-separated values
     #[arg(long)]
     csv: bool,
@@ -253,7 +256,11 @@ impl Sim {
 impl Solve {
     async fn run(self, format: Format) -> Result<ExitCode> {
         let scenario = read_scenario(&self.scenario)?;
-        let outcome = with_progress(move |progress| skein_planner::solve(&scenario, progress));
+        let over = self.over;
+        let outcome = with_progress(move |progress| match over {
+            None => skein_planner::solve(&scenario, progress),
+            Some(over) => skein_planner::solve_over(&scenario, over.as_secs_f64(), progress),
+        });
         let solved = outcome.await?.value?;
         for service in &solved.services {
             let certificate = &service.solution.certificate;
@@ -279,12 +286,21 @@ impl Compare {
             true => self.live.run(&scenario, batches).await?,
             false => live::Measured::default(),
         };
+        if let Some(secs) = real.stopped_secs {
+            eprintln!("stopped after {secs:.0} s: simulated and computed are as many");
+            scenario.run.duration_secs = secs.max(1.0);
+        }
         let (same, services) = (scenario.clone(), real.services);
         let outcome = with_progress(move |progress| compare(&same, &services, progress)).await?;
         let compared = &outcome.value;
         match &compared.computation {
             Err(why) => eprintln!("nothing computed: {why}"),
             Ok(solved) => {
+                if let Some(secs) = solved.over_secs {
+                    eprintln!(
+                        "computed over the first {secs:.0} s, because nothing is cut off as warm-up"
+                    );
+                }
                 for service in &solved.services {
                     for what in &service.left_out {
                         eprintln!("{}: the chain leaves out {what}", service.service);
@@ -302,9 +318,10 @@ impl Compare {
             }
         }
         let table = report::of_comparison(compared);
-        let Some(batches) = batches.filter(|_| !outcome.stopped) else {
+        let stopped = outcome.stopped || real.stopped_secs.is_some();
+        let Some(batches) = batches.filter(|_| !stopped) else {
             print(format, self.csv, compared, &table)?;
-            return Ok(outcome.exit());
+            return Ok(progress::exit(stopped));
         };
         let times = with_progress(move |_| {
             skein_planner::batch_times(&scenario, 0, batches, &real.batches)

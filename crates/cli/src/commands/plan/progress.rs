@@ -8,6 +8,7 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
 /// Characters of a bar.
@@ -26,8 +27,13 @@ pub(super) struct Outcome<T> {
 impl<T> Outcome<T> {
     /// The exit code of a command that has printed what came out.
     pub(super) fn exit(&self) -> ExitCode {
-        if self.stopped { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS }
+        exit(self.stopped)
     }
+}
+
+/// The exit code of a command that has printed what came out, by whether it ended early.
+pub(super) fn exit(stopped: bool) -> ExitCode {
+    if stopped { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS }
 }
 
 /// Works, shows how far it is, and stops early at Ctrl-C; at the second one, at once and without a result.
@@ -36,6 +42,7 @@ pub(super) async fn with_progress<T: Send + 'static>(
 ) -> Result<Outcome<T>> {
     let progress = Arc::new(Progress::default());
     let shared = Arc::clone(&progress);
+    let mut interrupts = signal(SignalKind::interrupt()).context("waiting for Ctrl-C")?;
     let mut work = tokio::task::spawn_blocking(move || work(&shared));
     let shows = std::io::stderr().is_terminal();
     let begun = Instant::now();
@@ -49,9 +56,8 @@ pub(super) async fn with_progress<T: Send + 'static>(
                 let value = done.context("planning")?;
                 return Ok(Outcome { value, stopped: progress.is_stopped() });
             }
-            // Cancel-safe: a signal that comes later is seen by the next one.
-            signal = tokio::signal::ctrl_c() => {
-                signal.context("waiting for Ctrl-C")?;
+            // Cancel-safe: as documented; the stream keeps a signal that comes between two waits.
+            Some(()) = interrupts.recv() => {
                 if progress.is_stopped() {
                     std::process::exit(INTERRUPTED.into());
                 }
