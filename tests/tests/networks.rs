@@ -773,7 +773,6 @@ fn a_service_has_the_addresses_that_it_chose() {
 #[test]
 fn a_network_changes_while_machines_are_in_it() {
     run(Setup::nodes(2), async |world| {
-        let admin = world.client();
         let blue = project(world, "blue").await?;
         blue.create_network(&network("web", "10.20.0.0/24")?).await?;
         let spec = service("echo", |s| {
@@ -819,6 +818,22 @@ fn a_network_changes_while_machines_are_in_it() {
         ensure!(changed.spec.exit == Some(exit("n2")) && changed.spec.resolvers.is_empty());
         let patch = NetworkPatch { exit: Some(exit("n9")), ..NetworkPatch::default() };
         refused(blue.change_network("web", &patch).await, Code::NodeUnknown)?;
+        world
+            .event("network_changed", |line, event| {
+                event.name() == "network_changed" && line.project.as_deref() == Some("blue")
+            })
+            .await?;
+        Ok(())
+    });
+}
+
+#[test]
+fn addresses_and_interfaces_of_nodes_are_not_a_projects_to_give() {
+    run(Setup::default(), async |world| {
+        let admin = world.client();
+        let blue = project(world, "blue").await?;
+        blue.create_network(&network("web", "10.20.0.0/24")?).await?;
+        let exit = |node: &str| Exit { node: node.parse().expect("a name"), address: None };
         // The project's exit holds for networks without one.
         let patch = ProjectPatch { exit: Some(exit("n1")), ..ProjectPatch::default() };
         ensure!(admin.change_project("blue", &patch).await?.exit == Some(exit("n1")));
@@ -832,7 +847,6 @@ fn a_network_changes_while_machines_are_in_it() {
         let patch = ProjectPatch { clear, description, ..ProjectPatch::default() };
         let changed = admin.change_project("blue", &patch).await?;
         ensure!(changed.exit.is_none() && changed.description == "sea", "{changed:?}");
-        // Addresses and interfaces of the nodes are not a project's to give away.
         let token = admin.create_token("blue", &TokenNew::default()).await?;
         let secret = token.secret.context("a secret")?;
         let guest = Client::new(Target { url: admin.target().url.clone(), token: secret });
@@ -847,11 +861,6 @@ fn a_network_changes_while_machines_are_in_it() {
         refused(guest.create_network(&bridged).await, Code::Forbidden)?;
         let patch = NetworkPatch { mtu: Some(1600), ..NetworkPatch::default() };
         ensure!(guest.change_network("web", &patch).await?.spec.mtu == 1600);
-        world
-            .event("network_changed", |line, event| {
-                event.name() == "network_changed" && line.project.as_deref() == Some("blue")
-            })
-            .await?;
         Ok(())
     });
 }
