@@ -53,9 +53,19 @@ fn tables_and_comma_separated_values() {
     check("solve", &["solve", "office.toml"]);
     check("solve-over", &["solve", "office.toml", "--over", "60s"]);
     check("compare", &["compare", "office.toml"]);
-    check("search", &[
-        "search", "office.toml", "--vary", "replicas_max=1..3", "--goal", "refusal<20%", "--minimise", "replicas_max",
-    ]);
+    check(
+        "search",
+        &[
+            "search",
+            "office.toml",
+            "--vary",
+            "replicas_max=1..3",
+            "--goal",
+            "refusal<20%",
+            "--minimise",
+            "replicas_max",
+        ],
+    );
     check("policies", &["policies", "office.toml", "--loads", "1"]);
 }
 
@@ -102,18 +112,44 @@ fn what_is_wrong_with_a_scenario_is_shown_in_its_line() {
         ("queue_bound = 20", "queue_bound = \"20 jobs\"", 13, "queue_bound = \"20 jobs\"", "u32"),
         ("work_secs = {", "work_ms = {", 21, "work_ms = {", "unknown field `work_ms`"),
         ("mean = 0.5 }\nqueue", "mean = \"0.5s\" }\nqueue", 12, "mean = \"0.5s\"", "expected"),
-        ("dereplicate_at = 0", "dereplicate_at = 5", 14, "scaling = {", "dereplicate_at below replicate_above"),
-        ("name = \"search\"", "name = \"search\"\ninitial_node = \"n9\"", 12, "initial_node = \"n9\"", "node n9 is not there: there are n1, n2, n3"),
-        ("service = \"search\"", "service = \"serch\"", 19, "service = \"serch\"", "there are search"),
+        (
+            "dereplicate_at = 0",
+            "dereplicate_at = 5",
+            14,
+            "scaling = {",
+            "dereplicate_at below replicate_above",
+        ),
+        (
+            "name = \"search\"",
+            "name = \"search\"\ninitial_node = \"n9\"",
+            12,
+            "initial_node = \"n9\"",
+            "node n9 is not there: there are n1, n2, n3",
+        ),
+        (
+            "service = \"search\"",
+            "service = \"serch\"",
+            19,
+            "service = \"serch\"",
+            "there are search",
+        ),
         ("mean = 2 }", "mean = -2 }", 20, "mean = -2", "mean above 0"),
-        ("cooldown_ms = 0,", "migration = { leave_above = 0.3, go_below = 0.5 },", 14, "scaling = {", "go_below"),
+        (
+            "cooldown_ms = 0,",
+            "migration = { leave_above = 0.3, go_below = 0.5 },",
+            14,
+            "scaling = {",
+            "go_below",
+        ),
     ] {
         let (_folder, file) = spoiled(from, to);
         let output = plan(&["sim", &file.to_string_lossy()]);
         let said = text(&output.stderr);
         assert!(!output.status.success() && output.stdout.is_empty(), "{to}: {said}");
         let place = format!("spoiled.toml:{line}:");
-        let marked = said.lines().any(|line| line.trim_start().starts_with('|') && line.trim_end().ends_with('^'));
+        let marked = said
+            .lines()
+            .any(|line| line.trim_start().starts_with('|') && line.trim_end().ends_with('^'));
         assert!(
             said.contains(&place) && said.contains(shown) && said.contains(says) && marked,
             "{to}: {place} {says}\n{said}"
@@ -127,12 +163,51 @@ fn what_cannot_be_done_is_said_beforehand() {
     let output = plan(&["solve", &file.to_string_lossy()]);
     let said = text(&output.stderr);
     assert!(!output.status.success() && output.stdout.is_empty());
-    assert!(said.contains("more than 5000000 states") && said.contains("simulate instead"), "{said}");
+    assert!(
+        said.contains("more than 5000000 states") && said.contains("simulate instead"),
+        "{said}"
+    );
     for (args, says) in [
         (&["sim", "none.toml"][..], "none.toml"),
-        (&["search", "office.toml", "--vary", "nodes=2", "--goal", "refusal<1%", "--minimise", "nodes"], "PARAMETER=LOW..HIGH"),
-        (&["search", "office.toml", "--vary", "nodes=2..3", "--goal", "speed<1", "--minimise", "nodes"], "speed"),
-        (&["search", "office.toml", "--vary", "nodes=1..2", "--goal", "refusal<0.0000001%", "--minimise", "nodes"], "no point reaches the goal"),
+        (
+            &[
+                "search",
+                "office.toml",
+                "--vary",
+                "nodes=2",
+                "--goal",
+                "refusal<1%",
+                "--minimise",
+                "nodes",
+            ],
+            "PARAMETER=LOW..HIGH",
+        ),
+        (
+            &[
+                "search",
+                "office.toml",
+                "--vary",
+                "nodes=2..3",
+                "--goal",
+                "speed<1",
+                "--minimise",
+                "nodes",
+            ],
+            "speed",
+        ),
+        (
+            &[
+                "search",
+                "office.toml",
+                "--vary",
+                "nodes=1..2",
+                "--goal",
+                "refusal<0.0000001%",
+                "--minimise",
+                "nodes",
+            ],
+            "no point reaches the goal",
+        ),
         (&["experiments", "--duration", "0"], "--duration 0"),
     ] {
         let output = plan(args);
@@ -210,8 +285,10 @@ fn ctrl_c_prints_what_is_known_so_far() {
     };
     let mut printed = String::new();
     let mut said = String::new();
-    std::io::Read::read_to_string(&mut running.0.stdout.take().expect("stdout"), &mut printed).expect("text");
-    std::io::Read::read_to_string(&mut running.0.stderr.take().expect("stderr"), &mut said).expect("text");
+    std::io::Read::read_to_string(&mut running.0.stdout.take().expect("stdout"), &mut printed)
+        .expect("text");
+    std::io::Read::read_to_string(&mut running.0.stderr.take().expect("stderr"), &mut said)
+        .expect("text");
     assert_eq!(status.code(), Some(130), "{said}");
     assert!(said.contains("what is known so far") && said.contains("were simulated"), "{said}");
     assert!(printed.contains("time_in_system") && printed.contains("refusal"), "{printed}");

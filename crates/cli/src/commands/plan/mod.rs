@@ -297,7 +297,9 @@ impl Compare {
             Err(why) => eprintln!("nothing computed: {why}"),
             Ok(solved) => {
                 if let Some(secs) = solved.over_secs {
-                    eprintln!("computed over the first {secs:.0} s, because nothing is cut off as warm-up");
+                    eprintln!(
+                        "computed over the first {secs:.0} s, because nothing is cut off as warm-up"
+                    );
                 }
                 for service in &solved.services {
                     for what in &service.left_out {
