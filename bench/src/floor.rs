@@ -13,7 +13,8 @@ use crate::http1::{Answer, Wire};
 use bytes::Bytes;
 use camino::Utf8PathBuf;
 use command_fds::CommandFdExt;
-use skein_net::{Cidr, Connector, Mac, NetworkSpec, NodeNetwork, Peers, Port, PortSpec};
+use skein_model::Subnet;
+use skein_net::{Connector, NetworkSpec, NodeNetwork, Peers, Port, PortSpec};
 use skein_vmm::{Accel, ImageFiles};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -69,8 +70,8 @@ impl Floor {
         let wrong =
             |what: String| BenchError::unexpected(format!("the baseline's network: {what}"));
         let name = shape.name.parse().map_err(|error| wrong(format!("{error}")))?;
-        let cidr =
-            Cidr::new(Ipv4Addr::new(10, 64, 0, 0), 22).map_err(|error| wrong(error.to_string()))?;
+        let cidr = Subnet::new(Ipv4Addr::new(10, 64, 0, 0), 22)
+            .map_err(|error| wrong(error.to_string()))?;
         let network = NodeNetwork::open(NetworkSpec::new(name, cidr)).await?;
         let connector = network.connector().with_timeout(DEADLINE);
         Ok(Self { shape, network, connector })
@@ -90,11 +91,11 @@ impl Floor {
         let spec = self.network.spec();
         let beyond =
             || BenchError::unexpected(format!("the baseline's network has no room for {number}"));
-        let address = spec.cidr().host(number + 1).ok_or_else(beyond)?;
+        let address = spec.cidr().machine(number).ok_or_else(beyond)?;
         let label = format!("bare-{number}").parse();
         let port = PortSpec {
             address,
-            mac: Mac::for_port(spec.name(), address),
+            mac: spec.name().port_mac(address),
             label: label.map_err(|error| BenchError::unexpected(format!("a label: {error}")))?,
             peers: Peers::Reachable,
         };

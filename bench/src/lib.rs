@@ -8,7 +8,8 @@
 //!                                                       └──> Report: JSON, table, Markdown, SVG
 //! ```
 //!
-//! `plan` needs none of that: it measures the planner, beside simulators and a solver from PyPI.
+//! `plan` and `net` need none of that: the one measures the planner, beside simulators and a solver from PyPI, the other the
+//! networks of two nodes, beside bridges and tunnels without any of ours.
 //!
 //! The crate owns how things are measured and how figures are told. It changes nothing in the product: it
 //! talks to it as any client does, over HTTP, and reads of the host what any monitor could. It needs root, as the
@@ -34,6 +35,7 @@ mod stats;
 
 pub use error::BenchError;
 pub use link::{LINK_COUNT_DEFAULT, LinkOptions, Traffic, peer, run_link};
+pub use net::run_net;
 pub use options::{Bench, BenchImage, ImageModule, Options, Progress};
 pub use plan::{PlanOptions, run_plan};
 pub use render::{markdown, table};

@@ -1,30 +1,61 @@
-//! How fast machines talk, and how fast networks change.
+//! How fast machines talk, and how fast networks change: two nodes as network namespaces, without a cloud around them.
 
 mod lab;
 
 use crate::error::BenchError;
-use crate::options::Progress;
-use crate::report::{Baseline, Check, Goal};
+use crate::host;
+use crate::options::{Bench, Progress};
+use crate::report::{Baseline, Check, Goal, Report};
 use crate::stats::Sample;
+use futures_util::FutureExt;
 use lab::{Lab, Pair, desired_with, group};
 use skein_net::{Desired, DesiredNetwork, GroupName, NodeNetworks};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long one stream runs in each window.
 const WINDOW: Duration = Duration::from_millis(500);
-/// Exchanges of one window.
-const EXCHANGES: u32 = 2_000;
+/// Exchanges of one window, and windows of each turn: short ones, so that ours and the baseline meet the same host.
+const EXCHANGES: u32 = 1_000;
+const EXCHANGE_WINDOWS: u32 = 4;
 /// Ports and rules that are programmed at once.
 const PORTS: u16 = 1_000;
 const RULES: u16 = 100;
 /// Changes and plugs of one measurement: one by itself says little.
 const CHANGES: u32 = 5;
 
-/// Throughput and round trip beside a bare bridge and a bare tunnel, then plugging, programming and changing.
-pub(crate) async fn measure(count: u32, progress: Progress<'_>) -> Result<Vec<Check>, BenchError> {
+/// Runs the bench; it needs root, and no image. `stop` ends it before its time.
+///
+/// # Errors
+/// [`BenchError`]; nothing is left behind then either.
+pub async fn run_net(
+    count: Option<u32>,
+    stop: impl Future<Output = ()>,
+    progress: Progress<'_>,
+) -> Result<Report, BenchError> {
+    let bench = Bench::Net;
+    let given = count.unwrap_or(bench.count_default());
+    let (least, most) = bench.counts();
+    if !(least..=most).contains(&given) {
+        return Err(BenchError::Count { bench: bench.name(), given, least, most });
+    }
     progress("net: making two nodes, and the same without anything in between");
     let lab = Lab::new().await?;
+    let work = AssertUnwindSafe(measure(&lab, given, progress)).catch_unwind();
+    let checks = tokio::select! {
+        checks = work => checks.unwrap_or(Err(BenchError::Bug)), // owns all it needs; the lab is ended below
+        () = stop => Err(BenchError::Interrupted),               // as the caller says
+    };
+    let ended = lab.end().await;
+    let checks = checks?;
+    ended?;
+    let host = host::without_guests();
+    Ok(Report { bench: bench.name(), version: env!("CARGO_PKG_VERSION"), host, checks })
+}
+
+/// Throughput and round trip beside a bare bridge and a bare tunnel, then plugging, programming and changing.
+async fn measure(lab: &Lab, count: u32, progress: Progress<'_>) -> Result<Vec<Check>, BenchError> {
     let mut checks = Vec::new();
     for (ids, pairs) in [
         (["net.local", "net.local.rtt"], lab.local()),
@@ -32,9 +63,8 @@ pub(crate) async fn measure(count: u32, progress: Progress<'_>) -> Result<Vec<Ch
     ] {
         checks.extend(talk(ids, pairs, count, progress).await?);
     }
-    checks.push(plug(&lab, count, progress).await?);
-    checks.extend(program(&lab, count, progress).await?);
-    lab.end().await?;
+    checks.push(plug(lab, count, progress).await?);
+    checks.extend(program(lab, count, progress).await?);
     Ok(checks)
 }
 
@@ -50,7 +80,11 @@ async fn talk(
         progress(&format!("{stream_id}: {} of {count}", turn + 1));
         for (at, pair) in [&ours, &bare].into_iter().enumerate() {
             rates[at].push(pair.stream(WINDOW).await?);
-            times[at].push(pair.round_trip(EXCHANGES).await?);
+        }
+        for _ in 0..EXCHANGE_WINDOWS {
+            for (at, pair) in [&ours, &bare].into_iter().enumerate() {
+                times[at].push(pair.round_trip(EXCHANGES).await?);
+            }
         }
     }
     let name = if stream_id == "net.local" { "bare bridge" } else { "bare VXLAN" };
@@ -69,7 +103,7 @@ async fn talk(
 const STREAM_ABOUT: &str = "One TCP stream between two machines (network namespaces, so that no emulator is measured), \
     time per KiB. Beside it: the same machines on a bridge, or on bridges joined by VXLAN, with no rules at all.";
 const RTT_ABOUT: &str =
-    "64 bytes there and back over one TCP connection; the median of 2,000. Beside it: as above.";
+    "64 bytes there and back over one TCP connection; the median of 1,000. Beside it: as above.";
 
 /// From the desired state with one more port to the gateway's first answer to its machine.
 async fn plug(lab: &Lab, count: u32, progress: Progress<'_>) -> Result<Check, BenchError> {

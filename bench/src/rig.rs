@@ -6,7 +6,7 @@ use crate::floor::Floor;
 use crate::http1::Wire;
 use crate::options::{Bench, BenchImage, Options, Progress};
 use crate::report::{Check, Report};
-use crate::{density, dispatch, host, net, process, start};
+use crate::{density, dispatch, host, process, start};
 use camino::{Utf8Path, Utf8PathBuf};
 use futures_util::FutureExt;
 use skein_api::{Client, ImageModule, ImagePut, Machine};
@@ -75,9 +75,8 @@ async fn measure(
         Bench::Start => start::measure(rig, count, progress).await,
         Bench::Density => density::measure(rig, count, progress).await,
         Bench::Dispatch => dispatch::measure(rig, count, progress).await,
-        // It has a way of its own, without a cloud.
-        Bench::Plan => Ok(vec![]),
-        Bench::Net => net::measure(count, progress).await,
+        // They have ways of their own, without a cloud.
+        Bench::Plan | Bench::Net => Ok(vec![]),
     }
 }
 

@@ -235,6 +235,18 @@ fn an_agent_that_restarts_in_order_keeps_its_machines() {
 }
 
 #[test]
+fn a_cloud_that_ends_takes_the_machines_of_a_crashed_agent_with_it() {
+    run(Setup::nodes(2), async |world| {
+        world.serve(&service("echo", |s| s.scaling.replicas_min = 2)).await?;
+        let machines = world.ready("echo", 2).await?;
+        world.cloud_mut().crash_agent("n1").await;
+        ensure!(world.leaks().processes().len() == machines.len(), "the crash ended a machine");
+        // What is left is looked for behind every test.
+        Ok(())
+    });
+}
+
+#[test]
 fn jobs_and_machines_of_a_lost_node_go_to_another() {
     run(Setup::nodes(2), async |world| {
         let node = async |world: &World, verb: &str| {

@@ -4,11 +4,11 @@ use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use http::Method;
 use skein_api::{
-    Client, ClientError, Code, GroupPut, ImagePut, JobOptions, PortField, PortPatch, ProjectNew,
-    Target, TokenNew,
+    Client, ClientError, Code, GroupPut, ImagePut, JobOptions, NetworkField, NetworkPatch,
+    PortField, PortPatch, ProjectField, ProjectNew, ProjectPatch, Target, TokenNew,
 };
 use skein_model::{
-    Direction, EventKind, Limits, NetworkKind, NetworkSpec, Peer, PhaseName, Protocol,
+    Direction, EventKind, Exit, Limits, NetworkKind, NetworkSpec, Peer, PhaseName, Protocol,
     PublicationSpec, PublishTarget, RuleLog, RuleSpec, ServiceSpec, Transport,
 };
 use skein_tests::{Setup, World, echo_elf, run, service, until};
@@ -663,6 +663,195 @@ fn names_lead_to_machines_and_to_ready_replicas() {
         // Another project's names are not answered.
         let answer = resolve(namespace, gateway, "echo.blue.internal")?;
         ensure!(answer[3] & 0xf != 0 && answer[7] == 0, "{answer:x?}");
+        Ok(())
+    });
+}
+
+/// The status of a request to a machine, from a thread inside a namespace.
+fn request(namespace: &str, to: (Ipv4Addr, u16)) -> Result<String> {
+    use std::io::{Read, Write};
+    let namespace = namespace.to_owned();
+    let exchange = move || -> Result<String> {
+        let file = std::fs::File::open(format!("/run/netns/{namespace}"))?;
+        nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET)?;
+        let wait = Duration::from_secs(5);
+        let mut stream = std::net::TcpStream::connect_timeout(&to.into(), wait)?;
+        stream.set_read_timeout(Some(wait))?;
+        stream.write_all(b"POST / HTTP/1.1\r\nHost: echo\r\nContent-Length: 4\r\n\r\nping")?;
+        let mut text = Vec::new();
+        while !text.ends_with(b"ping") {
+            let mut piece = [0; 1024];
+            let count = stream.read(&mut piece)?;
+            ensure!(count > 0, "the connection ended");
+            text.extend_from_slice(&piece[..count]);
+        }
+        Ok(String::from_utf8_lossy(&text).lines().next().unwrap_or_default().to_owned())
+    };
+    std::thread::spawn(exchange).join().expect("the exchange")
+}
+
+#[test]
+fn three_nodes_of_one_host_are_one_segment() {
+    run(Setup::nodes(3), async |world| {
+        let spec = service("echo", |s| {
+            s.scaling.replicas_min = 3;
+            s.scaling.placement = skein_model::Placement::Spread;
+        });
+        world.serve(&spec).await?;
+        let machines = world.ready("echo", 3).await?;
+        let mut nodes: Vec<&str> = machines.iter().map(|m| m.node.as_str()).collect();
+        nodes.sort_unstable();
+        ensure!(nodes == ["n1", "n2", "n3"], "{machines:?}");
+        // From each node through its own network to each machine: the tunnels have ports of their own.
+        for from in &nodes {
+            let namespace = present(world, from).pop().context("a namespace")?;
+            for machine in &machines {
+                let ip: Ipv4Addr = machine.ip.as_ref().context("an address")?.parse()?;
+                let status = request(&namespace, (ip, 80));
+                let status = status.with_context(|| format!("{from} to {}", machine.node))?;
+                ensure!(status.contains(" 200 "), "{from} to {}: {status}", machine.node);
+            }
+        }
+        // A node goes and comes back: its machine is elsewhere or there again, and reached from everywhere.
+        world.cloud_mut().crash_agent("n3").await;
+        world.cloud_mut().restart_agent("n3").await?;
+        let machines = world.ready("echo", 3).await?;
+        let namespace = present(world, "n1").pop().context("a namespace")?;
+        for machine in &machines {
+            let ip: Ipv4Addr = machine.ip.as_ref().context("an address")?.parse()?;
+            ensure!(request(&namespace, (ip, 80))?.contains(" 200 "), "{machine:?}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_service_has_the_addresses_that_it_chose() {
+    run(Setup::default(), async |world| {
+        let client = world.client();
+        let chosen = Ipv4Addr::new(10, 64, 7, 7);
+        let fixed = |name: &str, ip: Ipv4Addr| {
+            service(name, |s| {
+                s.network.addresses = vec![ip];
+                s.scaling.replicas_min = 1;
+                s.scaling.replicas_max = 1;
+            })
+        };
+        world.serve(&fixed("fixed", chosen)).await?;
+        let machine = world.ready("fixed", 1).await?.remove(0);
+        ensure!(machine.ip == Some(chosen.to_string()), "{machine:?}");
+        refused(client.create_service(&fixed("other", chosen)).await, Code::AddressTaken)?;
+        for wrong in [[10, 64, 0, 1], [10, 64, 0, 0], [10, 65, 0, 9]] {
+            refused(client.create_service(&fixed("wrong", wrong.into())).await, Code::Invalid)?;
+        }
+        let mut twice = fixed("twice", Ipv4Addr::new(10, 64, 0, 9));
+        twice.network.addresses.push(Ipv4Addr::new(10, 64, 0, 9));
+        refused(client.create_service(&twice).await, Code::Invalid)?;
+        // Its next machine has the address at once, without a rest.
+        client.stop_machine(&machine.id, true).await?;
+        let next = until("the next machine", async || {
+            let machines = world.machines("fixed").await?;
+            let ready = machines.into_iter().find(|m| m.state == PhaseName::Ready);
+            Ok(ready.filter(|next| next.id != machine.id))
+        });
+        let next = next.await?;
+        ensure!(next.ip == machine.ip, "{next:?}");
+        // Beyond what it chose a machine waits, and says why.
+        client
+            .scale("fixed", &skein_api::ScaleRequest { min: Some(2), max: Some(2), warm: None })
+            .await?;
+        let hold = until("a machine without an address", async || {
+            let hold = client.service("fixed").await?.hold;
+            Ok(hold.filter(|hold| hold.code == Code::AddressExhausted.as_str()))
+        });
+        let hold = hold.await?;
+        ensure!(hold.reason.contains("1 chosen"), "{hold:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_network_changes_while_machines_are_in_it() {
+    run(Setup::nodes(2), async |world| {
+        let admin = world.client();
+        let blue = project(world, "blue").await?;
+        blue.create_network(&network("web", "10.20.0.0/24")?).await?;
+        let spec = service("echo", |s| {
+            s.network.name = "web".parse().expect("a name");
+            s.scaling.replicas_min = 1;
+        });
+        serve(&blue, &spec).await?;
+        let ready = until("a ready machine", async || {
+            let machines = blue.machines(false).await?;
+            Ok(machines.into_iter().find(|m| m.state == PhaseName::Ready))
+        });
+        let machine = ready.await?;
+        let patch = NetworkPatch { mtu: Some(1500), ..NetworkPatch::default() };
+        ensure!(blue.change_network("web", &patch).await?.spec.mtu == 1500);
+        let namespace = present(world, &machine.node).pop().context("a namespace")?;
+        until("the bridge to carry larger packets", async || {
+            let output = std::process::Command::new("ip")
+                .args(["-n", &namespace, "-o", "link", "show", "skbr0"])
+                .output()?;
+            Ok(String::from_utf8_lossy(&output.stdout).contains("mtu 1500 ").then_some(()))
+        })
+        .await?;
+        let patch = NetworkPatch { mtu: Some(1400), ..NetworkPatch::default() };
+        refused(blue.change_network("web", &patch).await, Code::NetworkInUse)?;
+        let patch = NetworkPatch { mtu: Some(100), ..NetworkPatch::default() };
+        refused(blue.change_network("web", &patch).await, Code::Invalid)?;
+        refused(blue.change_network("none", &patch).await, Code::NetworkUnknown)?;
+        let resolvers = Some(vec![Ipv4Addr::new(192, 0, 2, 53)]);
+        let patch = NetworkPatch { resolvers, ..NetworkPatch::default() };
+        let changed = blue.change_network("web", &patch).await?;
+        ensure!(changed.spec.resolvers.len() == 1 && changed.spec.mtu == 1500, "{changed:?}");
+        let route = skein_model::Route { to: "10.0.0.0/8".parse()?, via: "10.20.0.9".parse()? };
+        let routes = Some(vec![route]);
+        let patch = NetworkPatch { routes, ..NetworkPatch::default() };
+        ensure!(blue.change_network("web", &patch).await?.spec.routes == [route]);
+        let exit = |node: &str| Exit { node: node.parse().expect("a name"), address: None };
+        let patch = NetworkPatch {
+            exit: Some(exit("n2")),
+            clear: vec![NetworkField::Resolvers],
+            ..NetworkPatch::default()
+        };
+        let changed = blue.change_network("web", &patch).await?;
+        ensure!(changed.spec.exit == Some(exit("n2")) && changed.spec.resolvers.is_empty());
+        let patch = NetworkPatch { exit: Some(exit("n9")), ..NetworkPatch::default() };
+        refused(blue.change_network("web", &patch).await, Code::NodeUnknown)?;
+        // The project's exit holds for networks without one.
+        let patch = ProjectPatch { exit: Some(exit("n1")), ..ProjectPatch::default() };
+        ensure!(admin.change_project("blue", &patch).await?.exit == Some(exit("n1")));
+        let lost = ProjectPatch { exit: Some(exit("n9")), ..ProjectPatch::default() };
+        refused(admin.change_project("blue", &lost).await, Code::NodeUnknown)?;
+        let loopback = Exit { address: Some(Ipv4Addr::LOCALHOST), ..exit("n1") };
+        let wrong = ProjectPatch { exit: Some(loopback), ..ProjectPatch::default() };
+        refused(admin.change_project("blue", &wrong).await, Code::Invalid)?;
+        let clear = vec![ProjectField::Exit];
+        let description = Some("sea".to_owned());
+        let patch = ProjectPatch { clear, description, ..ProjectPatch::default() };
+        let changed = admin.change_project("blue", &patch).await?;
+        ensure!(changed.exit.is_none() && changed.description == "sea", "{changed:?}");
+        // Addresses and interfaces of the nodes are not a project's to give away.
+        let token = admin.create_token("blue", &TokenNew::default()).await?;
+        let secret = token.secret.context("a secret")?;
+        let guest = Client::new(Target { url: admin.target().url.clone(), token: secret });
+        let patch = NetworkPatch { exit: Some(exit("n1")), ..NetworkPatch::default() };
+        refused(guest.change_network("web", &patch).await, Code::Forbidden)?;
+        refused(guest.change_project("blue", &ProjectPatch::default()).await, Code::Forbidden)?;
+        let bridged = NetworkSpec {
+            kind: NetworkKind::Bridged,
+            interface: Some("lo".to_owned()),
+            ..network("bridged", "10.21.0.0/24")?
+        };
+        refused(guest.create_network(&bridged).await, Code::Forbidden)?;
+        let patch = NetworkPatch { mtu: Some(1600), ..NetworkPatch::default() };
+        ensure!(guest.change_network("web", &patch).await?.spec.mtu == 1600);
+        world
+            .event("network_changed", |line, event| {
+                event.name() == "network_changed" && line.project.as_deref() == Some("blue")
+            })
+            .await?;
         Ok(())
     });
 }

@@ -3,9 +3,11 @@
 
 use super::{names, whole};
 use crate::error::BenchError;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use skein_model::MacAddr;
 use skein_net::{
     Desired, DesiredNetwork, DhcpSettings, Direction, DnsSettings, GroupName, InterfaceName,
-    LocalPort, Log, Mac, NetworkKind, NetworkName, NodeNetworks, NodeNetworksConfig, NodeNumber,
+    LocalPort, Log, NetworkKind, NetworkName, NodeNetworks, NodeNetworksConfig, NodeNumber,
     OtherNames, Peers, PortLimits, PortRange, RemotePort, Rule, RuleGroup, RuleId, RulePeer,
     RuleProtocol, Underlay, VXLAN_PORT_DEFAULT, Vni,
 };
@@ -24,6 +26,14 @@ const PING: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Bytes of the virtio-net header in front of each frame of a tap.
 const TAP_HEADER: usize = 10;
+/// The machine that is plugged in and out.
+const NEWCOMER: u16 = 500;
+/// A question that is not answered for so long is asked again.
+const ASK_AGAIN: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+/// What the lab's own namespaces are called, before the process id.
+const LAB: &str = "skbench-";
+/// What its nodes are called, before the process id.
+const NODES: &str = "bench-";
 
 /// Namespaces that go with it.
 struct Namespaces(Vec<String>);
@@ -50,7 +60,7 @@ pub(super) struct Lab {
     networks: Vec<NodeNetworks>,
     bases: Vec<Desired>,
     prefix: String,
-    _namespaces: Namespaces,
+    namespaces: Namespaces,
 }
 
 /// Two machines.
@@ -119,9 +129,9 @@ fn address(index: u16) -> Ipv4Addr {
     Ipv4Addr::new(10, 77, high, low)
 }
 
-fn mac(index: u16) -> Mac {
+fn mac(index: u16) -> MacAddr {
     let [high, low] = index.to_be_bytes();
-    Mac::new([2, 0, 0, 0, high, low]).unwrap_or_else(|_| unreachable!())
+    MacAddr::new([2, 0, 0, 0, high, low]).unwrap_or_else(|_| unreachable!())
 }
 
 /// A port.
@@ -140,14 +150,26 @@ pub(super) fn desired_with(index: u16, groups: &[String]) -> LocalPort {
 
 impl Lab {
     pub(super) async fn new() -> Result<Self, BenchError> {
-        let prefix = format!("skbench-{}", std::process::id());
-        let mut spaces = Namespaces(Vec::new());
-        let (mut networks, mut bases, mut underlays) = (Vec::new(), Vec::new(), Vec::new());
-        let hosts = [spaces.add(format!("{prefix}-n1"))?, spaces.add(format!("{prefix}-n2"))?];
-        run(&format!(
-            "ip -n {} link add eth0 type veth peer name eth0 netns {}",
-            hosts[0], hosts[1]
-        ))?;
+        remove_those_of_dead_benches();
+        let prefix = format!("{LAB}{}", std::process::id());
+        let (networks, bases) = (Vec::new(), Vec::new());
+        let mut lab = Self { networks, bases, prefix, namespaces: Namespaces(Vec::new()) };
+        match lab.build().await {
+            Ok(()) => Ok(lab),
+            Err(error) => {
+                // The first failure is the one to tell.
+                let _ = lab.end().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn build(&mut self) -> Result<(), BenchError> {
+        let node = |at: u16| format!("{}-n{at}", self.prefix);
+        let hosts = [self.namespaces.add(node(1))?, self.namespaces.add(node(2))?];
+        let [one, two] = &hosts;
+        run(&format!("ip -n {one} link add eth0 type veth peer name eth0 netns {two}"))?;
+        let mut underlays = Vec::new();
         for (at, host) in (1_u16..).zip(&hosts) {
             run(&format!("ip -n {host} addr add 192.0.2.{at}/24 dev eth0"))?;
             run(&format!("ip -n {host} link set eth0 up"))?;
@@ -155,27 +177,29 @@ impl Lab {
             let address = Ipv4Addr::new(192, 0, 2, u8::try_from(at).unwrap_or(0));
             underlays.push(Underlay { number, address, vxlan_port: VXLAN_PORT_DEFAULT });
             let group: Result<NetworkName, _> =
-                format!("bench-{}-n{at}", std::process::id()).parse();
+                format!("{NODES}{}-n{at}", std::process::id()).parse();
             let config = NodeNetworksConfig {
                 group: group.map_err(|_| BenchError::Bug)?,
                 underlay: Some(format!("/run/netns/{host}").into()),
                 resolvers: Vec::new(),
                 events: None,
             };
-            networks.push(NodeNetworks::start(config).await?);
+            self.networks.push(NodeNetworks::start(config).await?);
         }
         for (at, own) in underlays.iter().enumerate() {
             let mut base = Desired::new(*own);
             base.peers = vec![underlays[1 - at]];
-            bases.push(base);
+            self.bases.push(base);
         }
-        let mut lab = Self { networks, bases, prefix, _namespaces: spaces };
         for at in 0..2 {
-            lab.networks[at].apply(lab.of_node(at)?).await;
+            self.apply(at, self.of_node(at)?).await?;
         }
-        lab.machines().await?;
-        lab.bare(&hosts)?;
-        Ok(lab)
+        self.machines().await?;
+        self.bare(&hosts)
+    }
+
+    async fn apply(&self, at: usize, desired: Desired) -> Result<(), BenchError> {
+        super::applied(&self.networks[at], desired).await.map(drop)
     }
 
     /// Machines 1 and 2 run on the first node, 3 on the second.
@@ -200,7 +224,7 @@ impl Lab {
             let node = &self.networks[usize::from(index == 3)];
             let name = node.name(Vni::new(7).ok_or(BenchError::Bug)?);
             let (inner, tap) = (name.namespace(), InterfaceName::of_port(&name, address(index)));
-            let machine = self._namespaces.add(format!("{}-m{index}", self.prefix))?;
+            let machine = self.namespaces.add(format!("{}-m{index}", self.prefix))?;
             let (mac, tap) = (mac(index), tap.as_str());
             run(&format!(
                 "ip -n {machine} link add eth0 mtu 1450 address {mac} type veth peer name {tap} netns {inner}"
@@ -247,7 +271,7 @@ impl Lab {
         }
         for index in 1..=3_u16 {
             let host = &hosts[usize::from(index == 3)];
-            let machine = self._namespaces.add(format!("{}-b{index}", self.prefix))?;
+            let machine = self.namespaces.add(format!("{}-b{index}", self.prefix))?;
             run(&format!(
                 "ip -n {machine} link add eth0 mtu 1450 type veth peer name m{index} netns {host}"
             ))?;
@@ -292,51 +316,72 @@ impl Lab {
 
     /// How long one port takes, from desired to answered.
     pub(super) async fn plug(&self) -> Result<Duration, BenchError> {
-        const INDEX: u16 = 500;
         let mut desired = self.of_node(0)?;
         let vni = Vni::new(7).ok_or(BenchError::Bug)?;
         let network = Arc::make_mut(&mut desired.networks[0]);
-        network.ports.push(desired_with(INDEX, &["open".to_owned()]));
+        network.ports.push(desired_with(NEWCOMER, &["open".to_owned()]));
         let start = Instant::now();
-        self.networks[0].apply(desired).await;
-        let port = self.networks[0].plug(vni, address(INDEX)).await?;
+        self.apply(0, desired).await?;
+        let port = self.networks[0].plug(vni, address(NEWCOMER)).await?;
         let asked = port.tap.try_clone().map_err(BenchError::io("using a tap"))?;
         let answered = tokio::task::spawn_blocking(move || first_answer(asked)).await;
         answered.map_err(|_| BenchError::Bug)?.map_err(BenchError::io("asking the gateway"))?;
         let took = start.elapsed();
-        self.networks[0].unplug(vni, address(INDEX)).await?;
+        self.networks[0].unplug(vni, address(NEWCOMER)).await?;
         drop(port);
-        self.networks[0].apply(self.of_node(0)?).await;
+        self.apply(0, self.of_node(0)?).await?;
         Ok(took)
     }
 
+    /// Removes everything; the first failure is told.
     pub(super) async fn end(mut self) -> Result<(), BenchError> {
+        let mut ended = Ok(());
         for networks in std::mem::take(&mut self.networks) {
-            networks.remove().await?;
+            ended = ended.and(networks.remove().await.map_err(BenchError::from));
         }
-        Ok(())
+        ended
     }
 }
 
-/// Asks for the gateway's MAC address, and waits for it.
+/// Asks for the gateway's MAC address until it is told.
 fn first_answer(tap: OwnedFd) -> io::Result<()> {
     let mut tap = std::fs::File::from(tap);
     let mut frame = vec![0; TAP_HEADER];
     frame.extend([0xff; 6]);
-    frame.extend(mac(500).octets());
+    frame.extend(mac(NEWCOMER).octets());
     frame.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
-    frame.extend(mac(500).octets());
-    frame.extend(address(500).octets());
+    frame.extend(mac(NEWCOMER).octets());
+    frame.extend(address(NEWCOMER).octets());
     frame.extend([0; 6]);
     frame.extend([10, 77, 0, 1]);
     frame.resize(TAP_HEADER + 60, 0);
-    tap.write_all(&frame)?;
+    let start = Instant::now();
     let mut buffer = vec![0; 2048];
-    loop {
-        let count = tap.read(&mut buffer)?;
-        if buffer.get(TAP_HEADER + 12..TAP_HEADER + 14) == Some(&[8, 6]) && count > TAP_HEADER + 40
-        {
-            return Ok(());
+    while start.elapsed() < PATIENCE {
+        tap.write_all(&frame)?;
+        let mut readable = [PollFd::new(&tap, PollFlags::IN)];
+        while rustix::event::poll(&mut readable, Some(&ASK_AGAIN))? > 0 {
+            let count = tap.read(&mut buffer)?;
+            let kind = buffer.get(TAP_HEADER + 12..TAP_HEADER + 14);
+            if kind == Some(&[8, 6]) && count > TAP_HEADER + 40 {
+                return Ok(());
+            }
+            readable = [PollFd::new(&tap, PollFlags::IN)];
+        }
+    }
+    Err(io::ErrorKind::TimedOut.into())
+}
+
+/// A bench that was killed could not clean up; names tell its process id.
+fn remove_those_of_dead_benches() {
+    let Ok(entries) = std::fs::read_dir("/run/netns") else { return };
+    for entry in entries.flatten() {
+        let file = entry.file_name().to_string_lossy().into_owned();
+        let inner = format!("skein-{NODES}");
+        let rest = file.strip_prefix(LAB).or_else(|| file.strip_prefix(&inner));
+        let pid = rest.and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
+        if pid.is_some_and(|pid| !std::path::Path::new(&format!("/proc/{pid}")).exists()) {
+            let _ = run(&format!("ip netns delete {file}"));
         }
     }
 }

@@ -88,8 +88,8 @@ impl From<StateError> for AgentError {
 #[derive(Debug)]
 pub struct Agent {
     node: Arc<Node>,
-    /// The tasks that must go on until the lease is given back.
-    lease_tasks: Tasks,
+    /// The tasks that end last: the lease's, and the one that sends events.
+    last_tasks: Tasks,
 }
 
 impl Agent {
@@ -103,14 +103,14 @@ impl Agent {
         std::fs::create_dir_all(&config.dir).map_err(folder)?;
         let slots = Slots::open(&config.dir, config.machines_max).map_err(folder)?;
         let tasks = Tasks::new();
-        let lease_tasks = Tasks::new();
+        let last_tasks = Tasks::new();
         let mirror = Mirror::start(parts.state.clone(), &tasks).await?;
         let own = Own { name: &config.name, underlay: config.underlay };
         let none = Desired::new(config.underlay);
         let wanted = mirror.read(|view| networks::desired(view, own, &none));
         let Opened { networks, adopted, events: happens } =
             Networks::open(config.network.clone(), wanted).await?;
-        let events = EventSink::start(parts.bus.clone(), &tasks);
+        let events = EventSink::start(parts.bus.clone(), &last_tasks);
         let lease = join(&config, &parts).await?;
         let (tell, lease_in) = watch::channel(Some(lease.id()));
         let copy = parts.clone();
@@ -131,12 +131,12 @@ impl Agent {
         });
         node.events.emit(subject(&node), EventKind::NodeJoined);
         requests::start(node.clone()).await;
-        let stop = lease_tasks.stop_token().clone();
-        lease_tasks.spawn(keep_lease(node.clone(), copy, lease, tell, stop));
+        let stop = last_tasks.stop_token().clone();
+        last_tasks.spawn(keep_lease(node.clone(), copy, lease, tell, stop));
         networks::start(&node, happens);
         tasks.spawn(converge(node.clone()));
         tasks.spawn(figures::run(node.clone()));
-        Ok(Self { node, lease_tasks })
+        Ok(Self { node, last_tasks })
     }
 
     /// Leaves: takes no more work, lets its tasks end, gives the lease back. Machines go on running, for the next agent
@@ -145,7 +145,7 @@ impl Agent {
         self.node.events.emit(subject(&self.node), EventKind::NodeLeft);
         self.node.all_live().iter().for_each(|live| live.delivery.close());
         self.node.tasks.shutdown(SHUTDOWN_BUDGET).await;
-        self.lease_tasks.shutdown(SHUTDOWN_BUDGET).await;
+        self.last_tasks.shutdown(SHUTDOWN_BUDGET).await;
     }
 
     /// Ends all machines of the node, hard if need be, and removes its networks and folders. For a cloud that shall leave
@@ -178,7 +178,7 @@ impl Agent {
     /// faults.
     pub async fn crash(self) {
         self.node.tasks.crash().await;
-        self.lease_tasks.crash().await;
+        self.last_tasks.crash().await;
     }
 }
 

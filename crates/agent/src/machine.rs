@@ -272,6 +272,12 @@ impl Keeper {
     /// Starts the machine; the cause of its end when it cannot be.
     async fn launch(&mut self) -> Result<Held, ExitCause> {
         let node = self.node.clone();
+        let failed = |message: String| ExitCause::VmmFailed { message };
+        let (port, network) = self.port().ok_or_else(|| failed("it has no port".to_owned()))?;
+        let plug = Plug::of(&port).ok_or_else(|| failed("its port has no network".to_owned()))?;
+        // Before its turn: who waits for a network keeps nobody from starting.
+        let shown = node.networks.shows(plug).await;
+        shown.map_err(|e| failed(format!("{}: {e}", e.code())))?;
         let Ok(permit) = node.launches.acquire().await else {
             return Err(ExitCause::Stopped);
         };
@@ -279,9 +285,6 @@ impl Keeper {
         if record.goal != MachineGoal::Run {
             return Err(ExitCause::Stopped);
         }
-        let failed = |message: String| ExitCause::VmmFailed { message };
-        let (port, network) = self.port().ok_or_else(|| failed("it has no port".to_owned()))?;
-        let plug = Plug::of(&port).ok_or_else(|| failed("its port has no network".to_owned()))?;
         let launched_at = now();
         self.status.address = Some(plug.address);
         fault::point("machine.assigned", node.config.network.as_str()).await;

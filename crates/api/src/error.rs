@@ -62,6 +62,8 @@ codes! {
     VniExhausted = "VNI_EXHAUSTED", SERVICE_UNAVAILABLE, 2;
     /// Every address of the network is held or rests.
     AddressExhausted = "ADDRESS_EXHAUSTED", SERVICE_UNAVAILABLE, 2;
+    /// The address is chosen by another service already; the message names it.
+    AddressTaken = "ADDRESS_TAKEN", CONFLICT, 1;
     /// No such port: no machine of this id is plugged in.
     PortUnknown = "PORT_UNKNOWN", NOT_FOUND, 1;
     /// No such group of firewall rules in the project.

@@ -13,8 +13,9 @@ mod types;
 pub use client::{CallReply, Client, ClientError, Console, EventStream, JobOptions, Target};
 pub use error::{ApiError, Code, ErrorBody, ErrorDetail};
 pub use network::{
-    Group, GroupCounters, GroupPut, Network, Port, PortField, PortPatch, Project, ProjectNew,
-    ProjectToken, Publication, Rule, RuleCount, TokenNew, Trace, TraceHop, TraceRequest,
+    Group, GroupCounters, GroupPut, Network, NetworkField, NetworkPatch, Port, PortField,
+    PortPatch, Project, ProjectField, ProjectNew, ProjectPatch, ProjectToken, Publication, Rule,
+    RuleCount, TokenNew, Trace, TraceHop, TraceRequest,
 };
 pub use network_client::Capture;
 pub use types::{

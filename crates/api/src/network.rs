@@ -3,9 +3,10 @@
 use crate::types::time_text;
 use serde::{Deserialize, Serialize};
 use skein_model::{
-    GroupRecord, Limits, NetworkRecord, NetworkSpec, ProjectRecord, Protocol, PublicationRecord,
-    PublicationSpec, Rule as StoredRule, RuleSpec, TokenRecord,
+    Exit, GroupRecord, Limits, NetworkRecord, NetworkSpec, ProjectRecord, Protocol,
+    PublicationRecord, PublicationSpec, Route, Rule as StoredRule, RuleSpec, TokenRecord,
 };
+use std::net::Ipv4Addr;
 
 /// A project: a tenant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -14,6 +15,9 @@ pub struct Project {
     pub name: String,
     /// What it is for.
     pub description: String,
+    /// Where its networks of kind nat leave, and under which address, unless they have an exit of their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit: Option<Exit>,
     /// Services.
     pub services: u32,
     /// Machines that have not ended.
@@ -30,6 +34,7 @@ impl Project {
         Self {
             name: record.name.to_string(),
             description: record.description.clone(),
+            exit: record.exit.clone(),
             services: counts.0,
             machines: counts.1,
             networks: counts.2,
@@ -47,6 +52,29 @@ pub struct ProjectNew {
     /// What it is for, at most 256 bytes.
     #[serde(default)]
     pub description: String,
+}
+
+/// A change of a project. Absent fields stay as they are.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ProjectPatch {
+    /// What it is for, at most 256 bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// Where its networks of kind nat leave, and under which address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exit: Option<Exit>,
+    /// What it shall not have any more; a value that is given too counts.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub clear: Vec<ProjectField>,
+}
+
+/// A part of a project that it need not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ProjectField {
+    /// Where its networks leave.
+    Exit,
 }
 
 /// A token that opens one project.
@@ -122,6 +150,40 @@ impl Network {
             created_at: time_text(record.created_at),
         }
     }
+}
+
+/// A change of a network. Absent fields stay as they are.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct NetworkPatch {
+    /// Resolvers that machines are told, at most 3.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<String>>)]
+    pub resolvers: Option<Vec<Ipv4Addr>>,
+    /// The one node by which a network of kind nat meets the world outside.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exit: Option<Exit>,
+    /// Ways besides the one by the gateway, at most 16.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub routes: Option<Vec<Route>>,
+    /// Largest packet, octets, 1,280 to 8,950. Less than it was only while no machine is in the network.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u16>,
+    /// What it shall not have any more; a value that is given too counts.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub clear: Vec<NetworkField>,
+}
+
+/// A part of a network that it need not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum NetworkField {
+    /// The one node by which it leaves.
+    Exit,
+    /// Resolvers instead of the gateway.
+    Resolvers,
+    /// Ways besides the one by the gateway.
+    Routes,
 }
 
 /// A port: a machine's plug in a network. It has the machine's id for its name.

@@ -2,8 +2,8 @@
 
 use crate::client::{Client, ClientError, Query};
 use crate::network::{
-    Group, GroupCounters, GroupPut, Network, Port, PortPatch, Project, ProjectNew, ProjectToken,
-    Publication, TokenNew, Trace, TraceRequest,
+    Group, GroupCounters, GroupPut, Network, NetworkPatch, Port, PortPatch, Project, ProjectNew,
+    ProjectPatch, ProjectToken, Publication, TokenNew, Trace, TraceRequest,
 };
 use bytes::Bytes;
 use http::Method;
@@ -42,6 +42,18 @@ impl Client {
     /// Any [`ClientError`].
     pub async fn create_project(&self, project: &ProjectNew) -> Result<Project, ClientError> {
         self.write(Method::POST, "/v1/projects", project).await
+    }
+
+    /// Changes what a project is.
+    ///
+    /// # Errors
+    /// Any [`ClientError`].
+    pub async fn change_project(
+        &self,
+        name: &str,
+        patch: &ProjectPatch,
+    ) -> Result<Project, ClientError> {
+        self.write(Method::PATCH, &format!("/v1/projects/{name}"), patch).await
     }
 
     /// Removes a project that owns nothing any more.
@@ -102,6 +114,18 @@ impl Client {
     /// Any [`ClientError`].
     pub async fn create_network(&self, spec: &NetworkSpec) -> Result<Network, ClientError> {
         self.write(Method::POST, "/v1/networks", spec).await
+    }
+
+    /// Changes what a network is.
+    ///
+    /// # Errors
+    /// Any [`ClientError`].
+    pub async fn change_network(
+        &self,
+        name: &str,
+        patch: &NetworkPatch,
+    ) -> Result<Network, ClientError> {
+        self.write(Method::PATCH, &format!("/v1/networks/{name}"), patch).await
     }
 
     /// Removes a network that nothing uses.

@@ -2,6 +2,7 @@
 
 use crate::host::{HostFigures, HostProblem, UID_BASE, UIDS_PER_NODE, may_change_users};
 use crate::leftover;
+use crate::tunnels::{NODES_MAX, TunnelPorts};
 use camino::{Utf8Path, Utf8PathBuf};
 use skein_agent::{Agent, AgentConfig, AgentError, Parts};
 use skein_api::Target;
@@ -24,12 +25,6 @@ use tracing::warn;
 const MEMORY_SHARE: f64 = 0.8;
 /// How often the host's processors are promised: machines wait for work most of their time.
 const CPU_OVERCOMMIT: u32 = 20;
-/// Nodes of one process.
-const NODES_MAX: u32 = 100;
-/// UDP ports of the tunnels between nodes of one process: 10,240 to 30,239, below those that Linux gives to clients.
-const VXLAN_PORTS_FIRST: u32 = 10_240;
-/// Clouds on one host that can have ports of their own.
-const VXLAN_PORT_GROUPS: u32 = 200;
 
 /// What a cloud is told.
 #[derive(Debug, Clone)]
@@ -82,6 +77,11 @@ pub enum CloudError {
         /// Why.
         source: io::Error,
     },
+    /// Every UDP port for tunnels between nodes is in use.
+    #[error(
+        "no UDP ports are free for the tunnels between nodes: other clouds or programs of this host have them"
+    )]
+    TunnelPorts,
     /// The state cannot be opened.
     #[error("opening the state (is another cloud running on it?)")]
     State(#[from] StateError),
@@ -117,6 +117,7 @@ pub struct Cloud {
     config: CloudConfig,
     id: String,
     token: Token,
+    tunnels: TunnelPorts,
     parts: Parts,
     agents: Vec<(NodeName, Option<Agent>)>,
     server: Option<Server>,
@@ -135,6 +136,8 @@ impl Cloud {
         let id = cloud_id(&config.state).map_err(folder)?;
         let state = config.state.join("state");
         let state = EmbeddedState::open(state.as_std_path(), EmbeddedOptions::default())?;
+        let tunnels = TunnelPorts::take(&config.state, &id, config.nodes).map_err(folder)?;
+        let tunnels = tunnels.ok_or(CloudError::TunnelPorts)?;
         let state: Arc<dyn State> = Arc::new(state);
         let bus: Arc<dyn Bus> = Arc::new(LocalBus::new());
         let blobs = BlobStore::open(config.state.join("blobs").as_std_path())?;
@@ -144,7 +147,8 @@ impl Cloud {
         let driver: Arc<dyn Driver> = Arc::new(driver);
         let parts = Parts { state, bus, queue, images, driver };
         let token = Token::open(config.state.join("admin.token").as_std_path())?;
-        let mut cloud = Self { config, id, token, parts, agents: Vec::new(), server: None };
+        let mut cloud =
+            Self { config, id, token, tunnels, parts, agents: Vec::new(), server: None };
         // Before the server: its leader would wait for nodes that never come.
         leftover::remove_nodes(&cloud.config, &cloud.id, &cloud.parts).await;
         // The server records events from the first one on; it plans only when the agents have had time to join.
@@ -218,7 +222,7 @@ impl Cloud {
             performance: 1.0,
             vmm: vmm.to_owned(),
             network,
-            underlay: underlay(&self.id, number).ok_or_else(|| wrong("a node's number"))?,
+            underlay: underlay(&self.tunnels, number).ok_or_else(|| wrong("a node's number"))?,
             uid_base: may_change_users(nodes).then_some(uid),
             launches_max: host.cores as usize + 1,
             boot_timeout: self.config.boot_timeout,
@@ -297,21 +301,24 @@ impl Cloud {
         if let Some(server) = self.server.take() {
             server.shutdown().await;
         }
-        let agents = self.agents.drain(..).filter_map(|(_, agent)| agent);
-        futures_util::future::join_all(agents.map(Agent::remove)).await;
+        let (running, crashed): (Vec<_>, Vec<_>) =
+            self.agents.drain(..).partition(|(_, agent)| agent.is_some());
+        let running = running.into_iter().filter_map(|(_, agent)| agent);
+        futures_util::future::join_all(running.map(Agent::remove)).await;
+        for (node, _) in crashed {
+            let driver = self.parts.driver.as_ref();
+            leftover::remove_node(&self.config.state, &node, &self.id, driver).await;
+        }
     }
 }
 
 /// Where the node `number` of a cloud that is all on this host is reached by the others: on the loopback interface, and at
 /// a port of its own, because all are in one network namespace.
-fn underlay(cloud: &str, number: u32) -> Option<Underlay> {
-    // Clouds on one host shall rarely share a port; where they do, the numbers of their networks differ.
-    let id = u32::from_str_radix(cloud.trim_start_matches('c'), 16).unwrap_or_default();
-    let port = VXLAN_PORTS_FIRST + (id % VXLAN_PORT_GROUPS) * NODES_MAX + number - 1;
+fn underlay(tunnels: &TunnelPorts, number: u32) -> Option<Underlay> {
     Some(Underlay {
         number: NodeNumber::new(u16::try_from(number).ok()?)?,
         address: Ipv4Addr::LOCALHOST,
-        vxlan_port: u16::try_from(port).ok()?,
+        vxlan_port: tunnels.port(number)?,
     })
 }
 

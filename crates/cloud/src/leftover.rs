@@ -6,7 +6,7 @@ use camino::Utf8Path;
 use skein_agent::Parts;
 use skein_fabric::{EmbeddedOptions, EmbeddedState, Op, Reservations, State, StateError, Txn};
 use skein_model::{MachineId, NodeName};
-use skein_net::{NetworkName, NodeNetwork};
+use skein_net::{NetworkName, NodeNetwork, sweep_tables};
 use skein_registry::{Mirror, RecordKey, RegistryError};
 use skein_shell::{Tasks, report};
 use skein_vmm::{AdoptError, Adopted, Driver};
@@ -37,18 +37,39 @@ fn folders(state: &Utf8Path) -> BTreeSet<NodeName> {
 /// Ends and forgets the nodes that an earlier cloud on this folder had and this one has not: their machines go, and the
 /// leader replaces them elsewhere. What fails is logged and tried again at the next start.
 pub(crate) async fn remove_nodes(config: &CloudConfig, cloud: &str, parts: &Parts) {
-    let beyond = |node: &NodeName| number(node.as_str()).is_some_and(|n| n > config.nodes);
+    let nodes = config.nodes;
+    let beyond = move |node: &NodeName| number(node.as_str()).is_some_and(|n| n > nodes);
     for node in folders(&config.state).into_iter().filter(beyond) {
         info!(node.id = %node, "a node of an earlier cloud is removed");
         remove_node(&config.state, &node, cloud, parts.driver.as_ref()).await;
     }
+    let kept = folders(&config.state);
+    remove_tables(cloud, move |node| kept.contains(node) || !beyond(node)).await;
     if let Err(error) = forget_nodes(&parts.state, beyond).await {
         warn!(error = %report::chain(&error), "records of earlier nodes stay");
     }
 }
 
+/// Removes the rules in the host's namespace of the cloud's nodes that are no more.
+async fn remove_tables(cloud: &str, stays: impl Fn(&NodeName) -> bool + Send + 'static) {
+    let Ok(group) = cloud.parse::<NetworkName>() else { return };
+    let prefix = format!("{cloud}-");
+    let stays = move |table: &NetworkName| {
+        let node = table.as_str().strip_prefix(&prefix).and_then(|node| node.parse().ok());
+        node.is_some_and(|node| stays(&node))
+    };
+    if let Err(error) = sweep_tables(&group, stays).await {
+        warn!(network.name = %group, error = %report::chain(&error), "tables of earlier nodes stay");
+    }
+}
+
 /// Ends a node's machines, and removes its folder and its network.
-async fn remove_node(state: &Utf8Path, node: &NodeName, cloud: &str, driver: &dyn Driver) {
+pub(crate) async fn remove_node(
+    state: &Utf8Path,
+    node: &NodeName,
+    cloud: &str,
+    driver: &dyn Driver,
+) {
     let folder = state.join(node.as_str());
     let Ok(entries) = folder.read_dir_utf8() else { return };
     let mut all_ended = true;
@@ -155,6 +176,8 @@ pub async fn remove_abandoned(folder: &Utf8Path) -> Result<bool, CloudError> {
             remove_node(folder, &node, cloud.trim(), &driver).await;
         }
         driver.detach().await;
+        let left = folders(folder);
+        remove_tables(cloud.trim(), move |node| left.contains(node)).await;
     }
     if !folders(folder).is_empty() {
         return Err(failed(io::Error::other("a machine below it could not be ended")));

@@ -4,12 +4,13 @@
 //! nobody: the parts do.
 //!
 //! ```text
-//!   STATE/  cloud.id  admin.token  events.db  state/  blobs/  images/  vmm/  n1/ n2/ ...   (run directories of machines)
+//!   STATE/  cloud.id  tunnel.ports  admin.token  events.db  state/  blobs/  images/  vmm/  n1/ n2/ ...   (run directories of machines)
 //! ```
 
 mod cloud;
 mod host;
 mod leftover;
+mod tunnels;
 
 pub use cloud::{Cloud, CloudConfig, CloudError};
 pub use host::{HostFigures, HostProblem, check_host};

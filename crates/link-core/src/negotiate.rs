@@ -15,10 +15,10 @@ use crate::ring::Role;
 pub const MESSAGE_LEN: usize = 16;
 
 /// Version of this protocol and of the segment's layout; both sides must have the same.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Asks the broker for its connections.
-pub const LIST: [u8; MESSAGE_LEN] = *b"SkLs\x01\0\0\0\0\0\0\0\0\0\0\0";
+pub const LIST: [u8; MESSAGE_LEN] = *b"SkLs\x02\0\0\0\0\0\0\0\0\0\0\0";
 
 const ASK: u32 = u32::from_le_bytes(*b"SkAs");
 const ANSWER: u32 = u32::from_le_bytes(*b"SkAn");
@@ -28,6 +28,8 @@ const ANSWER: u32 = u32::from_le_bytes(*b"SkAn");
 pub struct Ask {
     /// The process, as it sees itself; for display.
     pub pid: u32,
+    /// The socket's number in that process.
+    pub fd: u32,
 }
 
 /// The broker's answer.
@@ -72,7 +74,7 @@ fn bytes(words: [u32; 4]) -> [u8; MESSAGE_LEN] {
 impl Ask {
     /// As bytes.
     pub fn encode(self) -> [u8; MESSAGE_LEN] {
-        bytes([ASK, VERSION, self.pid, 0])
+        bytes([ASK, VERSION, self.pid, self.fd])
     }
 
     /// From bytes.
@@ -81,7 +83,7 @@ impl Ask {
     /// [`Malformed`].
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
         match words(bytes)? {
-            [ASK, VERSION, pid, _] => Ok(Self { pid }),
+            [ASK, VERSION, pid, fd] => Ok(Self { pid, fd }),
             _ => Err(Malformed),
         }
     }
@@ -121,7 +123,7 @@ mod tests {
 
     #[test]
     fn messages_come_back() {
-        let ask = Ask { pid: 77 };
+        let ask = Ask { pid: 77, fd: 5 };
         assert_eq!(Ask::decode(&ask.encode()), Ok(ask));
         for answer in
             [Answer::Segment(Role::Low), Answer::Segment(Role::High), Answer::Never, Answer::Later]

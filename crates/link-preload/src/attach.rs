@@ -9,7 +9,7 @@
 use crate::conn::{self, Conn};
 use crate::kernel;
 use crate::side::{Side, Stage};
-use crate::{leave, recv, send, spin, sys};
+use crate::{far, leave, recv, send, spin, sys};
 use core::cell::UnsafeCell;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -180,7 +180,7 @@ struct Control([u8; 24]);
 fn send_ask(sock: c_int, fd: c_int) -> bool {
     // SAFETY: no pointers.
     let pid = unsafe { libc::getpid() };
-    let mut bytes = Ask { pid: pid as u32 }.encode();
+    let mut bytes = Ask { pid: pid as u32, fd: fd as u32 }.encode();
     let piece = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
     let pieces = [piece];
     let mut message = sys::header(&pieces);
@@ -282,4 +282,5 @@ fn confirm(conn: &Conn, fd: c_int, segment: &Segment) {
     }
     side.set_stage(Stage::Counting);
     segment.header().set_hello(conn.role(), Hello::Confirmed);
+    far::call(segment);
 }

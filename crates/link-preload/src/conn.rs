@@ -4,11 +4,11 @@
 //! and the table looked at again. Nothing here allocates, for calls come from signal handlers and between fork and exec.
 
 use crate::side::{Side, Stage};
-use crate::sys;
+use crate::{far, sys};
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use libc::c_int;
-use skein_link_core::ring::{Hello, Pipe, Role, Segment};
+use skein_link_core::ring::{Hello, Pipe, Reach, Role, Segment};
 
 /// Descriptors from here on are never accelerated. The usual hard limit is a million; 65,536 connections of one process
 /// are far beyond what a ring each (half a megabyte) makes sense for.
@@ -25,6 +25,8 @@ pub(crate) struct Conn {
     segment: AtomicPtr<u8>,
     segment_len: AtomicUsize,
     role: AtomicU32,
+    /// The other end is on another host.
+    far: AtomicU8,
     /// Some call of `poll`'s family was given it.
     pub(crate) polled: AtomicU8,
     /// It is in an epoll set with edges.
@@ -56,6 +58,7 @@ impl Conn {
         segment: AtomicPtr::new(null_mut()),
         segment_len: AtomicUsize::new(0),
         role: AtomicU32::new(0),
+        far: AtomicU8::new(0),
         polled: AtomicU8::new(0),
         edges: AtomicU8::new(0),
         nonblocking: AtomicU8::new(0),
@@ -281,6 +284,7 @@ impl Conn {
     /// Gives it its segment, before the stage says so.
     pub(crate) fn set_segment(&self, segment: Segment, role: Role) {
         self.role.store(u32::from(role == Role::High), Ordering::Relaxed);
+        self.far.store(u8::from(segment.reach() == Reach::Far), Ordering::Relaxed);
         self.segment_len.store(segment.len(), Ordering::Relaxed);
         self.segment.store(segment.base().as_ptr(), Ordering::Release);
     }
@@ -290,8 +294,10 @@ impl Conn {
     pub(crate) fn segment(&self) -> Option<Segment> {
         let base = NonNull::new(self.segment.load(Ordering::Acquire))?;
         let len = self.segment_len.load(Ordering::Relaxed);
+        let far = self.far.load(Ordering::Relaxed) != 0;
+        let reach = if far { Reach::Far } else { Reach::Near };
         // SAFETY: mapped with this length until the last reference is gone; checked when it was mapped.
-        Some(unsafe { Segment::known(base, len) })
+        Some(unsafe { Segment::known(base, len, reach) })
     }
 
     /// The segment's direction of our bytes, and of the peer's.
@@ -312,6 +318,7 @@ impl Conn {
             && let Some(segment) = self.segment()
         {
             segment.header().set_hello(self.role(), Hello::Gone);
+            far::call(&segment);
         }
     }
 }

@@ -83,11 +83,17 @@ pub(crate) fn positions(fd: c_int) -> Option<(u64, u64)> {
     None
 }
 
+/// States after the peer's FIN, which is counted like a byte: TIME_WAIT, CLOSE_WAIT, LAST_ACK, CLOSING.
+const AFTER_FIN: [u8; 4] = [6, 8, 9, 11];
+const CLOSED: u8 = 7;
+
+/// Whether the peer has ended its direction, or the connection is no more.
+pub(crate) fn has_ended(fd: c_int) -> bool {
+    tcp_info(fd).is_none_or(|info| info.state == CLOSED || AFTER_FIN.contains(&info.state))
+}
+
 /// Position of the next byte to be read, whatever the connection's state. `None`: the kernel does not know any more.
 pub(crate) fn read_position(fd: c_int) -> Option<u64> {
-    /// States after the peer's FIN, which is counted like a byte: TIME_WAIT, CLOSE_WAIT, LAST_ACK, CLOSING.
-    const AFTER_FIN: [u8; 4] = [6, 8, 9, 11];
-    const CLOSED: u8 = 7;
     for _ in 0..16 {
         let before = tcp_info(fd)?;
         let queued = u64::try_from(sys::queued(fd)).ok()?;

@@ -3,10 +3,10 @@
 use crate::conn::Conn;
 use crate::kernel;
 use crate::side::Stage;
-use crate::{conn, recv, send, sys};
+use crate::{conn, far, recv, send, sys};
 use core::sync::atomic::{AtomicBool, Ordering};
 use libc::c_int;
-use skein_link_core::ring::{Busy, Hello, Pipe, Reason, Tx};
+use skein_link_core::ring::{Behind, Busy, Hello, Pipe, Reason, Refusal, Tx};
 
 /// How long the peer is given to take back bytes that are in the ring and cannot be read by who reads next, milliseconds.
 /// Its library does so in its next call; a program that computes for longer loses the connection.
@@ -27,6 +27,7 @@ pub(crate) fn abort(conn: &Conn, fd: c_int, reason: Reason) -> c_int {
     if let Some(segment) = conn.segment() {
         segment.header().leave(conn.role(), reason);
         segment.header().set_hello(conn.role(), Hello::Gone);
+        far::call(&segment);
     }
     kernel::cut(fd);
     libc::ECONNRESET
@@ -71,6 +72,9 @@ pub(crate) fn step_back(conn: &Conn, fd: c_int, reason: Reason) {
 
 /// Makes sure that the ring towards us is empty and stays so.
 fn clear_ring(conn: &Conn, fd: c_int) -> bool {
+    if !hear_refusal(conn) {
+        return false;
+    }
     match recv::refuse(conn, fd, false) {
         Ok(true) => return true,
         Ok(false) => {}
@@ -89,6 +93,21 @@ fn clear_ring(conn: &Conn, fd: c_int) -> bool {
         sys::futex_wait(conn.side().forbidden.as_ptr(), 1, 1);
     }
     false
+}
+
+/// Where the other end is far: refuses, and waits until its node has heard it and all that was on its way is here.
+fn hear_refusal(conn: &Conn) -> bool {
+    let Some(segment) = conn.segment() else { return true };
+    let (_, inward) = conn.pipes(&segment);
+    if !inward.is_far() {
+        return true;
+    }
+    let dir = inward.direction();
+    dir.refuse(Refusal::NoMore);
+    far::call(&segment);
+    let is_calm =
+        || (dir.is_calm() && !dir.is_asked()) || segment.header().behind() == Behind::Nobody;
+    far::wait_for(RECALL_MS * 1_000_000, &segment, dir, is_calm) || is_calm()
 }
 
 /// The peer leaves and cannot read what is in our ring: goes to TCP and sends it again there.

@@ -16,6 +16,7 @@
 mod attach;
 mod buffers;
 mod conn;
+mod far;
 mod hooks;
 mod kernel;
 mod leave;

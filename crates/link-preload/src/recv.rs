@@ -4,10 +4,10 @@ use crate::buffers::Buffers;
 use crate::conn::Conn;
 use crate::kernel;
 use crate::side::{Guard, Stage, Taken};
-use crate::{attach, leave, real, settle, spin, sys};
+use crate::{attach, far, leave, real, settle, spin, sys};
 use core::sync::atomic::Ordering;
 use libc::c_int;
-use skein_link_core::ring::{Broken, Direction, Next, Pipe, Reason, Rx, Segment, Settled};
+use skein_link_core::ring::{Behind, Broken, Direction, Next, Pipe, Reason, Rx, Segment, Settled};
 
 /// How long a bell that was announced is waited for, milliseconds at a time, and how often. Its sender is between two
 /// instructions; only one that is stopped or starved takes longer, and then a program may wake for nothing, once.
@@ -227,6 +227,11 @@ pub(crate) const fn reason(broken: Broken) -> Reason {
     }
 }
 
+/// Whether an error says that the peer is no more.
+const fn is_end(error: c_int) -> bool {
+    matches!(error, libc::ECONNRESET | libc::EPIPE | libc::ETIMEDOUT)
+}
+
 /// Receives from TCP without waiting.
 fn tcp(fd: c_int, buffers: &Buffers<'_>, flags: c_int, limit: u64) -> Part {
     let flags = (flags | libc::MSG_DONTWAIT) & !libc::MSG_WAITALL;
@@ -276,14 +281,18 @@ impl<'a> Call<'a> {
                     buffers.advance(count);
                     // A sender that sleeps is not chased byte by byte.
                     if bytes - count <= self.pipe.capacity() / 4 * 3 && self.dir().take_waiting() {
-                        sys::futex_wake(self.dir().waiting().as_ptr());
+                        if self.pipe.is_far() {
+                            far::call(self.segment);
+                        } else {
+                            sys::futex_wake(self.dir().waiting().as_ptr());
+                        }
                     }
                 }
                 Next::Tcp { limit } => {
                     if buffers.left() == 0 || (got > 0 && limit == u64::MAX) {
                         return Ok(Part::Got(got));
                     }
-                    let part = self.tcp(&buffers, flags, limit);
+                    let Some(part) = self.tcp(&buffers, flags, limit)? else { continue };
                     if let Part::Got(bytes) = part {
                         self.rx.took(bytes as u64);
                         buffers.advance(bytes);
@@ -302,6 +311,14 @@ impl<'a> Call<'a> {
                 Next::Empty if got > 0 => {
                     if settle::is_lazy(self.conn) && settle::remember(self.conn) {
                         return Ok(Part::Got(got));
+                    }
+                    if self.pipe.is_far() && self.dir().is_asked() {
+                        // Its bell may be in the queue already, unsettled: with edges it would tell of nothing any more.
+                        let dir = self.dir();
+                        match self.hold(Reason::Stuck, || !dir.is_asked()) {
+                            Some(_) => return Ok(Part::Got(got)),
+                            None => continue,
+                        }
                     }
                     self.settle()?;
                     if self.rx.next(self.pipe)? == Next::Empty {
@@ -330,7 +347,7 @@ impl<'a> Call<'a> {
                     return Ok(Part::Got(count));
                 }
                 Next::Tcp { limit } => {
-                    let part = self.tcp(buffers, flags, limit);
+                    let Some(part) = self.tcp(buffers, flags, limit)? else { continue };
                     let Part::Got(bytes) = part else {
                         return Ok(part);
                     };
@@ -383,11 +400,58 @@ impl<'a> Call<'a> {
         }
     }
 
-    fn tcp(&self, buffers: &Buffers<'_>, flags: c_int, limit: u64) -> Part {
-        match self.conn.side().error.swap(0, Ordering::AcqRel) {
+    /// Receives from TCP. `None`: look again at what is next.
+    fn tcp(
+        &mut self,
+        buffers: &Buffers<'_>,
+        flags: c_int,
+        limit: u64,
+    ) -> Result<Option<Part>, Broken> {
+        let part = match self.conn.side().error.swap(0, Ordering::AcqRel) {
             0 => tcp(self.fd, buffers, flags, limit),
             error => Part::Error(error),
+        };
+        match part {
+            Part::End if self.may_hold_more() => self.hear_end(0),
+            Part::Error(error) if is_end(error) && self.may_hold_more() => self.hear_end(error),
+            part => Ok(Some(part)),
         }
+    }
+
+    /// TCP has ended. Whether the other host may have bytes on the ring that were sent before that.
+    fn may_hold_more(&self) -> bool {
+        self.pipe.is_far()
+            && !self.dir().has_ended()
+            && self.segment.header().behind() != Behind::Nobody
+            && kernel::has_ended(self.fd)
+    }
+
+    /// Waits until the other host has said that no more comes, or something comes. `None`: look again.
+    fn hear_end(&mut self, error: c_int) -> Result<Option<Part>, Broken> {
+        if error != 0 {
+            // Told after the bytes that came before it.
+            self.conn.side().error.store(error, Ordering::Release);
+        }
+        self.dir().doubt();
+        far::call(self.segment);
+        let (dir, rx) = (self.dir(), *self.rx);
+        Ok(self.hold(Reason::Stuck, || dir.has_ended() || rx.stirs(dir)))
+    }
+
+    /// Waits for what the node has to say, outside the critical section, for the node changes phases then. `None`: look
+    /// again.
+    fn hold(&mut self, otherwise: Reason, said: impl Fn() -> bool) -> Option<Part> {
+        let dir = self.dir();
+        dir.leave();
+        let heard = far::wait(self.segment, dir, &said) || said();
+        if !dir.enter(sys::yield_now) {
+            dir.enter_after_death();
+        }
+        let is_wreck = self.segment.header().behind() == Behind::Wreck;
+        (is_wreck || !(heard || self.segment.header().behind() == Behind::Nobody)).then(|| {
+            let reason = if is_wreck { Reason::Lost } else { otherwise };
+            Part::Error(leave::abort(self.conn, self.fd, reason))
+        })
     }
 
     /// The ring is empty and the program shall wait: makes its socket unreadable, and looks at what the kernel has to say.
@@ -395,7 +459,9 @@ impl<'a> Call<'a> {
     fn quiet(&mut self) -> Result<Option<Part>, Broken> {
         let (empty, dropped) = self.settle()?;
         if !empty {
-            return Ok(None);
+            let dir = self.dir();
+            let asked = dir.is_asked();
+            return Ok(if asked { self.hold(Reason::Stuck, || !dir.is_asked()) } else { None });
         }
         if dropped && self.conn.edges.load(Ordering::Relaxed) == 0 {
             // What else the kernel has to say makes the socket readable again, and is asked for then. With edges it does not.
@@ -415,14 +481,32 @@ impl<'a> Call<'a> {
             return Ok(None);
         }
         match seen {
+            0 if self.may_hold_more() => self.hear_end(0),
             0 => Ok(Some(Part::End)),
+            present if present > 0 && self.pipe.is_far() => self.explain(present as u64),
             present if present > 0 => {
                 self.rx.check_bells(self.dir(), present as u64)?;
                 Ok(None)
             }
             none if none == -(libc::EAGAIN as isize) => Ok(Some(Part::Nothing(Some(*self.rx)))),
-            failed => Ok(Some(self.ended((-failed) as c_int))),
+            failed => {
+                let error = (-failed) as c_int;
+                if self.may_hold_more() {
+                    return self.hear_end(error);
+                }
+                Ok(Some(self.ended(error)))
+            }
         }
+    }
+
+    /// Bytes lie in the socket. Those that are no known bells are bells whose count, or data whose phase, is on its way.
+    fn explain(&mut self, present: u64) -> Result<Option<Part>, Broken> {
+        if present <= self.rx.known_bells(self.dir())? {
+            return Ok(None);
+        }
+        let (dir, rx) = (self.dir(), *self.rx);
+        let known = rx.known_bells(dir);
+        Ok(self.hold(Reason::Foreign, || rx.stirs(dir) || rx.known_bells(dir) != known))
     }
 
     /// The kernel reports an error. A peer that was killed while a bell lay in its queue sends a reset where on TCP it
@@ -432,7 +516,8 @@ impl<'a> Call<'a> {
             return Part::Error(error);
         };
         let (out, _) = self.conn.pipes(self.segment);
-        if error == libc::ECONNRESET && tx.all_taken(out.direction()) {
+        let is_cut = self.segment.header().left(self.conn.role().other()).is_cut();
+        if error == libc::ECONNRESET && tx.all_taken(out.direction()) && !is_cut {
             return Part::End;
         }
         Part::Error(error)
@@ -443,7 +528,13 @@ impl<'a> Call<'a> {
     fn settle(&mut self) -> Result<(bool, bool), Broken> {
         let (quiet, drop) = match self.rx.settle(self.pipe)? {
             Settled::Quiet { drop } => (true, drop),
-            Settled::Bytes { drop } => (false, drop),
+            Settled::Bytes { drop } => {
+                // The node may have seen the bell unarmed, and ask for none.
+                far::call(self.segment);
+                (false, drop)
+            }
+            // A bell is on its way: the socket is readable soon, if it is not yet.
+            Settled::Asked => return Ok((false, false)),
         };
         let dropped = drop > 0
             && self.drop_bells(drop).is_none()
@@ -466,7 +557,12 @@ impl<'a> Call<'a> {
                     self.rx.took(bytes as u64);
                     continue;
                 }
-                Err(_) if result == -(libc::EAGAIN as isize) => {}
+                Err(_) if result == -(libc::EAGAIN as isize) => {
+                    if self.pipe.is_far() && self.dir().phase() != self.rx.phase() {
+                        // Announced by another way: they make the socket readable when they come.
+                        return Some(Part::Nothing(None));
+                    }
+                }
                 Err(_) if result == -(libc::EINTR as isize) => continue,
                 Err(_) => {
                     // The sender died between announcing and sending, or the connection broke; told when it is due.
@@ -483,6 +579,21 @@ impl<'a> Call<'a> {
         self.rx.took(left as u64);
         None
     }
+}
+
+/// How long a bell that is on its way is waited for before its socket is closed, nanoseconds: one that comes later makes the
+/// kernel answer with a reset.
+const LAST_BELL_NS: u64 = 20_000_000;
+
+/// Before the last descriptor is closed: a settled socket ends with a FIN.
+pub(crate) fn settle_last(conn: &Conn, fd: c_int) {
+    if let Some(segment) = conn.segment()
+        && conn.pipes(&segment).1.is_far()
+    {
+        let dir = conn.pipes(&segment).1.direction();
+        far::wait_for(LAST_BELL_NS, &segment, dir, || !dir.is_asked());
+    }
+    settle_now(conn, fd);
 }
 
 /// Makes a connection's socket unreadable if there is nothing to read: before the program waits in the kernel, or closes.

@@ -8,10 +8,10 @@ use crate::buffers::Buffers;
 use crate::conn::Conn;
 use crate::kernel;
 use crate::side::{Guard, Side, Stage, Taken};
-use crate::{attach, leave, spin, sys};
+use crate::{attach, far, leave, spin, sys};
 use core::sync::atomic::Ordering;
 use libc::c_int;
-use skein_link_core::ring::{Hello, Pipe, Reason, Refusal, Segment, Tx};
+use skein_link_core::ring::{Behind, Hello, Pipe, Reason, Refusal, Segment, Tx};
 
 /// What a bell looks like on the wire; its value has no meaning.
 const BELL: u8 = 0x07;
@@ -115,7 +115,7 @@ fn part(
             Ring::Full | Ring::Leave => {}
             Ring::Broken(reason) => return Part::Error(leave::abort(conn, fd, reason)),
         }
-        if let Err(part) = to_tcp(conn, fd, &mut tx, out) {
+        if let Err(part) = to_tcp(conn, fd, &segment, &mut tx, out) {
             return part;
         }
     }
@@ -158,7 +158,11 @@ fn ring(
 ) -> Ring {
     let dir = out.direction();
     let refusal = dir.begin_write();
-    let done = if refusal != Refusal::None
+    let behind = if out.is_far() { segment.header().behind() } else { Behind::Node };
+    let done = if behind == Behind::Wreck {
+        Ring::Broken(Reason::Lost)
+    } else if refusal != Refusal::None
+        || behind == Behind::Nobody
         || conn.side().shut.load(Ordering::Relaxed) != 0
         || segment.header().hello(conn.role().other()) == Hello::Gone
     {
@@ -167,6 +171,12 @@ fn ring(
         copy_in(conn, tx, out, buffers)
     };
     let done = match done {
+        Ring::Sent(bytes) if out.is_far() => {
+            // Its bells are the node's.
+            far::call(segment);
+            look(conn.side(), fd);
+            Ring::Sent(bytes)
+        }
         Ring::Sent(bytes) => match tx.bell(dir) {
             Ok(true) => ring_bell(fd, bytes),
             Ok(false) => {
@@ -260,7 +270,10 @@ fn take_ring(
     let Some(info) = kernel::tcp_info(fd) else {
         return Ok(());
     };
-    if info.state != kernel::ESTABLISHED || !info.is_sent() {
+    let is_carried = segment.header().behind() == Behind::Node;
+    // A bell behind bytes that wait would come late. To another host it is asked for when those have been read.
+    let is_free = out.is_far() || info.is_sent();
+    if info.state != kernel::ESTABLISHED || !is_free || !is_carried {
         return Ok(());
     }
     if info.write_position() != tx.tcp() {
@@ -269,18 +282,44 @@ fn take_ring(
         return Ok(());
     }
     // Busy: the receiver reads right now; a later call will do.
-    let _ = tx.to_ring(out.direction());
+    if tx.to_ring(out.direction()).is_ok() {
+        far::call(segment);
+    }
     Ok(())
 }
 
 /// Goes back to TCP. The error is what the call shall answer instead.
-fn to_tcp(conn: &Conn, fd: c_int, tx: &mut Tx, out: Pipe<'_>) -> Result<(), Part> {
+fn to_tcp(
+    conn: &Conn,
+    fd: c_int,
+    segment: &Segment,
+    tx: &mut Tx,
+    out: Pipe<'_>,
+) -> Result<(), Part> {
     let dir = out.direction();
     let recall = dir.refusal() == Refusal::Recall;
+    let far = out.is_far() && !recall;
+    if far {
+        let goes_on = || tx.is_placed(dir) || segment.header().behind() == Behind::Nobody;
+        if !far::wait(segment, dir, goes_on) && !goes_on() {
+            return Err(Part::Error(leave::abort(conn, fd, Reason::Lost)));
+        }
+    }
     for turn in 0..BUSY_TURNS {
-        let left = if recall { leave::give_back(conn, fd, tx, out) } else { tx.to_tcp(dir) };
+        let mut blocked = false;
+        let left = if recall {
+            leave::give_back(conn, fd, tx, out)
+        } else if far && tx.is_placed(dir) {
+            tx.leave_far(dir, || ring_last_bell(fd, &mut blocked))
+        } else {
+            tx.to_tcp(dir)
+        };
         if left.is_ok() {
+            far::call(segment);
             return Ok(());
+        }
+        if blocked {
+            return Err(Part::Blocked);
         }
         if turn % 16 == 15 {
             sys::yield_now();
@@ -289,6 +328,18 @@ fn to_tcp(conn: &Conn, fd: c_int, tx: &mut Tx, out: Pipe<'_>) -> Result<(), Part
         }
     }
     Err(Part::Blocked)
+}
+
+/// Sends the bell that ends a ring phase: `false` and `blocked` if TCP takes nothing now. An error means that the connection
+/// has ended: what is sent next learns of it.
+fn ring_last_bell(fd: c_int, blocked: &mut bool) -> bool {
+    loop {
+        let result = sys::send_byte(fd, BELL);
+        if result != -(libc::EINTR as isize) {
+            *blocked = result == -(libc::EAGAIN as isize);
+            return !*blocked;
+        }
+    }
 }
 
 /// Takes the direction to TCP for something that the ring cannot do, or for good. `false`: not now.
@@ -303,7 +354,7 @@ pub(crate) fn onto_tcp(conn: &Conn, fd: c_int) -> bool {
     if tx.orphaned && mend(conn, fd, &mut tx, out).is_err() {
         return false;
     }
-    !tx.on_ring() || to_tcp(conn, fd, &mut tx, out).is_ok()
+    !tx.on_ring() || to_tcp(conn, fd, &segment, &mut tx, out).is_ok()
 }
 
 /// Mends what a process left that died within a call of this side.
@@ -377,7 +428,10 @@ pub(crate) fn wake(conn: &Conn, fd: c_int) -> bool {
     if !tx.on_ring() {
         return false;
     }
-    if tx.bell(dir) == Ok(true) {
+    if out.is_far() {
+        // The other node rings when it hears what we want.
+        far::call(&segment);
+    } else if tx.bell(dir) == Ok(true) {
         ring_bell(fd, 0);
     }
     true

@@ -6,14 +6,11 @@
 //! ```
 //!
 //! The broker gives a program on this host the same rings as for a peer on the same host; their other end is a
-//! [`Local`], which the node pumps. Bytes of a direction travel on TCP below an offset and on the ring from it on, and
-//! back: the sender's library writes [`Switch`] records, the node carries them to the other side *in order with the
-//! ring's bytes*, and the receiver's library merges the two paths by them. TCP of the two programs stays as it is.
-//!
-//! A program that sleeps in the kernel is woken by one byte (a *bell*) on its TCP connection, sent from the other host:
-//! [`Local::write`] answers [`Written::Bell`] when that is needed, the node then asks the other node for it, and that one
-//! calls [`Local::ring_bell`].
+//! [`Local`], which the node pumps. What the two [`Local`]s of a connection have to tell each other are *notes*; the node
+//! carries them with the bytes, in order, and does not look at them. See [`skein_link_core::ring::far`] for the rules that they
+//! follow.
 
+use skein_link_core::ring::{Phase, Record, Refusal};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
@@ -34,15 +31,58 @@ impl ConnectionKey {
     }
 }
 
-/// A change of path in one direction, written by the sender's library.
+/// A connection as two nodes know it: programs of different projects never meet, whatever their addresses.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Meeting {
+    /// The project's name. At most [`PROJECT_BYTES_MAX`] bytes.
+    pub project: String,
+    /// The connection.
+    pub key: ConnectionKey,
+}
+
+/// Names of projects are at most as long: they travel in the opening of a channel.
+pub const PROJECT_BYTES_MAX: usize = 200;
+
+/// What one end of a connection tells the other, in order with the bytes that it sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Switch {
-    /// The number of this phase of the direction. Even phases are on TCP, odd ones on the ring; phase 0 begins live.
-    pub phase: u32,
-    /// Position in the sender's TCP stream of this direction at which the phase begins.
-    pub tcp: u64,
-    /// Position in the ring of this direction (bytes since the start) at which the phase begins.
-    pub ring: u64,
+pub enum Note {
+    /// Its program counts its TCP bytes from now on.
+    Counts,
+    /// Its program changes path here.
+    Switch {
+        /// The phase that begins.
+        phase: Phase,
+        /// Where it begins.
+        record: Record,
+    },
+    /// The beginning of this phase of the opposite direction lies in the segment.
+    Placed(Phase),
+    /// Its program has read the opposite direction up to here.
+    Took {
+        /// Ring position behind the last byte read.
+        tail: u64,
+        /// The phase that it is in.
+        seen: Phase,
+    },
+    /// Its program waits: a bell is wanted on the opposite direction's TCP, in this phase.
+    Bell(Phase),
+    /// The answer: the bell was sent, and this is the TCP position behind it; `None`: it was not.
+    Rung {
+        /// The phase that was asked for.
+        phase: Phase,
+        /// The position.
+        end: Option<u64>,
+    },
+    /// Its program wants no more on the ring, or all that it has not read again on TCP.
+    Refused(Refusal),
+    /// The refusal was heard: nothing more comes on the ring.
+    Calm,
+    /// Its program has seen the end of TCP: does more come on the ring?
+    Doubts,
+    /// The direction has ended.
+    End,
+    /// Its program has closed the connection, or is no more.
+    Gone,
 }
 
 /// What comes out of a program, in order.
@@ -50,62 +90,42 @@ pub struct Switch {
 pub enum Outgoing {
     /// That many bytes were copied into the caller's buffer.
     Bytes(usize),
-    /// The path changes here.
-    Switch(Switch),
+    /// A word to the other end.
+    Note(Note),
     /// Nothing now; [`Local::wake`] becomes readable when there is.
     Empty,
-    /// The program closed this direction, or died, and all its bytes have been taken.
-    End,
-}
-
-/// What became of bytes for a program.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Written {
-    /// That many were taken (fewer than given: the ring is full); the program reads them by itself.
-    Quiet(usize),
-    /// That many were taken, and the program sleeps: ask the other host for one bell.
-    Bell(usize),
 }
 
 /// The node's end of a program's rings. One thread owns it. Everything read from the shared memory is checked: a program may
 /// write there what it likes and gets a broken connection of its own, no more.
 pub trait Local: Send {
-    /// The other end is there as well: from now on the program may switch to its ring.
+    /// The other end is there as well: from now on the programs may agree to switch.
     ///
     /// # Errors
     /// The program is gone or broke the ring's rules.
     fn join(&mut self) -> io::Result<()>;
-    /// The peer's direction has ended: after the bytes written so far comes whatever TCP says, and no more bytes.
-    ///
-    /// # Errors
-    /// As [`Local::read`].
-    fn end(&mut self) -> io::Result<()>;
-    /// Copies what the program has sent into `into`.
+    /// What the program has sent, bytes copied into `into`, and what there is to tell.
     ///
     /// # Errors
     /// The program broke the ring's rules; the connection must be aborted.
     fn read(&mut self, into: &mut [u8]) -> io::Result<Outgoing>;
-    /// Room in the ring towards the program, bytes: the credit that the light protocol may grant.
-    fn room(&self) -> usize;
-    /// Gives bytes to the program.
+    /// Gives bytes to the program; how many it had room for.
     ///
     /// # Errors
     /// As [`Local::read`].
-    fn write(&mut self, bytes: &[u8]) -> io::Result<Written>;
-    /// Tells the program that its peer changes path, after the bytes written so far.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize>;
+    /// Takes a word of the other end, after the bytes written so far.
     ///
     /// # Errors
-    /// As [`Local::read`]; also too many changes that the program has not seen (`WouldBlock`: try again when it has read).
-    fn switch(&mut self, switch: Switch) -> io::Result<()>;
-    /// Sends one bell on this host's end of the TCP connection.
-    ///
-    /// # Errors
-    /// The TCP connection is broken.
-    fn ring_bell(&mut self) -> io::Result<()>;
-    /// Readable when the program sent something to an idle node, took bytes from a full ring, or is gone.
+    /// As [`Local::read`]; `WouldBlock`: not now, try again soon.
+    fn tell(&mut self, note: Note) -> io::Result<()>;
+    /// Whether both directions have ended: nothing more will be said, and nothing needs to be heard.
+    fn is_over(&self) -> bool;
+    /// Readable when the program did something while the node slept, or is gone. Call [`Local::woken`] then.
     fn wake(&self) -> BorrowedFd<'_>;
-    /// Asks for `wake` when the program's ring is no longer empty (`read` said `Empty`) or no longer full; `false` when
-    /// that is the case already.
+    /// [`Local::wake`] was readable.
+    fn woken(&mut self);
+    /// Asks for `wake` when there is something to read; `false` when there is already.
     fn arm(&mut self) -> bool;
     /// The connection cannot go on over the light protocol and bytes may be missing: the program gets a connection error.
     fn abort(&mut self, reason: &'static str);
@@ -116,8 +136,8 @@ pub trait Remote: Send + Sync {
     /// Whether the host of this address is reached by the light protocol now. Asked once for each connection, after its
     /// first bytes.
     fn reaches(&self, peer: SocketAddr) -> bool;
-    /// A program here has its end of `key` on a ring; `peer` is its address on the other host. The node looks for the same
-    /// key at the peer's node. When both are there, it calls [`Local`]'s methods; before, and if that never happens, nothing
-    /// is switched and the connection stays on TCP.
-    fn open(&self, key: ConnectionKey, peer: SocketAddr, local: Box<dyn Local>);
+    /// A program here has its end of the connection on a ring; `peer` is its address on the other host. The node looks for
+    /// the same connection at the peer's node. When both are there, it calls [`Local`]'s methods; before, and if that
+    /// never happens, nothing is switched and the connection stays on TCP.
+    fn open(&self, meeting: Meeting, peer: SocketAddr, local: Box<dyn Local>);
 }

@@ -414,3 +414,87 @@ fn mariadb_with_mysqlslap() {
         assert_eq!(run(ground, on, &ask), run(ground, On::Tcp, &ask));
     });
 }
+
+#[test]
+fn open_mpi_over_tcp() {
+    let ground = Ground::new();
+    let source = common::program("exchange.c");
+    run(&ground, On::Tcp, &["mpicc", "-O1", "-o", "exchange", text(&source)]);
+    let program = ground.path("exchange");
+    let only_tcp =
+        ["--mca", "pml", "ob1", "--mca", "btl", "tcp,self", "--mca", "btl_tcp_if_include", "lo"];
+    let mut words = vec!["mpirun", "--allow-run-as-root", "--oversubscribe", "-np", "4"];
+    words.extend(only_tcp);
+    // Waiting processes give way: there are more of them than processors.
+    words.extend(["--mca", "mpi_yield_when_idle", "1", text(&program)]);
+    let tcp = run(&ground, On::Tcp, &words);
+    let link = run(&ground, On::Link, &words);
+    assert_eq!(tcp, link);
+    assert!(!tcp.trim().is_empty());
+    let totals = ground.broker.totals();
+    assert!(totals.ring_bytes > 10_000_000, "{totals:?}");
+}
+
+#[test]
+fn java() {
+    both(|ground, on| {
+        let data = data(ground);
+        let port = free_port().to_string();
+        fs::write(ground.path("Serve.java"), SERVE_JAVA).unwrap();
+        fs::write(ground.path("Fetch.java"), FETCH_JAVA).unwrap();
+        let _server = server(ground, on, port.parse().unwrap(), &["java", "Serve.java", &port]);
+        run(ground, on, &["java", "Fetch.java", &port]);
+        same(&data, &ground.path("got"));
+    });
+}
+
+/// Answers each line with the file, through channels that do not block.
+const SERVE_JAVA: &str = r#"
+import java.net.*; import java.nio.*; import java.nio.channels.*; import java.nio.file.*;
+public class Serve {
+  public static void main(String[] a) throws Exception {
+    byte[] file = Files.readAllBytes(Path.of("data"));
+    Selector s = Selector.open();
+    ServerSocketChannel l = ServerSocketChannel.open();
+    l.bind(new InetSocketAddress("127.0.0.1", Integer.parseInt(a[0])));
+    l.configureBlocking(false);
+    l.register(s, SelectionKey.OP_ACCEPT);
+    while (true) {
+      s.select();
+      for (SelectionKey k : s.selectedKeys()) {
+        if (k.isAcceptable()) {
+          SocketChannel c = l.accept();
+          c.configureBlocking(false);
+          c.register(s, SelectionKey.OP_READ);
+        } else if (k.isReadable()) {
+          int n = ((SocketChannel) k.channel()).read(ByteBuffer.allocate(100));
+          if (n < 0) { k.channel().close(); continue; }
+          k.attach(ByteBuffer.wrap(file));
+          k.interestOps(SelectionKey.OP_WRITE);
+        } else if (k.isWritable()) {
+          ByteBuffer b = (ByteBuffer) k.attachment();
+          ((SocketChannel) k.channel()).write(b);
+          if (!b.hasRemaining()) k.interestOps(SelectionKey.OP_READ);
+        }
+      }
+      s.selectedKeys().clear();
+    }
+  }
+}
+"#;
+
+const FETCH_JAVA: &str = r#"
+import java.io.*; import java.net.*; import java.nio.file.*;
+public class Fetch {
+  public static void main(String[] a) throws Exception {
+    long size = Files.size(Path.of("data"));
+    try (Socket s = new Socket("127.0.0.1", Integer.parseInt(a[0]))) {
+      for (int i = 0; i < 3; i++) {
+        s.getOutputStream().write("go\n".getBytes());
+        byte[] got = s.getInputStream().readNBytes((int) size);
+        Files.write(Path.of("got"), got);
+      }
+    }
+  }
+}
+"#;

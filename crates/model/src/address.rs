@@ -121,6 +121,16 @@ impl Subnet {
         self.0.prefix_len()
     }
 
+    /// The broadcast address, the highest.
+    pub fn broadcast(self) -> Ipv4Addr {
+        self.0.broadcast()
+    }
+
+    /// Whether a machine or gateway can have `address`: all of it but the lowest and the highest.
+    pub fn is_host(self, address: Ipv4Addr) -> bool {
+        self.0.contains(&address) && address != self.network() && address != self.broadcast()
+    }
+
     /// The gateway: the first host address, on every node alike.
     pub fn gateway(self) -> Ipv4Addr {
         Ipv4Addr::from(u32::from(self.network()) + 1)
@@ -236,6 +246,28 @@ pub struct AddressRange(IpNet);
 as_text!(AddressRange);
 
 impl AddressRange {
+    /// The range `network/prefix`.
+    ///
+    /// # Errors
+    /// [`AddressError::Range`] if the family has no such length, [`AddressError::HostBits`].
+    pub fn new(network: IpAddr, prefix: u8) -> Result<Self, AddressError> {
+        let net = IpNet::new(network, prefix);
+        let net = net.map_err(|_| AddressError::Range { text: format!("{network}/{prefix}") })?;
+        Self::checked(net)
+    }
+
+    fn checked(net: IpNet) -> Result<Self, AddressError> {
+        if net.trunc() != net {
+            return Err(AddressError::HostBits { given: net, meant: net.trunc() });
+        }
+        Ok(Self(net))
+    }
+
+    /// Whether it has every address of its family.
+    pub fn is_everything(self) -> bool {
+        self.prefix_len() == 0
+    }
+
     /// The lowest address.
     pub fn network(self) -> IpAddr {
         self.0.network()
@@ -262,10 +294,7 @@ impl FromStr for AddressRange {
                 text.parse::<IpAddr>().map_err(|_| AddressError::Range { text: cut(text) })?,
             ),
         };
-        if net.trunc() != net {
-            return Err(AddressError::HostBits { given: net, meant: net.trunc() });
-        }
-        Ok(Self(net))
+        Self::checked(net)
     }
 }
 
@@ -290,6 +319,17 @@ impl MacAddr {
         Self([0x02, vni as u8, a, b, c, d])
     }
 
+    /// A MAC address from its six octets, in the order they are sent.
+    ///
+    /// # Errors
+    /// [`AddressError::Mac`] for a group address (lowest bit of the first octet set) and for all zero.
+    pub fn new(octets: [u8; 6]) -> Result<Self, AddressError> {
+        if octets[0] & 1 == 1 || octets == [0; 6] {
+            return Err(AddressError::Mac { text: Self(octets).to_string() });
+        }
+        Ok(Self(octets))
+    }
+
     /// The six octets, in the order they are sent.
     pub const fn octets(self) -> [u8; 6] {
         self.0
@@ -311,10 +351,10 @@ impl FromStr for MacAddr {
             }
             *octet = u8::from_str_radix(part, 16).map_err(|_| bad())?;
         }
-        if parts.next().is_some() || octets[0] & 1 == 1 || octets == [0; 6] {
+        if parts.next().is_some() {
             return Err(bad());
         }
-        Ok(Self(octets))
+        Self::new(octets).map_err(|_| bad())
     }
 }
 
@@ -362,6 +402,30 @@ mod tests {
         check("10.0.0.0/24", false);
     }
 
+    #[test]
+    fn what_is_no_mac_is_refused() {
+        for text in
+            ["", "02:00:00:00:00", "02:00:00:00:00:01:02", "2:0:0:0:0:1", "+2:00:00:00:00:01"]
+        {
+            assert!(text.parse::<MacAddr>().is_err(), "{text}");
+        }
+        for text in
+            ["01:00:00:00:00:01", "ff:ff:ff:ff:ff:ff", "00:00:00:00:00:00", "02-00-00-00-00-01"]
+        {
+            assert!(text.parse::<MacAddr>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn ranges_have_lengths_of_their_family() {
+        let four = IpAddr::from([10, 0, 0, 0]);
+        assert!(AddressRange::new(four, 8).is_ok_and(|range| range.contains([10, 9, 9, 9].into())));
+        assert!(AddressRange::new(four, 33).is_err());
+        assert!(AddressRange::new(four, 6).is_err());
+        let all = AddressRange::new([0_u16; 8].into(), 0);
+        assert!(all.is_ok_and(|range| range.is_everything() && !range.contains(four)));
+    }
+
     proptest! {
         #[test]
         fn the_machines_of_a_subnet_are_numbered(bits: u32, prefix in 8u8..=30, at: u32) {
@@ -375,6 +439,9 @@ mod tests {
             prop_assert_eq!(subnet.index_of(subnet.gateway()), None);
             let broadcast = Ipv4Addr::from(u32::from(network) | (u32::MAX >> prefix));
             prop_assert_eq!(subnet.index_of(broadcast), None);
+            prop_assert_eq!(subnet.broadcast(), broadcast);
+            prop_assert!(subnet.is_host(address) && subnet.is_host(subnet.gateway()));
+            prop_assert!(!subnet.is_host(network) && !subnet.is_host(broadcast));
             prop_assert_eq!(subnet.to_string().parse::<Subnet>(), Ok(subnet));
         }
 
@@ -391,9 +458,9 @@ mod tests {
 
         #[test]
         fn texts_are_read_back(octets: [u8; 6], v6: u128, bits in 0u8..=128) {
-            let mac = MacAddr(octets);
-            if octets[0] & 1 == 0 && octets != [0; 6] {
+            if let Ok(mac) = MacAddr::new(octets) {
                 prop_assert_eq!(mac.to_string().parse::<MacAddr>(), Ok(mac));
+                prop_assert_eq!(mac.octets(), octets);
             }
             let range = AddressRange(IpNet::V6(Ipv6Net::new(v6.into(), bits).unwrap().trunc()));
             prop_assert_eq!(range.to_string().parse::<AddressRange>(), Ok(range));

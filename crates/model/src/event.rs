@@ -53,11 +53,18 @@ pub enum EventKind {
     NodeLost,
     /// A project was created.
     ProjectCreated,
+    /// What a project is was changed.
+    ProjectChanged,
     /// A project was removed.
     ProjectRemoved,
     /// A network was created.
     NetworkCreated {
         /// Its name.
+        network: String,
+    },
+    /// What a network is was changed.
+    NetworkChanged {
+        /// Which.
         network: String,
     },
     /// A network was removed.
@@ -249,9 +256,11 @@ impl EventKind {
             | Self::JobDeadLettered { .. }
             | Self::JobCancelled => true,
             Self::ProjectCreated
+            | Self::ProjectChanged
             | Self::ProjectRemoved
             | Self::NetworkCreated { .. }
             | Self::NetworkRemoved { .. }
+            | Self::NetworkChanged { .. }
             | Self::NetworkOpened { .. }
             | Self::NetworkClosed { .. }
             | Self::FirewallChanged { .. }
@@ -273,8 +282,10 @@ impl EventKind {
             Self::NodeLeft => "node_left",
             Self::NodeLost => "node_lost",
             Self::ProjectCreated => "project_created",
+            Self::ProjectChanged => "project_changed",
             Self::ProjectRemoved => "project_removed",
             Self::NetworkCreated { .. } => "network_created",
+            Self::NetworkChanged { .. } => "network_changed",
             Self::NetworkRemoved { .. } => "network_removed",
             Self::NetworkOpened { .. } => "network_opened",
             Self::NetworkClosed { .. } => "network_closed",

@@ -33,9 +33,9 @@ pub use machine::{
 };
 pub use name::{GroupName, ImageName, NameError, NetworkName, NodeName, ProjectName, ServiceName};
 pub use network::{
-    ADDRESS_QUARANTINE, AddressRecord, Addressing, Attachment, Exit, Limits, MTU_DEFAULT, MTU_MAX,
-    MTU_MIN, NetworkKind, NetworkRecord, NetworkSpec, PORT_GROUPS_MAX, PortRecord, VXLAN_OVERHEAD,
-    Vni, VniError, check_groups,
+    ADDRESS_QUARANTINE, ADDRESSES_MAX, AddressRecord, Addressing, Attachment, Exit, Limits,
+    MTU_DEFAULT, MTU_MAX, MTU_MIN, NetworkKind, NetworkRecord, NetworkSpec, PORT_GROUPS_MAX,
+    PortRecord, ROUTES_MAX, Route, VXLAN_OVERHEAD, Vni, VniError, check_groups,
 };
 pub use node::{NodeRecord, NodeState, NodeStatus};
 pub use project::{DESCRIPTION_MAX, HexIdError, ProjectRecord, TokenDigest, TokenId, TokenRecord};

@@ -1,6 +1,6 @@
 //! A network: an isolated segment of a project, and the ports of machines in it.
 
-use crate::address::{MacAddr, Prefix6, Subnet};
+use crate::address::{AddressRange, MacAddr, Prefix6, Subnet};
 use crate::machine::{Generation, MachineId};
 use crate::name::{GroupName, NetworkName, NodeName, ProjectName, ServiceName};
 use crate::service::SpecError;
@@ -126,6 +126,22 @@ pub struct Exit {
     pub address: Option<Ipv4Addr>,
 }
 
+/// A way that machines are told besides the one by the gateway (RFC 3442).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Route {
+    /// Where to: a range of IPv4 addresses.
+    #[cfg_attr(feature = "schema", schema(value_type = String))]
+    pub to: AddressRange,
+    /// By which address of the network.
+    #[cfg_attr(feature = "schema", schema(value_type = String))]
+    pub via: Ipv4Addr,
+}
+
+/// Routes of one network: with more, an answer of DHCP would not fit one packet.
+pub const ROUTES_MAX: usize = 16;
+
 /// What a network is. Absent fields take the stated default.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -152,6 +168,9 @@ pub struct NetworkSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "schema", schema(value_type = Vec<String>))]
     pub resolvers: Vec<Ipv4Addr>,
+    /// Ways besides the one by the gateway, at most 16, told to machines that ask by DHCP.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<Route>,
     /// The interface of each node that a bridged network is attached to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface: Option<String>,
@@ -174,6 +193,7 @@ impl NetworkSpec {
             ipv6: None,
             mtu: MTU_DEFAULT,
             resolvers: Vec::new(),
+            routes: Vec::new(),
             interface: None,
             exit: None,
         }
@@ -205,6 +225,13 @@ impl NetworkSpec {
         }
         if self.kind == NetworkKind::Isolated && !self.resolvers.is_empty() {
             return wrong("resolvers", "cannot be reached from an isolated network");
+        }
+        if self.routes.len() > ROUTES_MAX {
+            return wrong("routes", "must be at most 16");
+        }
+        let odd = |route: &Route| route.to.network().is_ipv6() || !self.cidr.is_host(route.via);
+        if self.routes.iter().any(odd) {
+            return wrong("routes", "must lead to IPv4 addresses by an address of the network");
         }
         if self.exit.is_some() && self.kind != NetworkKind::Nat {
             return wrong("exit", "is only for a network of kind nat");
@@ -308,6 +335,11 @@ pub struct Attachment {
     /// Bounds on what each of them sends and receives.
     #[serde(skip_serializing_if = "Limits::is_none")]
     pub limits: Limits,
+    /// The addresses that they have, at most 256 of the network's, and that no other service's machines get. Any free one
+    /// unless given; without a free one of these a machine waits.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "schema", schema(value_type = Vec<String>))]
+    pub addresses: Vec<Ipv4Addr>,
     /// How they learn their address.
     pub addressing: Addressing,
 }
@@ -324,6 +356,8 @@ pub enum Addressing {
     Dhcp,
 }
 
+/// Addresses that a service may choose.
+pub const ADDRESSES_MAX: usize = 256;
 /// Groups that a port may be in.
 pub const PORT_GROUPS_MAX: usize = 16;
 
@@ -334,6 +368,12 @@ impl Attachment {
     /// The first field that is out of range.
     pub fn check(&self) -> Result<(), SpecError> {
         check_groups("network.groups", &self.groups)?;
+        let addresses = &self.addresses;
+        let twice = addresses.iter().enumerate().any(|(at, ip)| addresses[..at].contains(ip));
+        if twice || addresses.len() > ADDRESSES_MAX {
+            let problem = format!("must be at most {ADDRESSES_MAX} different addresses");
+            return Err(SpecError { field: "network.addresses", problem });
+        }
         self.limits.check()
     }
 }
@@ -432,6 +472,14 @@ mod tests {
             Err("resolvers"),
         );
         check(r#"{"name":"web","cidr":"10.20.0.0/24","resolvers":["0.0.0.0"]}"#, Err("resolvers"));
+        let route = |to: &str, via: &str| {
+            format!(
+                r#"{{"name":"web","cidr":"10.20.0.0/24","routes":[{{"to":"{to}","via":"{via}"}}]}}"#
+            )
+        };
+        check(&route("10.0.0.0/8", "10.20.0.9"), Ok(()));
+        check(&route("10.0.0.0/8", "10.21.0.9"), Err("routes"));
+        check(&route("fd00::/8", "10.20.0.9"), Err("routes"));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! A project: a tenant, and the tokens that open it.
 
 use crate::name::ProjectName;
+use crate::network::Exit;
 use crate::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -14,6 +15,9 @@ pub struct ProjectRecord {
     /// What it is for, in its owner's words; at most 256 bytes.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub description: String,
+    /// Where its networks of kind nat leave, and under which address, unless they have an exit of their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit: Option<Exit>,
     /// When it was created.
     pub created_at: Timestamp,
 }

@@ -6,9 +6,9 @@
 //! network are [`RemotePort`]s. Everything a node derives (interface names, the gateway's MAC
 //! address, router addresses) depends only on what stands here, so that all nodes agree.
 
-use crate::address::{Cidr, Mac, Prefix};
 use crate::names::{InvalidName, PortLabel};
 use crate::port::Peers;
+use skein_model::{AddressRange, MacAddr, Subnet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
@@ -125,7 +125,7 @@ pub struct DesiredNetwork {
     /// What it is to the world outside.
     pub kind: NetworkKind,
     /// Its IPv4 range.
-    pub cidr: Cidr,
+    pub cidr: Subnet,
     /// The gateway's address: this node's in kinds NAT and isolated, the operator's router in a
     /// bridged network.
     pub gateway: Ipv4Addr,
@@ -187,7 +187,7 @@ pub enum Exit {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ipv6Range {
     /// The range, of length 64.
-    pub prefix: Prefix,
+    pub prefix: AddressRange,
     /// This node's address in it, the same on all nodes.
     pub gateway: Ipv6Addr,
 }
@@ -231,7 +231,7 @@ pub struct LocalPort {
     /// Its IPv6 address, in the network's range.
     pub ipv6: Option<Ipv6Addr>,
     /// Its MAC address.
-    pub mac: Mac,
+    pub mac: MacAddr,
     /// Whose it is.
     pub label: PortLabel,
     /// The name DHCP gives the machine: one label, without dots.
@@ -252,7 +252,7 @@ pub struct RemotePort {
     /// Its IPv6 address.
     pub ipv6: Option<Ipv6Addr>,
     /// Its MAC address.
-    pub mac: Mac,
+    pub mac: MacAddr,
     /// The rule groups it belongs to.
     pub groups: Vec<GroupName>,
     /// Where it runs; one of [`Desired::peers`].
@@ -420,7 +420,7 @@ pub enum RulePeer {
     /// Anything.
     Any,
     /// Addresses of a range; packets of the other family do not match.
-    Range(Prefix),
+    Range(AddressRange),
     /// The members of a group.
     Group(GroupName),
 }
@@ -447,7 +447,7 @@ impl Default for DhcpSettings {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Route {
     /// An IPv4 range.
-    pub to: Prefix,
+    pub to: AddressRange,
     /// The next hop, an address of the network.
     pub via: Ipv4Addr,
 }

@@ -1,9 +1,9 @@
 //! What can go wrong with a network.
 
-use crate::address::{Cidr, PoolError};
 use crate::desired::{HostInterface, Vni};
 use crate::host::HostError;
 use crate::names::{InterfaceName, NetworkName};
+use skein_model::Subnet;
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -46,13 +46,20 @@ pub enum NetError {
         /// The network.
         name: NetworkName,
         /// The range asked for.
-        cidr: Cidr,
+        cidr: Subnet,
         /// The address of a running machine.
         address: Ipv4Addr,
     },
-    /// The address cannot belong to a machine of this network, or is taken in the pool.
-    #[error(transparent)]
-    Address(#[from] PoolError),
+    /// The address cannot belong to a machine of this network.
+    #[error("{address} is no machine's address in {cidr}, whose gateway has {gateway}")]
+    AddressOutside {
+        /// The address asked for.
+        address: Ipv4Addr,
+        /// The network.
+        cidr: Subnet,
+        /// The gateway's address.
+        gateway: Ipv4Addr,
+    },
     /// A tap for this address exists; its holder may be a machine that has not ended yet.
     #[error("address {address} is still plugged in: its tap {tap} has a holder")]
     PortExists {
@@ -160,7 +167,7 @@ impl NetError {
             Self::ExistsForeign { .. } | Self::FileForeign { .. } => "NETWORK_EXISTS_FOREIGN",
             Self::Busy { .. } => "NETWORK_BUSY",
             Self::InUse { .. } => "NETWORK_IN_USE",
-            Self::Address(error) => error.code(),
+            Self::AddressOutside { .. } => "ADDRESS_OUTSIDE",
             Self::PortExists { .. } => "PORT_EXISTS",
             Self::PortLimit { .. } => "PORT_LIMIT",
             Self::Descriptors { .. } => "DESCRIPTORS_EXHAUSTED",

@@ -13,13 +13,12 @@
 //! ```
 //!
 //! What it never does: start processes, decide which machine gets which address (the control plane
-//! does, with [`AddressPool`]), or touch an interface, namespace or table that is not its own.
+//! does), or touch an interface, namespace or table that is not its own.
 //!
 //! **A tap lives as long as somebody holds its descriptor.** The kernel removes it with the last
 //! holder, so nothing leaks when everything is killed, and a QEMU that outlives its agent keeps its
 //! network: the next [`NodeNetwork::open`] finds the namespace and the taps in it and goes on.
 
-mod address;
 mod answer;
 mod capture;
 mod connector;
@@ -46,9 +45,6 @@ mod thread;
 mod trace;
 mod transfer;
 
-pub use address::{
-    AddressPool, Cidr, InvalidAddress, Mac, PoolError, Prefix, QUARANTINE_DEFAULT, Released,
-};
 pub use answer::{Answer4, Directory, DnsAnswer, Way, advertisement, answer_dns, answer4, answer6};
 pub use capture::{Capture, CaptureOptions, pcap_header, pcap_record};
 pub use connector::{CONNECT_TIMEOUT_DEFAULT, Connector};
@@ -64,7 +60,7 @@ pub use events::{EVENTS_WAITING_MAX, NetworkEvent};
 pub use host::{HostError, check_host};
 pub use names::{InterfaceName, InvalidName, NetworkName, PortLabel};
 pub use network::{NetworkSpec, NodeNetwork, Opened, PORTS_MAX};
-pub use node::{Applied, NodeNetworks, NodeNetworksConfig};
+pub use node::{Applied, NodeNetworks, NodeNetworksConfig, sweep_tables};
 pub use port::{Peers, Port, PortInfo, PortSpec, Unplugged};
 pub use trace::{Counter, Hop, Payload, Place, Probe, Trace, trace};
 pub use transfer::Connection;

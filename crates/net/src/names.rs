@@ -13,6 +13,7 @@
 //! namespace.
 
 use sha2::{Digest, Sha256};
+use skein_model::MacAddr;
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
@@ -115,6 +116,12 @@ impl NetworkName {
     pub fn is_within(&self, group: &NetworkName) -> bool {
         let rest = self.0.strip_prefix(group.as_str());
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+    }
+
+    /// The MAC address of the port at `address`, where no control plane says which: `02`, one octet of the network's key,
+    /// then the address. Locally administered, unique within the network, and the same whenever it is computed.
+    pub fn port_mac(&self, address: Ipv4Addr) -> MacAddr {
+        MacAddr::for_port(u32::from(self.key()[0]), address)
     }
 
     /// Spreads networks evenly; the same on every host and in every version.

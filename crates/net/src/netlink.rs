@@ -8,7 +8,6 @@ mod overlay;
 
 pub(crate) use overlay::{Route, Trunk, Tunnel};
 
-use crate::address::Mac;
 use crate::names::InterfaceName;
 use futures_util::{Stream, StreamExt};
 use rtnetlink::packet_route::AddressFamily;
@@ -22,6 +21,7 @@ use rtnetlink::packet_route::neighbour::{
 use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkUnspec};
 use rustix::net::netdevice::name_to_index;
 use rustix::net::{SocketFlags, SocketType, socket_with};
+use skein_model::MacAddr;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
@@ -76,7 +76,7 @@ pub(crate) struct Attachment {
     pub(crate) bridge: u32,
     pub(crate) alias: String,
     pub(crate) address: Ipv4Addr,
-    pub(crate) mac: Mac,
+    pub(crate) mac: MacAddr,
     pub(crate) isolated: bool,
     /// Bytes; `None`: as the kernel makes it.
     pub(crate) mtu: Option<u32>,

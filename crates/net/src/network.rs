@@ -10,7 +10,6 @@
 //! ```
 //! Dropping a network leaves it to whoever opens it next; closing it removes it.
 
-use crate::address::{Cidr, PoolError};
 use crate::connector::Connector;
 use crate::error::NetError;
 use crate::holder;
@@ -22,6 +21,7 @@ use crate::setup::{self, Ownership};
 use crate::tap;
 use crate::thread::NamespaceThread;
 use nix::errno::Errno;
+use skein_model::Subnet;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
@@ -39,7 +39,7 @@ const OPEN_ATTEMPTS_MAX: u32 = 3;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetworkSpec {
     name: NetworkName,
-    cidr: Cidr,
+    cidr: Subnet,
     gateway: Ipv4Addr,
     managed: Option<Managed>,
 }
@@ -55,20 +55,19 @@ pub(crate) struct Managed {
 
 impl NetworkSpec {
     /// A network whose gateway has the first host address.
-    pub fn new(name: NetworkName, cidr: Cidr) -> Self {
-        // Every network has at least two host addresses.
-        let gateway = cidr.host(0).unwrap_or(cidr.network());
+    pub fn new(name: NetworkName, cidr: Subnet) -> Self {
+        let gateway = cidr.gateway();
         Self { name, cidr, gateway, managed: None }
     }
 
     /// The same network with another gateway.
     ///
     /// # Errors
-    /// [`PoolError::Outside`] if `gateway` is no host address of the network.
-    pub fn with_gateway(self, gateway: Ipv4Addr) -> Result<Self, PoolError> {
+    /// [`NetError::AddressOutside`] if `gateway` is no host address of the network.
+    pub fn with_gateway(self, gateway: Ipv4Addr) -> Result<Self, NetError> {
         let cidr = self.cidr;
         if !cidr.is_host(gateway) {
-            return Err(PoolError::Outside { address: gateway, cidr, gateway });
+            return Err(NetError::AddressOutside { address: gateway, cidr, gateway });
         }
         Ok(Self { gateway, ..self })
     }
@@ -83,7 +82,7 @@ impl NetworkSpec {
 
     /// The MAC address of its bridge.
     pub(crate) fn bridge_mac(&self) -> [u8; 6] {
-        let own = || crate::address::Mac::for_port(&self.name, self.gateway).octets();
+        let own = || self.name.port_mac(self.gateway).octets();
         self.managed.map_or_else(own, |managed| managed.mac)
     }
 
@@ -93,7 +92,7 @@ impl NetworkSpec {
     }
 
     /// Its range.
-    pub fn cidr(&self) -> Cidr {
+    pub fn cidr(&self) -> Subnet {
         self.cidr
     }
 
@@ -103,10 +102,10 @@ impl NetworkSpec {
     }
 
     /// Whether a machine can have `address`.
-    pub(crate) fn check(&self, address: Ipv4Addr) -> Result<(), PoolError> {
+    pub(crate) fn check(&self, address: Ipv4Addr) -> Result<(), NetError> {
         let (cidr, gateway) = (self.cidr, self.gateway);
         let good = cidr.is_host(address) && address != gateway;
-        if good { Ok(()) } else { Err(PoolError::Outside { address, cidr, gateway }) }
+        if good { Ok(()) } else { Err(NetError::AddressOutside { address, cidr, gateway }) }
     }
 }
 
@@ -218,7 +217,7 @@ impl NodeNetwork {
     /// answers.
     ///
     /// # Errors
-    /// [`NetError::Address`] if the network cannot give this address to a machine,
+    /// [`NetError::AddressOutside`] if the network cannot give this address to a machine,
     /// [`NetError::PortExists`] while a tap for it has a holder, [`NetError::PortLimit`] beyond
     /// [`PORTS_MAX`] ports. Nothing is left behind then.
     ///

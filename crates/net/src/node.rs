@@ -8,8 +8,12 @@
 //! ```
 //! What is desired is only ever given whole, so there is nothing to remember between two calls.
 
+mod complaints;
 mod keeper;
+mod leftover;
 mod outside;
+
+pub use leftover::sweep_tables;
 
 use crate::connector::Connector;
 use crate::desired::{Desired, DesiredNetwork, InvalidDesired, Vni};
@@ -19,10 +23,13 @@ use crate::names::NetworkName;
 use crate::namespace;
 use crate::network::{NodeNetwork, blocking};
 use crate::port::{Port, PortInfo, Unplugged};
+use crate::service::Resolvers;
 use crate::trace::Counter;
 use crate::transfer::Connection;
+use complaints::Complaints;
 use keeper::{Ask, Keeper};
 use outside::Outside;
+use skein_shell::report;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
@@ -44,7 +51,7 @@ pub struct NodeNetworksConfig {
     pub group: NetworkName,
     /// The file of the namespace in which the node talks to others; `None`: this process's own.
     pub underlay: Option<PathBuf>,
-    /// Who is asked for names that are not ours; empty: whom `/etc/resolv.conf` names.
+    /// Who is asked for names that are not ours; empty: whom `/etc/resolv.conf` names when a machine asks.
     pub resolvers: Vec<SocketAddrV4>,
     /// Who is told what happens; make it of [`crate::EVENTS_WAITING_MAX`].
     pub events: Option<mpsc::Sender<NetworkEvent>>,
@@ -73,6 +80,7 @@ pub struct NodeNetworks {
     outside: Arc<Outside>,
     events: Events,
     keepers: Mutex<Keepers>,
+    complaints: Mutex<Complaints>,
     /// One caller of `apply` at a time.
     turn: Semaphore,
 }
@@ -92,10 +100,7 @@ impl NodeNetworks {
     /// [`NetError::Namespace`] if `underlay` is none, [`NetError::Descriptors`].
     pub async fn start(config: NodeNetworksConfig) -> Result<Self, NetError> {
         let events = Events::new(config.events);
-        let resolvers = match config.resolvers.is_empty() {
-            true => outside::resolvers_of_host(),
-            false => config.resolvers,
-        };
+        let resolvers = Resolvers::new(config.resolvers);
         let outside =
             Outside::enter(config.group.clone(), config.underlay, resolvers, events.clone())
                 .await?;
@@ -104,6 +109,7 @@ impl NodeNetworks {
             outside: Arc::new(outside),
             events,
             keepers: Mutex::new(Keepers::default()),
+            complaints: Mutex::default(),
             turn: Semaphore::new(1),
         })
     }
@@ -122,9 +128,6 @@ impl NodeNetworks {
         let Ok(_turn) = self.turn.acquire().await else { return Applied::default() };
         let desired = Arc::new(desired);
         let (good, invalid) = desired.check();
-        for error in &invalid {
-            warn!(error.code = error.code(), %error, "a network cannot be");
-        }
         let good: BTreeMap<_, _> = good.into_iter().map(|n| (n.vni, n.clone())).collect();
         let wrong: Vec<_> = desired.networks.iter().map(|network| network.vni).collect();
         // A network that is wrong stays what it was.
@@ -144,10 +147,25 @@ impl NodeNetworks {
             let vni = desired.networks.first().map(|network| network.vni);
             failed.extend(vni.map(|vni| (vni, error)));
         }
-        for (vni, error) in &failed {
-            warn!(network.vni = %vni, error.code = error.code(), %error, "a network is not whole");
+        let applied = Applied { invalid, failed };
+        self.complain(&applied);
+        applied
+    }
+
+    /// Tells what is wrong, once: who applies tries again several times a second.
+    fn complain(&self, applied: &Applied) {
+        let invalid = applied.invalid.iter().map(|error| (error.vni(), error.to_string()));
+        let failed = applied.failed.iter().map(|(vni, error)| (*vni, report::chain(error)));
+        let said = {
+            let mut complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
+            complaints.update(invalid.chain(failed).collect())
+        };
+        for (vni, error) in said.wrong {
+            warn!(network.vni = %vni, %error, "a network is not what it should be");
         }
-        Applied { invalid, failed }
+        for vni in said.mended {
+            info!(network.vni = %vni, "a network is what it should be again");
+        }
     }
 
     async fn apply_one(

@@ -7,6 +7,7 @@ use crate::desired::{Desired, DesiredNetwork, Exit, NetworkKind};
 use crate::names::{BRIDGE, InterfaceName, NetworkName, UPLINK, VXLAN, address_of_tap};
 use crate::netlink::{Attachment, Forwarding, Link, Route, Trunk, Tunnel};
 use crate::port::{Peers, alias};
+use skein_model::MacAddr;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
 
@@ -56,7 +57,7 @@ pub(crate) struct Wanted {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TapWanted {
     pub(crate) address: Ipv4Addr,
-    pub(crate) mac: crate::address::Mac,
+    pub(crate) mac: MacAddr,
     pub(crate) isolated: bool,
     pub(crate) alias: String,
 }
@@ -129,6 +130,31 @@ pub(crate) enum Step {
     UnsetRoute(Route),
 }
 
+impl Step {
+    /// Whether no other step can follow from it. After steps of this kind alone there is nothing to look at again, and
+    /// they are what happens each time that a machine comes or goes: a look costs as much as there are machines.
+    pub(crate) fn is_last(&self) -> bool {
+        match self {
+            Self::SetBehind { .. }
+            | Self::UnsetBehind { .. }
+            | Self::SetNeighbour { .. }
+            | Self::UnsetNeighbour(_) => true,
+            Self::MakeBridge
+            | Self::MakeTunnel(_)
+            | Self::MakeUplink
+            | Self::Remove(_)
+            | Self::SetMtu { .. }
+            | Self::SetUp { .. }
+            | Self::AttachTrunk { .. }
+            | Self::AttachTap(..)
+            | Self::SetAddress { .. }
+            | Self::UnsetAddress { .. }
+            | Self::SetRoute(_)
+            | Self::UnsetRoute(_) => false,
+        }
+    }
+}
+
 /// [`Attachment`] as a value that can be compared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Attach {
@@ -167,7 +193,7 @@ impl Wanted {
             false if here || !network.publications.is_empty() => Uplink::Host(transit),
             false => Uplink::None,
         };
-        let tunnel = Tunnel { vni: network.vni.get(), local: own.address, port: own.vxlan_port };
+        let tunnel = Tunnel::new(network.vni.get(), own.address, own.vxlan_port);
         let mut wanted = Self {
             mtu: u32::from(network.mtu),
             bridge_mac: network.vni.gateway_mac(),
@@ -197,7 +223,7 @@ impl Wanted {
         self.addresses.insert(network.gateway.into(), network.cidr.prefix_len());
         self.addresses.insert(desired.underlay.number.router_address().into(), 32);
         if let Some(range) = network.ipv6 {
-            self.addresses.insert(range.gateway.into(), range.prefix.length());
+            self.addresses.insert(range.gateway.into(), range.prefix.prefix_len());
             self.addresses.insert(GATEWAY_LINK_LOCAL.into(), 64);
         }
     }

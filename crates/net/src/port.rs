@@ -1,7 +1,7 @@
 //! Ports: a machine's plug in a network.
 
-use crate::address::Mac;
 use crate::names::{InterfaceName, PortLabel};
+use skein_model::MacAddr;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 
@@ -20,7 +20,7 @@ pub struct PortSpec {
     /// The machine's address: a host address of the network, not the gateway's.
     pub address: Ipv4Addr,
     /// The machine's MAC address; frames from any other are dropped.
-    pub mac: Mac,
+    pub mac: MacAddr,
     /// Whose port it is.
     pub label: PortLabel,
     /// Whom it may talk to.
@@ -41,7 +41,7 @@ pub struct Port {
     /// The machine's address.
     pub address: Ipv4Addr,
     /// The machine's MAC address.
-    pub mac: Mac,
+    pub mac: MacAddr,
 }
 
 /// A port that exists, as the kernel tells it.
@@ -52,7 +52,7 @@ pub struct PortInfo {
     /// The machine's address.
     pub address: Ipv4Addr,
     /// The machine's MAC address.
-    pub mac: Mac,
+    pub mac: MacAddr,
     /// Whose port it is.
     pub label: PortLabel,
     /// Whom it may talk to.
@@ -72,7 +72,7 @@ pub enum Unplugged {
 }
 
 /// What a port is, kept as the alias of its tap: `MAC PEERS LABEL`.
-pub(crate) fn alias(mac: Mac, peers: Peers, label: &PortLabel) -> String {
+pub(crate) fn alias(mac: MacAddr, peers: Peers, label: &PortLabel) -> String {
     let peers = match peers {
         Peers::Reachable => "reachable",
         Peers::Isolated => "isolated",
@@ -81,7 +81,7 @@ pub(crate) fn alias(mac: Mac, peers: Peers, label: &PortLabel) -> String {
 }
 
 /// The inverse of [`alias`]; `None` for any other text.
-pub(crate) fn parse_alias(text: &str) -> Option<(Mac, Peers, PortLabel)> {
+pub(crate) fn parse_alias(text: &str) -> Option<(MacAddr, Peers, PortLabel)> {
     let mut words = text.split(' ');
     let mac = words.next()?.parse().ok()?;
     let peers = match words.next()? {
@@ -103,7 +103,7 @@ mod tests {
         fn an_alias_tells_the_port_and_fits(
             octets: [u8; 6], isolated: bool, label in "[!-~]{1,128}",
         ) {
-            let Ok(mac) = Mac::new(octets) else { return Ok(()) };
+            let Ok(mac) = MacAddr::new(octets) else { return Ok(()) };
             let peers = if isolated { Peers::Isolated } else { Peers::Reachable };
             let label: PortLabel = label.parse().unwrap();
             let text = alias(mac, peers, &label);

@@ -6,12 +6,13 @@
 
 mod dns;
 mod packet;
+mod resolvers;
 mod wait;
 
 pub(crate) use packet::{PacketSocket, dhcp6_filter, interface_filter};
+pub(crate) use resolvers::Resolvers;
 pub(crate) use wait::{Waiting, WaitingRoom};
 
-use crate::address::Mac;
 use crate::answer::{Directory, advertisement, answer4, answer6};
 use crate::connector::Connector;
 use crate::error::NetError;
@@ -23,6 +24,7 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketAddrAny, SocketFlags, SocketType, ipproto, recvfrom,
     sendto, socket_with, sockopt,
 };
+use skein_model::MacAddr;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::OwnedFd;
@@ -61,7 +63,7 @@ pub(crate) struct Place {
     pub(crate) bridge: u32,
     /// Where the node's resolvers are reached from.
     pub(crate) outside: Connector,
-    pub(crate) resolvers: Arc<[SocketAddrV4]>,
+    pub(crate) resolvers: Resolvers,
 }
 
 /// Sockets in the namespace.
@@ -277,7 +279,7 @@ async fn solicited(socket: &AsyncFd<OwnedFd>, buffer: &mut [u8]) -> Option<Socke
 }
 
 /// Used by parsers of frames.
-pub(crate) fn mac_at(frame: &[u8], at: usize) -> Option<Mac> {
+pub(crate) fn mac_at(frame: &[u8], at: usize) -> Option<MacAddr> {
     let octets: [u8; 6] = frame.get(at..at + 6)?.try_into().ok()?;
-    Mac::new(octets).ok()
+    MacAddr::new(octets).ok()
 }

@@ -1,13 +1,13 @@
 //! Brings what is in a namespace to what a network should be, whatever it finds: nothing, the half
 //! of an open that crashed, or a network with running machines. Runs on the namespace's thread.
 
-use crate::address::Mac;
 use crate::error::NetError;
 use crate::names::{BRIDGE, InterfaceName, NetworkName, PortLabel, UPLINK, VXLAN, address_of_tap};
 use crate::namespace;
 use crate::netlink::{Attachment, Link, Netlink};
 use crate::network::NetworkSpec;
 use crate::port::{Peers, parse_alias};
+use skein_model::MacAddr;
 use std::collections::BTreeSet;
 use std::io;
 use std::net::Ipv4Addr;
@@ -32,7 +32,7 @@ pub(crate) struct Ownership(#[expect(dead_code, reason = "held for its lifetime"
 pub(crate) struct Tap {
     pub(crate) link: Link,
     pub(crate) address: Ipv4Addr,
-    pub(crate) mac: Mac,
+    pub(crate) mac: MacAddr,
     pub(crate) peers: Peers,
     pub(crate) label: PortLabel,
 }

@@ -4,8 +4,9 @@ mod common;
 
 use anyhow::{Result, ensure};
 use common::{Scratch, eventually};
+use skein_model::MacAddr;
 use skein_net::{
-    InterfaceName, Mac, NetError, NetworkName, NetworkSpec, NodeNetwork, Opened, Peers, PortSpec,
+    InterfaceName, NetError, NetworkName, NetworkSpec, NodeNetwork, Opened, Peers, PortSpec,
     Unplugged, check_host,
 };
 use std::collections::BTreeSet;
@@ -58,7 +59,7 @@ async fn a_network_is_made_whole_and_leaves_nothing() -> Result<()> {
 async fn the_kernel_says_what_the_ports_are() -> Result<()> {
     let scratch = Scratch::new("ports");
     let network = scratch.open().await?;
-    let mac: Mac = "52:54:00:12:34:56".parse()?;
+    let mac: MacAddr = "52:54:00:12:34:56".parse()?;
     let spec = PortSpec { mac, peers: Peers::Isolated, ..scratch.port(3) };
     let port = network.plug(spec.clone()).await?;
     let _other = network.plug(scratch.port(1)).await?;
@@ -82,7 +83,7 @@ async fn nothing_in_a_network_speaks_ipv6_or_waits_to_forward() -> Result<()> {
     let addresses = scratch.inside("/proc/thread-self/net/if_inet6").unwrap_or_default();
     ensure!(addresses.is_empty(), "IPv6 addresses: {addresses}");
     let arp = scratch.inside("/proc/thread-self/net/arp")?;
-    let mac = Mac::for_port(&scratch.name, scratch.address(0)).to_string();
+    let mac = scratch.name.port_mac(scratch.address(0)).to_string();
     // Flags 0x6: complete and permanent.
     ensure!(arp.lines().any(|line| line.contains(&mac) && line.contains("0x6")), "{arp}");
     Ok(())

@@ -7,7 +7,7 @@ use skein_model::{Event, EventKind, EventSubject};
 use skein_shell::Tasks;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TrySendError};
 use tracing::warn;
 
 /// Where events are published: each message is an array of them.
@@ -74,14 +74,14 @@ impl EventSink {
         self.buffer.capacity()
     }
 
-    /// Records that something happened now. Never waits: without room it is dropped.
+    /// Records that something happened now. Never waits: without room, or after the end of the task that sends, it is
+    /// dropped.
     pub fn emit(&self, subject: EventSubject, kind: EventKind) {
         let event = Event { at: skein_shell::now(), subject, kind };
-        if self.buffer.try_send(event).is_err() {
-            let before = self.dropped.fetch_add(1, Ordering::Relaxed);
-            if before.is_power_of_two() || before == 0 {
-                warn!(dropped = before + 1, "events are dropped: the bus does not keep up");
-            }
+        let Err(refused) = self.buffer.try_send(event) else { return };
+        let dropped = self.dropped.fetch_add(1, Ordering::Relaxed) + 1;
+        if matches!(refused, TrySendError::Full(_)) && dropped.is_power_of_two() {
+            warn!(dropped, "events are dropped: the bus does not keep up");
         }
     }
 

@@ -36,4 +36,4 @@ pub use messages::{
     report_subject,
 };
 pub use mirror::{Alive, Mirror, RegistryError, Stored, View};
-pub use network::{backends, groups_of, is_ready, network_of, network_with};
+pub use network::{backends, exit_of, groups_of, is_ready, network_of, network_with};

@@ -2,7 +2,8 @@
 
 use crate::mirror::View;
 use skein_model::{
-    GroupName, MachinePhase, NetworkRecord, PortRecord, PublicationRecord, PublishTarget, Vni,
+    Exit, GroupName, MachinePhase, NetworkKind, NetworkRecord, PortRecord, PublicationRecord,
+    PublishTarget, Vni,
 };
 
 /// The groups of a port: its own, or those of its service.
@@ -50,6 +51,13 @@ pub fn network_of<'a>(
     };
     let network = view.networks.get(&(publication.project.clone(), name.clone()))?;
     Some(&network.value)
+}
+
+/// Where a network of kind nat leaves: by its own exit, or that of its project.
+pub fn exit_of<'a>(view: &'a View, network: &'a NetworkRecord) -> Option<&'a Exit> {
+    let project = || view.projects.get(&network.project)?.value.exit.as_ref();
+    let exit = network.spec.exit.as_ref().or_else(project);
+    exit.filter(|_| network.spec.kind == NetworkKind::Nat)
 }
 
 /// The network with this number.

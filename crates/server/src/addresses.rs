@@ -32,11 +32,13 @@ pub(crate) struct Choice {
     compare: Compare,
 }
 
-/// Every address of a network is held or rests.
+/// Every address of a network, or of those that the service chose, is held or rests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Exhausted {
     pub(crate) held: usize,
     pub(crate) resting: usize,
+    /// How many the service chose; 0 if any would do.
+    pub(crate) chosen: usize,
 }
 
 impl Addresses {
@@ -45,7 +47,7 @@ impl Addresses {
         self.given.clear();
     }
 
-    /// A port for `machine` in `network`.
+    /// A port for `machine` in `network`: under one of the addresses that its service chose, or else one that no service did.
     pub(crate) fn choose(
         &mut self,
         view: &View,
@@ -53,7 +55,54 @@ impl Addresses {
         machine: &MachineRecord,
         now: Timestamp,
     ) -> Result<Choice, Exhausted> {
+        let vni = network.vni;
+        let service = view.services.get(&(machine.project.clone(), machine.service.clone()));
+        let chosen = service.map_or(&[][..], |service| &service.value.spec.network.addresses);
+        let found = match chosen.is_empty() {
+            // The MAC address follows from the address: who remembers the last machine there finds this one.
+            false => chosen.iter().copied().find(|ipv4| {
+                let stored = view.addresses.get(&(vni, *ipv4));
+                let free = stored.is_none_or(|stored| stored.value.released_at.is_some());
+                free && self.given.insert((vni, *ipv4))
+            }),
+            true => self.next_free(view, network, now),
+        };
+        let Some(ipv4) = found else { return Err(self.exhausted(view, vni, chosen)) };
+        let stored = view.addresses.get(&(vni, ipv4));
+        let revision = stored.map_or(Revision::ZERO, |stored| stored.revision);
+        let port = PortRecord {
+            machine: machine.id.clone(),
+            project: machine.project.clone(),
+            service: machine.service.clone(),
+            node: machine.node.clone(),
+            network: network.spec.name.clone(),
+            vni,
+            mac: MacAddr::for_port(vni.get(), ipv4),
+            ipv4,
+            ipv6: network.spec.ipv6.map(|prefix| prefix.machine(ipv4)),
+            groups: None,
+            limits: None,
+            generation: Generation(1),
+            created_at: now,
+        };
+        let compare = Compare::unchanged(RecordKey::Address(vni, ipv4).key(), revision);
+        Ok(Choice { port, compare })
+    }
+
+    /// The address unused for longest that no service chose for itself.
+    fn next_free(
+        &mut self,
+        view: &View,
+        network: &NetworkRecord,
+        now: Timestamp,
+    ) -> Option<Ipv4Addr> {
         let (vni, subnet) = (network.vni, network.spec.cidr);
+        let services = view.services.values().map(|stored| &stored.value);
+        let of_network = services.filter(|service| {
+            service.project == network.project && service.spec.network.name == network.spec.name
+        });
+        let reserved: BTreeSet<Ipv4Addr> =
+            of_network.flat_map(|service| &service.spec.network.addresses).copied().collect();
         let count = subnet.machine_count();
         let cursor = self.cursors.entry(vni).or_default();
         for step in 0..count {
@@ -61,34 +110,24 @@ impl Addresses {
             let Some(ipv4) = subnet.machine(index) else { continue };
             let stored = view.addresses.get(&(vni, ipv4));
             let free = stored.is_none_or(|stored| stored.value.is_rested(now));
-            if !free || !self.given.insert((vni, ipv4)) {
-                continue;
+            if free && !reserved.contains(&ipv4) && self.given.insert((vni, ipv4)) {
+                *cursor = (index + 1) % count;
+                return Some(ipv4);
             }
-            *cursor = (index + 1) % count;
-            let revision = stored.map_or(Revision::ZERO, |stored| stored.revision);
-            let port = PortRecord {
-                machine: machine.id.clone(),
-                project: machine.project.clone(),
-                service: machine.service.clone(),
-                node: machine.node.clone(),
-                network: network.spec.name.clone(),
-                vni,
-                mac: MacAddr::for_port(vni.get(), ipv4),
-                ipv4,
-                ipv6: network.spec.ipv6.map(|prefix| prefix.machine(ipv4)),
-                groups: None,
-                limits: None,
-                generation: Generation(1),
-                created_at: now,
-            };
-            let compare = Compare::unchanged(RecordKey::Address(vni, ipv4).key(), revision);
-            return Ok(Choice { port, compare });
         }
+        None
+    }
+
+    /// What of a network, or of what was chosen in it, is not free.
+    fn exhausted(&self, view: &View, vni: Vni, chosen: &[Ipv4Addr]) -> Exhausted {
+        let counts = |address: Ipv4Addr| chosen.is_empty() || chosen.contains(&address);
         let of_network = view.addresses.range((vni, Ipv4Addr::UNSPECIFIED)..);
         let of_network = of_network.take_while(|((other, _), _)| *other == vni);
-        let (resting, held): (Vec<_>, Vec<_>) =
-            of_network.partition(|(_, stored)| stored.value.released_at.is_some());
-        Err(Exhausted { held: held.len() + self.given.len(), resting: resting.len() })
+        let (resting, held): (Vec<_>, Vec<_>) = of_network
+            .filter(|((_, address), _)| counts(*address))
+            .partition(|(_, stored)| stored.value.released_at.is_some());
+        let given = self.given.iter().filter(|(of, address)| *of == vni && counts(*address));
+        Exhausted { held: held.len() + given.count(), resting: resting.len(), chosen: chosen.len() }
     }
 }
 
@@ -200,7 +239,7 @@ mod tests {
     use super::*;
     use skein_model::{
         Addressing, ExitCause, ImageManifest, MachineGoal, MachinePhase, MachineStatus, MemoryMib,
-        NetworkName, NetworkSpec,
+        NetworkName, NetworkSpec, ServiceRecord,
     };
     use skein_registry::Stored;
     use std::sync::Arc;
@@ -295,7 +334,7 @@ mod tests {
         addresses.begin();
         assert_eq!(
             addresses.choose(&view, &network, &second, at(2)).unwrap_err(),
-            Exhausted { held: 1, resting: 0 }
+            Exhausted { held: 1, resting: 0, chosen: 0 }
         );
         assert_eq!(tidy(&mut view, at(2)), vec![]);
         let phase = MachinePhase::Gone { cause: ExitCause::Stopped, at: at(3) };
@@ -316,6 +355,45 @@ mod tests {
         assert_eq!(tidy(&mut view, at(123)), vec![]);
         assert_eq!(tidy(&mut view, at(124)).len(), 1);
         assert!(view.addresses.is_empty() && view.ports.is_empty());
+    }
+
+    #[test]
+    fn chosen_addresses_are_their_services_and_need_no_rest() {
+        let network = network("10.0.0.0/29");
+        let mut view = View::default();
+        view.networks
+            .insert((ProjectName::default(), NetworkName::default()), stored(network.clone()));
+        let chosen = [Ipv4Addr::new(10, 0, 0, 2), Ipv4Addr::new(10, 0, 0, 5)];
+        let spec =
+            serde_json::json!({"name": "echo", "image": "echo", "network": {"addresses": chosen}});
+        let service = ServiceRecord {
+            project: ProjectName::default(),
+            spec: serde_json::from_value(spec).unwrap(),
+            generation: Generation(1),
+            created_at: at(0),
+        };
+        view.services.insert((ProjectName::default(), "echo".parse().unwrap()), stored(service));
+        let mut addresses = Addresses::default();
+        let other = MachineRecord { service: "other".parse().unwrap(), ..machine("other-1") };
+        let mut given = |view: &View, machine: &MachineRecord, now: u64| {
+            addresses.choose(view, &network, machine, at(now)).map(|choice| choice.port.ipv4)
+        };
+        // Another service gets what is left: 3, 4 and 6.
+        for last in [3, 4, 6] {
+            assert_eq!(given(&view, &other, 1), Ok(Ipv4Addr::new(10, 0, 0, last)));
+        }
+        assert!(given(&view, &other, 1).is_err());
+        assert_eq!(given(&view, &machine("echo-1"), 1), Ok(chosen[0]));
+        assert_eq!(given(&view, &machine("echo-2"), 1), Ok(chosen[1]));
+        let full = Exhausted { held: 2, resting: 0, chosen: 2 };
+        assert_eq!(given(&view, &machine("echo-3"), 1), Err(full));
+        // One that was just given back is taken at once.
+        let resting =
+            AddressRecord { machine: "echo-1".parse().unwrap(), released_at: Some(at(2)) };
+        view.addresses.insert((Vni::FIRST, chosen[0]), stored(resting));
+        addresses.begin();
+        let again = addresses.choose(&view, &network, &machine("echo-3"), at(2));
+        assert_eq!(again.map(|choice| choice.port.ipv4), Ok(chosen[0]));
     }
 
     #[test]

@@ -49,15 +49,19 @@ pub(crate) struct AppParts {
     pub(crate) parts: ServerParts,
     pub(crate) history: History,
     pub(crate) tasks: Tasks,
+    /// What sends the events of all others, and so ends after them.
+    pub(crate) sending: Tasks,
+    /// What writes events down: the last to end.
+    pub(crate) recording: Tasks,
 }
 
 impl App {
     pub(crate) async fn start(from: AppParts) -> Result<Self, ServerError> {
-        let AppParts { cloud, token, parts, history, tasks } = from;
+        let AppParts { cloud, token, parts, history, tasks, sending, recording } = from;
         let metrics = Arc::new(Metrics::new());
-        recorder::start(&parts.bus, history.clone(), metrics.clone(), &tasks).await?;
+        recorder::start(&parts.bus, history.clone(), metrics.clone(), &recording).await?;
         let mirror = Mirror::start(parts.state.clone(), &tasks).await?;
-        let events = EventSink::start(parts.bus.clone(), &tasks);
+        let events = EventSink::start(parts.bus.clone(), &sending);
         let ends = recorder::tell_ends(parts.queue.clone(), events.clone(), &tasks).await;
         ends.map_err(skein_registry::RegistryError::from)?;
         Ok(Self {

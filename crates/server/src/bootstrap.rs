@@ -131,7 +131,8 @@ pub(crate) async fn ensure(app: &App) -> Result<(), RegistryError> {
     if app.mirror.read(|view| view.projects.contains_key(&name)) {
         return Ok(());
     }
-    let project = ProjectRecord { name, description: String::new(), created_at: now() };
+    let description = String::new();
+    let project = ProjectRecord { name, description, exit: None, created_at: now() };
     match create_project(app, &project).await {
         Ok(_) => Ok(()),
         Err(failure) => {

@@ -333,9 +333,15 @@ impl Controller {
             Some(Err(full)) => {
                 let (held, resting) = (full.held, full.resting);
                 let network = &record.network;
-                let problem = format!(
-                    "no address is free in network {network}: {held} held, {resting} resting"
-                );
+                let problem = match full.chosen {
+                    0 => format!(
+                        "no address is free in network {network}: {held} held, {resting} resting"
+                    ),
+                    count => format!(
+                        "none of the service's own addresses is free in network {network} ({count} chosen): give it one \
+                         more, or stop a machine that has one"
+                    ),
+                };
                 (problem, Code::AddressExhausted)
             }
             None => (format!("network {} does not exist", record.network), Code::NetworkUnknown),

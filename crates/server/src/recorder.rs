@@ -34,8 +34,10 @@ pub(crate) async fn start(
         let mut dropped = 0;
         loop {
             let message = tokio::select! {
-                () = stop.cancelled() => return,          // cancel-safe: token
+                biased;
                 message = messages.next() => message,     // cancel-safe: as documented
+                // cancel-safe: token. Only when nothing waits: what was sent before the stop is written down.
+                () = stop.cancelled() => return,
             };
             let Some(message) = message else { return };
             if messages.dropped() > dropped {

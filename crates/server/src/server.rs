@@ -113,7 +113,8 @@ impl ServerError {
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
-    tasks: Tasks,
+    /// In the order in which they end: what works, what sends its events, what writes those down.
+    groups: [Tasks; 3],
 }
 
 impl Server {
@@ -126,20 +127,23 @@ impl Server {
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
         let history = History::open(config.history.as_std_path())?;
-        let tasks = Tasks::new();
+        let groups = [Tasks::new(), Tasks::new(), Tasks::new()];
+        let [tasks, sending, recording] = groups.clone();
         let app = App::start(AppParts {
             cloud: config.cloud,
             token: config.token,
             parts,
             history,
             tasks: tasks.clone(),
+            sending,
+            recording,
         })
         .await?;
         bootstrap::ensure(&app).await?;
         tasks.spawn(serve(listener, app.clone()));
         tasks.spawn(govern(app, config.lease));
         info!(%address, "server listens");
-        Ok(Self { address, tasks })
+        Ok(Self { address, groups })
     }
 
     /// Where it listens.
@@ -149,12 +153,16 @@ impl Server {
 
     /// Answers no more, and ends its tasks.
     pub async fn shutdown(self) {
-        self.tasks.shutdown(SHUTDOWN_BUDGET).await;
+        for tasks in &self.groups {
+            tasks.shutdown(SHUTDOWN_BUDGET).await;
+        }
     }
 
     /// Ends its tasks where they stand, as a crash would. For tests of faults.
     pub async fn crash(self) {
-        self.tasks.crash().await;
+        for tasks in &self.groups {
+            tasks.crash().await;
+        }
     }
 }
 

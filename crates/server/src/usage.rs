@@ -6,7 +6,7 @@ use crate::app::App;
 use crate::error::{Answer, Failure};
 use bytes::Bytes;
 use skein_api::Code;
-use skein_fabric::{Compare, Key, Op, Revision};
+use skein_fabric::{Compare, Key, Op, Revision, Txn};
 use skein_model::{GroupName, ImageName, ProjectName, Vni};
 
 /// What others refer to.
@@ -62,8 +62,12 @@ impl Unmarked {
         Compare::unchanged(self.key.clone(), self.at)
     }
 
-    /// Forgets the marks with what they were about.
-    pub(crate) fn forget(&self) -> Op {
-        Op::delete(&self.key)
+    /// Adds to `txn` that the record goes and the marks with it, if the record is as it was at `revision` and nothing was
+    /// marked since.
+    pub(crate) fn removal(&self, txn: Txn, record: &Key, revision: Revision) -> Txn {
+        txn.when(Compare::unchanged(record.clone(), revision))
+            .when(self.compare())
+            .then(Op::delete(record))
+            .then(Op::delete(&self.key))
     }
 }

@@ -10,7 +10,7 @@ use skein_model::{
     PublicationRecord, PublishTarget,
 };
 use skein_net as net;
-use skein_registry::{View, backends, groups_of, is_ready, network_of};
+use skein_registry::{View, backends, exit_of, groups_of, is_ready, network_of};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -90,23 +90,25 @@ impl<'a> Present<'a> {
         let publications = self.publications.get(&record.vni).map_or(&[][..], Vec::as_slice);
         let (local, remote): (Vec<&PortRecord>, Vec<&PortRecord>) =
             ports.iter().partition(|port| port.node == *node);
-        let leaves_here = record.spec.exit.as_ref().is_some_and(|exit| exit.node == *node);
+        let leaves_here = exit_of(view, record).is_some_and(|exit| exit.node == *node);
         if local.is_empty() && publications.is_empty() && (remote.is_empty() || !leaves_here) {
             return None;
         }
         let spec = &record.spec;
         let groups = groups(view, record, &local);
-        let cidr = net::Cidr::new(spec.cidr.network(), spec.cidr.prefix_len()).ok()?;
         let numbers = |port: &&PortRecord| number(&view.nodes.get(&port.node)?.value);
         Some(net::DesiredNetwork {
             vni: vni(record.vni)?,
             kind: kind(view, node, record)?,
-            cidr,
+            cidr: spec.cidr,
             gateway: spec.cidr.gateway(),
             ipv6: spec.ipv6.and_then(|prefix| {
                 let (network, length) = (prefix.network().into(), prefix.prefix_len());
                 let gateway = prefix.gateway();
-                Some(net::Ipv6Range { prefix: net::Prefix::new(network, length).ok()?, gateway })
+                Some(net::Ipv6Range {
+                    prefix: model::AddressRange::new(network, length).ok()?,
+                    gateway,
+                })
             }),
             mtu: spec.mtu,
             ports: local.iter().filter_map(|port| local_port(view, port, &groups)).collect(),
@@ -117,6 +119,7 @@ impl<'a> Present<'a> {
             groups: groups.values().cloned().collect(),
             dhcp: net::DhcpSettings {
                 resolvers: spec.resolvers.clone(),
+                routes: spec.routes.iter().map(|r| net::Route { to: r.to, via: r.via }).collect(),
                 ..net::DhcpSettings::default()
             },
             dns: names(view, record, ports),
@@ -158,7 +161,7 @@ fn kind(view: &View, node: &NodeName, record: &NetworkRecord) -> Option<net::Net
 /// Where packets for the outside leave. While the network's exit is lost, each node lets out what is its own.
 fn exit(view: &View, node: &NodeName, record: &NetworkRecord) -> net::Exit {
     let here = net::Exit::Here { source: None };
-    let Some(exit) = &record.spec.exit else { return here };
+    let Some(exit) = exit_of(view, record) else { return here };
     if exit.node == *node {
         return net::Exit::Here { source: exit.address };
     }
@@ -219,9 +222,7 @@ fn rule(rule: &model::Rule) -> Option<net::Rule> {
         },
         peer: match &spec.peer {
             model::Peer::Any => net::RulePeer::Any,
-            model::Peer::Cidr(range) => {
-                net::RulePeer::Range(net::Prefix::new(range.network(), range.prefix_len()).ok()?)
-            }
+            model::Peer::Cidr(range) => net::RulePeer::Range(*range),
             model::Peer::Group(name) => net::RulePeer::Group(name.as_str().parse().ok()?),
         },
         log: match spec.log {
@@ -248,7 +249,7 @@ fn local_port(view: &View, port: &PortRecord, groups: &Groups) -> Option<net::Lo
     Some(net::LocalPort {
         address: port.ipv4,
         ipv6: port.ipv6,
-        mac: net::Mac::new(port.mac.octets()).ok()?,
+        mac: port.mac,
         label: port.machine.as_str().parse().ok()?,
         host_name: port.machine.to_string(),
         groups: memberships(view, port, groups),
@@ -266,9 +267,8 @@ fn remote_port(
     node: net::NodeNumber,
     groups: &Groups,
 ) -> Option<net::RemotePort> {
-    let mac = net::Mac::new(port.mac.octets()).ok()?;
     let groups = memberships(view, port, groups);
-    Some(net::RemotePort { address: port.ipv4, ipv6: port.ipv6, mac, groups, node })
+    Some(net::RemotePort { address: port.ipv4, ipv6: port.ipv6, mac: port.mac, groups, node })
 }
 
 /// The names of a network: its machines', and those of the services that are in it, which lead to their ready replicas.

@@ -135,17 +135,25 @@ impl Networks {
         self.applied.borrow().clone()
     }
 
+    /// Waits until a port's network is there and knows it.
+    ///
+    /// # Errors
+    /// [`PlugError::Late`].
+    pub(crate) async fn shows(&self, plug: Plug) -> Result<(), PlugError> {
+        let mut applied = self.applied.subscribe();
+        let known = applied.wait_for(|desired| knows(desired, plug));
+        match tokio::time::timeout(NETWORK_DEADLINE, known).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(PlugError::Late { vni: plug.vni }),
+        }
+    }
+
     /// Plugs a machine in, as soon as its network knows its port.
     ///
     /// # Errors
     /// [`PlugError`].
     pub(crate) async fn plug(&self, plug: Plug) -> Result<Port, PlugError> {
-        let mut applied = self.applied.subscribe();
-        let known = applied.wait_for(|desired| knows(desired, plug));
-        match tokio::time::timeout(NETWORK_DEADLINE, known).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(_)) | Err(_) => return Err(PlugError::Late { vni: plug.vni }),
-        }
+        self.shows(plug).await?;
         let refused = |source| PlugError::Refused { vni: plug.vni, source };
         self.kernel.plug(plug.vni, plug.address).await.map_err(refused)
     }

@@ -12,13 +12,14 @@ use std::process::ExitCode;
 
 /// Measure, beside what you would pick instead
 ///
-/// Starts a cloud in a folder of its own below /var/tmp, measures, and leaves nothing behind. All but `plan` need root, and the image of a service
-/// that answers POST / (`skein image build guest/services/echo --to target/images/echo`). Exit status 1 when a goal is not
-/// reached. Figures of a busy machine say little: compare ratios.
+/// Measures in a cloud or network of its own, in a folder below /var/tmp, and leaves nothing behind. All but `plan` need root; all
+/// but `plan` and `net` need the image of a service that answers POST /
+/// (`skein image build guest/services/echo --to target/images/echo`). Exit status 1 when a goal is not reached. Figures of a
+/// busy machine say little: compare ratios.
 #[derive(clap::Args)]
 pub(crate) struct Bench {
     /// start: how fast machines start; density: how many a host holds; dispatch: how fast jobs go through; net: how fast
-    /// machines talk, and networks change; plan: how fast the planner simulates and solves (no root, no image); all: these, and
+    /// machines talk, and networks change (no image); plan: how fast the planner simulates and solves (no root, no image); all: these, and
     /// a report
     #[arg(value_name = "NAME")]
     name: Name,
@@ -77,7 +78,8 @@ impl Bench {
                     let options = PlanOptions { count: self.count, cache: cache()? };
                     skein_bench::run_plan(&options, stop.wait(), &progress).await?
                 }
-                Which::Start | Which::Density | Which::Dispatch | Which::Net => {
+                Which::Net => skein_bench::run_net(self.count, stop.wait(), &progress).await?,
+                Which::Start | Which::Density | Which::Dispatch => {
                     skein_bench::run(bench, &self.options()?, stop.wait(), &progress).await?
                 }
             };
@@ -108,10 +110,8 @@ impl Bench {
 
     /// One object for one bench, a list for all.
     fn json(&self, reports: &[Report]) -> Result<String> {
-        Ok(match (self.name, reports) {
-            (Name::Start | Name::Density | Name::Dispatch | Name::Plan, [report]) => {
-                serde_json::to_string_pretty(report)?
-            }
+        Ok(match reports {
+            [report] if !matches!(self.name, Name::All) => serde_json::to_string_pretty(report)?,
             _ => serde_json::to_string_pretty(reports)?,
         })
     }

@@ -6,12 +6,16 @@ use crate::output::{self, column, wide};
 use anyhow::{Context as _, Result, bail};
 use skein_bench::{LINK_COUNT_DEFAULT, LinkOptions, Traffic};
 use skein_link::broker::{self, Broker as Server, BrokerConfig, Connection, Project};
+use skein_link::node::{Ethernet, Node, NodeConfig, PORT, PeerConfig, shared_key};
+use skein_link::remote::Remote;
 use skein_link::run;
 use std::ffi::OsString;
 use std::io::Write;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Where programs and broker meet unless told. Root's own; another user says `--broker`.
@@ -26,8 +30,8 @@ const UNUSED_LOOKS_MAX: u32 = 60;
 pub(crate) enum Link {
     /// Start a program whose sockets take the link
     ///
-    /// Its TCP connections to other programs of this host that were started so move onto shared memory by themselves; all others
-    /// stay as they are. Starts a broker if none listens. The program must be linked dynamically, and not set-user-ID.
+    /// Its TCP connections to other programs of this host that were started so move onto shared memory by themselves, those to
+    /// programs on the broker's peers onto the light protocol; all others stay as they are. Starts a broker if none listens. The program must be linked dynamically, and not set-user-ID.
     Run(Run),
     /// Run the broker, until Ctrl-C
     Broker(Broker),
@@ -62,6 +66,22 @@ pub(crate) struct Broker {
     /// Connections at a time; more stay on TCP
     #[arg(long, value_name = "COUNT", default_value_t = broker::CONNECTIONS_MAX_DEFAULT)]
     connections_max: usize,
+    /// This host's name among the peers
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
+    name: String,
+    /// Address on which this host's light protocol listens; needed with --peer. Port 4077 unless given
+    #[arg(long, value_name = "IP[:PORT]", value_parser = address)]
+    listen: Option<SocketAddr>,
+    /// Another host whose broker runs with the light protocol: its name, where it listens, and addresses of programs on it beside
+    /// that one. Connections to these addresses take the light protocol where both programs run under the link
+    #[arg(long = "peer", value_name = "NAME=IP[:PORT][,IP...]", value_parser = peer)]
+    peers: Vec<PeerConfig>,
+    /// File with the secret that all peers share: any bytes, at least 16. Needed with --peer
+    #[arg(long, value_name = "FILE")]
+    key_file: Option<PathBuf>,
+    /// Never use the carrier straight on Ethernet, UDP only
+    #[arg(long)]
+    no_ethernet: bool,
     /// End after a minute without a connection
     #[arg(long, hide = true)]
     until_unused: bool,
@@ -96,6 +116,20 @@ pub(crate) struct Peer {
 fn project(text: &str) -> Result<Project, String> {
     let (name, path) = text.split_once('=').ok_or("a project is NAME=PATH")?;
     Ok(Project { name: name.to_owned(), socket: path.into() })
+}
+
+/// `IP` or `IP:PORT`.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let plain = text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, PORT));
+    plain.or_else(|_| text.parse()).map_err(|_| format!("{text} is neither IP nor IP:PORT"))
+}
+
+fn peer(text: &str) -> Result<PeerConfig, String> {
+    let (name, places) = text.split_once('=').ok_or("a peer is NAME=IP[:PORT][,IP...]")?;
+    let mut places = places.split(',');
+    let socket = address(places.next().unwrap_or_default())?;
+    let more = places.map(|ip| ip.parse().map_err(|_| format!("{ip} is no IP address")));
+    Ok(PeerConfig { name: name.to_owned(), socket, addresses: more.collect::<Result<_, _>>()? })
 }
 
 impl Link {
@@ -164,8 +198,34 @@ fn started(socket: &Path) -> Result<()> {
     bail!("the broker that was started does not answer on {}", socket.display())
 }
 
+/// The least secret: 128 bits.
+const KEY_BYTES_MIN: usize = 16;
+
 impl Broker {
+    /// The way to other hosts, if there are any.
+    fn node(&self) -> Result<Option<Arc<Node>>> {
+        if self.peers.is_empty() {
+            return Ok(None);
+        }
+        let listen = self.listen.context("--peer needs --listen, this host's address")?;
+        let file = self.key_file.as_ref().context("--peer needs --key-file")?;
+        let secret = std::fs::read(file).with_context(|| format!("reading {}", file.display()))?;
+        if secret.len() < KEY_BYTES_MIN {
+            bail!("{} holds {} bytes; {KEY_BYTES_MIN} are the least", file.display(), secret.len());
+        }
+        if self.name.is_empty() {
+            bail!("--peer needs --name, this host's name among the peers");
+        }
+        let config = NodeConfig {
+            peers: self.peers.clone(),
+            ethernet: if self.no_ethernet { Ethernet::Never } else { Ethernet::Probe },
+            ..NodeConfig::new(&self.name, listen, shared_key(&secret))
+        };
+        Ok(Some(Arc::new(Node::start(&config)?)))
+    }
+
     async fn run(self) -> Result<ExitCode> {
+        let node = self.node()?;
         let mut projects = self.projects;
         if projects.is_empty() {
             projects.push(Project { name: "default".to_owned(), socket: SOCKET.into() });
@@ -180,7 +240,7 @@ impl Broker {
             projects,
             capacity: self.ring_kib << 10,
             connections_max: self.connections_max,
-            remote: None,
+            remote: node.map(|node| node as Arc<dyn Remote>),
         })?;
         let mut stop = Stop::new()?;
         let mut unused = 0;

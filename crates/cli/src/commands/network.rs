@@ -3,8 +3,10 @@
 use crate::Context;
 use crate::output::{self, Column, column, wide};
 use anyhow::{Context as _, Result, bail};
-use skein_api::{Network as ApiNetwork, Trace as ApiTrace, TraceRequest};
-use skein_model::{Exit, NetworkKind, NetworkSpec, NodeName, Prefix6, Protocol, Subnet};
+use skein_api::{
+    Network as ApiNetwork, NetworkField, NetworkPatch, Trace as ApiTrace, TraceRequest,
+};
+use skein_model::{Exit, NetworkKind, NetworkSpec, NodeName, Prefix6, Protocol, Route, Subnet};
 use std::io::{IsTerminal, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -23,6 +25,8 @@ pub(crate) enum Network {
         /// Name of the network
         name: String,
     },
+    /// Change a network while machines are in it; they hear of it with their next lease
+    Set(Set),
     /// Remove networks that nothing uses
     Rm {
         /// Names of networks
@@ -55,6 +59,9 @@ pub(crate) struct Create {
     /// Resolver that machines are told instead of the gateway; may be given three times
     #[arg(long, value_name = "ADDRESS")]
     resolver: Vec<Ipv4Addr>,
+    /// Way that machines are told by DHCP besides the gateway's; may be given several times
+    #[arg(long = "route", value_name = "RANGE=ADDRESS", value_parser = route)]
+    routes: Vec<Route>,
     /// Interface of the nodes that a bridged network is attached to
     #[arg(long, value_name = "NAME")]
     interface: Option<String>,
@@ -64,6 +71,72 @@ pub(crate) struct Create {
     /// The address that its packets have outside; must be routed to the exit
     #[arg(long, value_name = "ADDRESS", requires = "exit")]
     exit_address: Option<Ipv4Addr>,
+}
+
+/// Change a network while machines are in it; they hear of it with their next lease
+#[derive(clap::Args)]
+pub(crate) struct Set {
+    /// Name of the network
+    name: String,
+    /// Resolver that machines are told instead of the gateway; may be given three times
+    #[arg(long, value_name = "ADDRESS")]
+    resolver: Vec<Ipv4Addr>,
+    /// Let the gateway be the resolver again
+    #[arg(long, conflicts_with = "resolver")]
+    no_resolvers: bool,
+    /// Way that machines are told by DHCP besides the gateway's, instead of those there were; may be given several times
+    #[arg(long = "route", value_name = "RANGE=ADDRESS", value_parser = route)]
+    routes: Vec<Route>,
+    /// Tell no way but the gateway's
+    #[arg(long, conflicts_with = "routes")]
+    no_routes: bool,
+    /// Largest packet, bytes; less than it was only while no machine is in the network
+    #[arg(long, value_name = "BYTES")]
+    mtu: Option<u16>,
+    /// The one node by which it meets the world outside
+    #[arg(long, value_name = "NODE")]
+    exit: Option<NodeName>,
+    /// The address that its packets have outside; must be routed to the exit
+    #[arg(long, value_name = "ADDRESS", requires = "exit")]
+    exit_address: Option<Ipv4Addr>,
+    /// Let it leave as its project does, or each machine by its own node
+    #[arg(long, conflicts_with = "exit")]
+    no_exit: bool,
+}
+
+impl Set {
+    fn patch(self) -> Result<NetworkPatch> {
+        let wanted = [
+            (self.no_exit, NetworkField::Exit),
+            (self.no_resolvers, NetworkField::Resolvers),
+            (self.no_routes, NetworkField::Routes),
+        ];
+        let patch = NetworkPatch {
+            resolvers: Some(self.resolver).filter(|given| !given.is_empty()),
+            routes: Some(self.routes).filter(|given| !given.is_empty()),
+            exit: self.exit.map(|node| Exit { node, address: self.exit_address }),
+            mtu: self.mtu,
+            clear: wanted.into_iter().filter_map(|(is, field)| is.then_some(field)).collect(),
+        };
+        if patch == NetworkPatch::default() {
+            bail!("nothing to change: give --resolver, --route, --mtu, --exit or their opposites");
+        }
+        Ok(patch)
+    }
+}
+
+/// A route as it is written on the command line.
+fn route(text: &str) -> Result<Route, String> {
+    let (to, via) = text.split_once('=').ok_or("write it as 10.0.0.0/8=10.20.0.5")?;
+    let to = to.parse().map_err(|error: skein_model::AddressError| error.to_string())?;
+    let via = via.parse().map_err(|_| format!("{via:?} is no IPv4 address"))?;
+    Ok(Route { to, via })
+}
+
+/// Where something leaves, in a line.
+pub(crate) fn exit_text(exit: &Exit) -> String {
+    let address = exit.address.map_or_else(String::new, |address| format!(" as {address}"));
+    format!("{}{address}", exit.node)
 }
 
 fn kind(text: &str) -> Result<NetworkKind, String> {
@@ -82,6 +155,7 @@ impl Create {
         spec.ipv6 = self.ipv6;
         spec.mtu = self.mtu.unwrap_or(spec.mtu);
         spec.resolvers = self.resolver;
+        spec.routes = self.routes;
         spec.interface = self.interface;
         spec.exit = self.exit.map(|node| Exit { node, address: self.exit_address });
         spec.check()?;
@@ -152,6 +226,11 @@ impl Network {
             }
             Self::Ls => output::list(context.output, &client.networks().await?, &COLUMNS)?,
             Self::Show { name } => show(context, &client.network(&name).await?)?,
+            Self::Set(set) => {
+                let name = set.name.clone();
+                let network = client.change_network(&name, &set.patch()?).await?;
+                writeln!(out, "{}", network.spec.name)?;
+            }
             Self::Rm { names } => {
                 for name in names {
                     client.remove_network(&name).await?;
@@ -183,12 +262,15 @@ fn show(context: &Context, n: &ApiNetwork) -> Result<()> {
         let resolvers: Vec<String> = spec.resolvers.iter().map(ToString::to_string).collect();
         lines.push(("resolvers", resolvers.join(", ")));
     }
+    if !spec.routes.is_empty() {
+        let routes = spec.routes.iter().map(|route| format!("{} by {}", route.to, route.via));
+        lines.push(("routes", routes.collect::<Vec<_>>().join(", ")));
+    }
     if let Some(interface) = &spec.interface {
         lines.push(("interface", interface.clone()));
     }
     if let Some(exit) = &spec.exit {
-        let address = exit.address.map_or_else(String::new, |address| format!(" as {address}"));
-        lines.push(("exit", format!("{}{address}", exit.node)));
+        lines.push(("exit", exit_text(exit)));
     }
     lines.push(("created", n.created_at.clone()));
     output::one(context.output, n, &lines)
@@ -277,6 +359,18 @@ fn tell(trace: &ApiTrace) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn routes_are_read() {
+        let good = route("10.0.0.0/8=10.20.0.5").unwrap();
+        assert_eq!(
+            (good.to.to_string(), good.via.to_string()),
+            ("10.0.0.0/8".into(), "10.20.0.5".into())
+        );
+        for bad in ["10.0.0.0/8", "10.0.0.1/8=10.20.0.5", "=10.20.0.5", "10.0.0.0/8=", ""] {
+            assert!(route(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn destinations_are_read() {

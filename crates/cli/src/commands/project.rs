@@ -2,9 +2,13 @@
 
 use crate::Context;
 use crate::output::{self, Column, column, wide};
-use anyhow::Result;
-use skein_api::{Project as ApiProject, ProjectNew, ProjectToken, TokenNew};
+use anyhow::{Result, bail};
+use skein_api::{
+    Project as ApiProject, ProjectField, ProjectNew, ProjectPatch, ProjectToken, TokenNew,
+};
+use skein_model::{Exit, NodeName};
 use std::io::Write;
+use std::net::Ipv4Addr;
 use std::process::ExitCode;
 
 /// Projects: tenants with networks, services and machines of their own
@@ -24,6 +28,23 @@ pub(crate) enum Project {
     Show {
         /// Name of the project
         name: String,
+    },
+    /// Change a project: what it is for, and the address that it has outside
+    Set {
+        /// Name of the project
+        name: String,
+        /// What it is for
+        #[arg(long)]
+        description: Option<String>,
+        /// The one node by which its networks of kind nat leave, unless they have an exit of their own
+        #[arg(long, value_name = "NODE")]
+        exit: Option<NodeName>,
+        /// The address that its packets have outside; must be routed to the exit
+        #[arg(long, value_name = "ADDRESS", requires = "exit")]
+        exit_address: Option<Ipv4Addr>,
+        /// Let each machine leave by its own node again
+        #[arg(long, conflicts_with = "exit")]
+        no_exit: bool,
     },
     /// Remove projects that own nothing any more
     Rm {
@@ -83,6 +104,16 @@ impl Project {
             }
             Self::Ls => output::list(context.output, &client.projects().await?, &COLUMNS)?,
             Self::Show { name } => show(context, &client.project(&name).await?)?,
+            Self::Set { name, description, exit, exit_address, no_exit } => {
+                let exit = exit.map(|node| Exit { node, address: exit_address });
+                let clear = if no_exit { vec![ProjectField::Exit] } else { Vec::new() };
+                let patch = ProjectPatch { description, exit, clear };
+                if patch == ProjectPatch::default() {
+                    bail!("nothing to change: give --description, --exit or --no-exit");
+                }
+                let project = client.change_project(&name, &patch).await?;
+                writeln!(out, "{}", project.name)?;
+            }
             Self::Rm { names } => {
                 for name in names {
                     client.remove_project(&name).await?;
@@ -108,12 +139,14 @@ impl Project {
 }
 
 fn show(context: &Context, p: &ApiProject) -> Result<()> {
+    let exit = p.exit.as_ref().map(super::network::exit_text);
     output::one(
         context.output,
         p,
         &[
             ("name", p.name.clone()),
             ("description", p.description.clone()),
+            ("exit", output::dash(exit)),
             ("services", p.services.to_string()),
             ("machines", p.machines.to_string()),
             ("networks", p.networks.to_string()),

@@ -10,6 +10,7 @@ use skein_model::{
 };
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -88,6 +89,9 @@ pub(crate) struct Create {
     /// Group of firewall rules for its machines; may be given several times
     #[arg(long = "group", value_name = "NAME")]
     groups: Vec<GroupName>,
+    /// Address of its machines, one for each; may be given several times, and no other service's machines get it
+    #[arg(long = "ip", value_name = "ADDRESS")]
+    addresses: Vec<Ipv4Addr>,
     #[command(flatten)]
     limits: super::port::LimitArgs,
     /// Let machines learn their address by DHCP
@@ -243,6 +247,9 @@ impl Create {
         if !self.groups.is_empty() {
             attachment.groups.clone_from(&self.groups);
         }
+        if !self.addresses.is_empty() {
+            attachment.addresses.clone_from(&self.addresses);
+        }
         if self.dhcp {
             attachment.addressing = Addressing::Dhcp;
         }
@@ -254,6 +261,10 @@ impl Create {
         // A minimum above the default maximum means at least that many, not an error.
         if self.max.is_none() {
             scaling.replicas_max = scaling.replicas_max.max(scaling.replicas_min);
+            // No more machines than addresses that were chosen for them.
+            if let Ok(count @ 1..) = u32::try_from(self.addresses.len()) {
+                scaling.replicas_max = scaling.replicas_max.min(count).max(scaling.replicas_min);
+            }
         }
         set(&mut scaling.warm, self.warm);
         set(&mut scaling.zero_grace, self.zero_grace);

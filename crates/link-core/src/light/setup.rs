@@ -26,6 +26,9 @@ const REPEAT_AFTER_MAX: Duration = Duration::from_millis(250);
 /// So many hellos of one size stay unanswered before a smaller one is tried.
 const TRIES_OF_A_SIZE: u32 = 2;
 
+/// So many confirms stay unanswered before a hello is sent again.
+const TRIES_OF_A_CONFIRM: u32 = 5;
+
 /// What both ends have agreed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Agreed {
@@ -72,6 +75,11 @@ impl Call {
         self.tries += 1;
         self.due = now + self.pause;
         self.pause = (self.pause * 2).min(REPEAT_AFTER_MAX);
+        if self.tries > TRIES_OF_A_CONFIRM {
+            // Two hellos of different sizes came together, and the welcome is to the one that was forgotten; or the peer began anew.
+            self.confirming = None;
+            self.tries = 1;
+        }
         if let Some((nonce, agreed)) = &self.confirming {
             let proof = config.key.prove(&[b"confirm", nonce, &self.nonce]);
             return (Message::Confirm { nonce: *nonce, proof }, agreed.datagram);
@@ -107,6 +115,7 @@ impl Call {
             self.confirming = Some((who.nonce, agreed));
             self.due = now;
             self.pause = REPEAT_AFTER;
+            self.tries = 0;
         }
         fits
     }
@@ -191,4 +200,43 @@ fn welcome_bytes(welcome: &Welcome) -> Vec<u8> {
     let mut bytes = Vec::new();
     welcome.write_proven(&mut bytes);
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::light::{AgentId, Key};
+
+    /// Hellos that waited together for an address to be resolved: the first welcome is to one that the second made forgotten.
+    #[test]
+    fn a_welcome_to_a_forgotten_hello_is_got_over() {
+        let key = || Key::new([1; 32]);
+        let caller = Config::new(AgentId(1), AgentId(2), key(), 1, [1; 32]);
+        let answerer = Config::new(AgentId(2), AgentId(1), key(), 1, [2; 32]);
+        let mut call = Call::new(&caller, [7; size_of::<Nonce>()], Moment::default());
+        let now = Moment::default();
+        let mut hello = || match call.next(&caller, now).0 {
+            Message::Hello { who, proof } => Some((who, proof)),
+            _ => None,
+        };
+        let hellos: Vec<_> = (0..=TRIES_OF_A_SIZE).filter_map(|_| hello()).collect();
+        let answers: Vec<_> = [0, hellos.len() - 1]
+            .into_iter()
+            .filter_map(|index| {
+                let (who, proof) = &hellos[index];
+                let nonce = [index as u8; size_of::<Nonce>()];
+                Answer::to(&answerer, *who, proof, nonce, SessionTag(0))
+            })
+            .collect();
+        let Message::Welcome(welcome) = answers[0].message(&answerer).0 else { panic!() };
+        assert!(call.on_welcome(&caller, &welcome, now));
+        let again = (0..10).find(|_| match call.next(&caller, now).0 {
+            Message::Confirm { nonce, proof } => {
+                assert!(!answers[1].is_confirmed(&answerer, &nonce, &proof));
+                false
+            }
+            message => matches!(message, Message::Hello { .. }),
+        });
+        assert!(again.is_some(), "it says hello again");
+    }
 }

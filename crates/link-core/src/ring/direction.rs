@@ -59,6 +59,7 @@ pub struct Direction {
     sender: SenderLine,
     receiver: ReceiverLine,
     both: BothLine,
+    far: FarLine,
     records: [SharedRecord; LOG as usize],
 }
 
@@ -99,6 +100,26 @@ struct BothLine {
     bell: AtomicU64,
     /// 1 while the sender sleeps for room; a futex.
     waiting: AtomicU32,
+}
+
+/// What is only used where the other end is on another host. Written by the node, but for the last two.
+#[derive(Debug)]
+#[repr(C, align(128))]
+struct FarLine {
+    /// The latest phase whose beginning lies in the segment of the receiver's host.
+    placed: AtomicU32,
+    /// 1 while the other host has been asked for a bell and has not answered.
+    asked: AtomicU32,
+    /// 1 when the sender has heard of the refusal, and nothing more comes on the ring.
+    calm: AtomicU32,
+    /// 1 when the sender has ended, and all its bytes are in the ring.
+    ended: AtomicU32,
+    /// Goes up with each change of the words above, or of phase or head; a futex.
+    news: AtomicU32,
+    /// 1 while the program sleeps on `news`.
+    listening: AtomicU32,
+    /// 1 when the receiver has seen the end of TCP and wants to know whether more comes on the ring.
+    doubts: AtomicU32,
 }
 
 /// State of the bell.
@@ -152,6 +173,15 @@ impl Direction {
                 sleeps: zero64(),
             },
             both: BothLine { refuse: zero32(), bell: zero64(), waiting: zero32() },
+            far: FarLine {
+                placed: zero32(),
+                asked: zero32(),
+                calm: zero32(),
+                ended: zero32(),
+                news: zero32(),
+                listening: zero32(),
+                doubts: zero32(),
+            },
             records: core::array::from_fn(|_| SharedRecord { tcp: zero64(), ring: zero64() }),
         }
     }
@@ -325,6 +355,96 @@ impl Direction {
     pub(crate) fn change_bell(&self, from: Bell, to: Bell) -> bool {
         let (from, to) = (from.word(), to.word());
         self.both.bell.compare_exchange(from, to, Ordering::SeqCst, Ordering::Acquire).is_ok()
+    }
+
+    // The words of a direction whose other end is far.
+
+    /// The latest phase whose beginning is known to the receiver's side.
+    pub fn placed(&self) -> Phase {
+        Phase(self.far.placed.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn set_placed(&self, phase: Phase) {
+        self.far.placed.store(phase.0, Ordering::Release);
+        self.announce();
+    }
+
+    /// Whether a bell was asked of the other host and its answer is not here.
+    pub fn is_asked(&self) -> bool {
+        self.far.asked.load(Ordering::SeqCst) != 0
+    }
+
+    pub(crate) fn set_asked(&self, asked: bool) {
+        self.far.asked.store(u32::from(asked), Ordering::SeqCst);
+        self.announce();
+    }
+
+    /// After a refusal: whether what is in the ring is all that comes.
+    pub fn is_calm(&self) -> bool {
+        self.far.calm.load(Ordering::Acquire) != 0
+    }
+
+    pub(crate) fn set_calm(&self) {
+        self.far.calm.store(1, Ordering::Release);
+        self.announce();
+    }
+
+    /// Whether the sender has ended, and all its bytes are in the ring.
+    pub fn has_ended(&self) -> bool {
+        self.far.ended.load(Ordering::Acquire) != 0
+    }
+
+    pub(crate) fn set_ended(&self) {
+        self.far.ended.store(1, Ordering::Release);
+        self.announce();
+    }
+
+    /// The receiver has seen the end of TCP.
+    pub fn doubt(&self) {
+        self.far.doubts.store(1, Ordering::SeqCst);
+    }
+
+    /// Whether it has.
+    pub fn doubts(&self) -> bool {
+        self.far.doubts.load(Ordering::Acquire) != 0
+    }
+
+    pub(crate) fn announce(&self) {
+        self.far.news.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// The futex that goes up with each change that the node makes.
+    pub const fn news(&self) -> &AtomicU32 {
+        &self.far.news
+    }
+
+    /// The program is about to sleep on [`Direction::news`].
+    pub fn listen(&self) {
+        self.far.listening.store(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+    }
+
+    /// After a change: whether a program sleeps on [`Direction::news`] and is to be woken now.
+    pub fn take_listening(&self) -> bool {
+        fence(Ordering::SeqCst);
+        self.far.listening.load(Ordering::Relaxed) != 0
+            && self.far.listening.swap(0, Ordering::Relaxed) != 0
+    }
+
+    /// As [`Direction::enter`], without waiting for the sender.
+    pub(crate) fn try_enter(&self) -> bool {
+        self.receiver.busy.store(1, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        let free = self.sender.intent.load(Ordering::Acquire) == 0;
+        if !free {
+            self.leave();
+        }
+        free
+    }
+
+    /// Whether the sender is within a change of phase.
+    pub(crate) fn is_changing(&self) -> bool {
+        self.sender.intent.load(Ordering::Acquire) != 0
     }
 
     /// The futex on which a sender sleeps for room: 1 while it does.

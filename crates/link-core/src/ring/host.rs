@@ -1,11 +1,12 @@
-//! What a Linux host's broker needs and what takes `unsafe`: memory files that are mapped, and the network namespace of a
-//! socket.
+//! What a Linux host's broker needs and what takes `unsafe`: memory files that are mapped, futexes in them, and the network
+//! namespace of a socket.
 
 #![expect(unsafe_code, reason = "system calls with pointers")]
 
 extern crate std;
 
-use super::{Segment, SegmentError, segment_len};
+use super::atomic::AtomicU32;
+use super::{Reach, Segment, SegmentError, segment_len};
 use core::ptr::NonNull;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -22,7 +23,7 @@ impl Memory {
     ///
     /// # Errors
     /// What the kernel says; `InvalidInput` for a capacity that cannot be.
-    pub fn create(capacity: usize) -> io::Result<Self> {
+    pub fn create(capacity: usize, reach: Reach) -> io::Result<Self> {
         let invalid = |error: SegmentError| io::Error::new(io::ErrorKind::InvalidInput, error);
         let len = segment_len(capacity);
         let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
@@ -45,7 +46,7 @@ impl Memory {
         }
         let base = map(file.as_fd(), len)?;
         // SAFETY: mapped with this length until `drop`.
-        match unsafe { Segment::create(base, len, capacity) } {
+        match unsafe { Segment::create(base, len, capacity, reach) } {
             Ok(segment) => Ok(Self { file, segment }),
             Err(error) => {
                 // SAFETY: just mapped, used by nobody.
@@ -83,6 +84,60 @@ fn map(file: BorrowedFd<'_>, len: usize) -> io::Result<NonNull<u8>> {
         return Err(io::Error::last_os_error());
     }
     NonNull::new(base.cast()).ok_or_else(|| io::Error::from(io::ErrorKind::Other))
+}
+
+/// Futexes that [`wait_any`] takes at most: the kernel's `FUTEX_WAITV_MAX`.
+pub const WAIT_MAX: usize = 128;
+
+/// Sleeps until one of the words, which other processes may share, is woken or has another value than the one beside it.
+///
+/// # Errors
+/// What the kernel says; `Unsupported` from Linux before 5.16, which cannot wait for several.
+pub fn wait_any(words: &[(&AtomicU32, u32)]) -> io::Result<()> {
+    /// `struct futex_waitv` of linux/futex.h.
+    #[repr(C)]
+    struct Waiter {
+        value: u64,
+        address: u64,
+        flags: u32,
+        reserved: u32,
+    }
+    /// A 32-bit futex, not private to the process.
+    const FUTEX2_SIZE_U32: u32 = 2;
+    let waiter = |(word, value): &(&AtomicU32, u32)| Waiter {
+        value: u64::from(*value),
+        address: word.as_ptr().addr() as u64,
+        flags: FUTEX2_SIZE_U32,
+        reserved: 0,
+    };
+    let waiters: std::vec::Vec<_> = words.iter().map(waiter).collect();
+    // SAFETY: the entries are ours, and the words are borrowed for the whole call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_futex_waitv,
+            waiters.as_ptr(),
+            waiters.len(),
+            0,
+            core::ptr::null::<libc::timespec>(),
+            libc::CLOCK_MONOTONIC,
+        )
+    };
+    if result >= 0 {
+        return Ok(());
+    }
+    match io::Error::last_os_error() {
+        error if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => Ok(()),
+        error if error.raw_os_error() == Some(libc::ENOSYS) => {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+        error => Err(error),
+    }
+}
+
+/// Wakes all who sleep on a word, in any process.
+pub fn wake_all(word: &AtomicU32) {
+    // SAFETY: a futex on a word that is borrowed.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, i32::MAX) };
 }
 
 /// The network namespace that a socket belongs to, as a number that is unique until the host restarts.

@@ -27,6 +27,7 @@
 
 mod atomic;
 mod direction;
+pub mod far;
 #[cfg(feature = "host")]
 pub mod host;
 mod rx;
@@ -36,8 +37,8 @@ mod tx;
 pub use direction::{Direction, LOG, Phase, Record, Refusal};
 pub use rx::{Next, Rx, Settled};
 pub use segment::{
-    CAPACITY_DEFAULT, CAPACITY_MAX, CAPACITY_MIN, Header, Hello, Pipe, Reason, Role, Segment,
-    SegmentError, segment_len,
+    Behind, CAPACITY_DEFAULT, CAPACITY_MAX, CAPACITY_MIN, Header, Hello, Pipe, Reach, Reason, Role,
+    Segment, SegmentError, segment_len,
 };
 pub use tx::{Busy, Tx};
 
@@ -61,6 +62,8 @@ impl core::fmt::Display for Broken {
 
 impl core::error::Error for Broken {}
 
+#[cfg(all(test, not(loom)))]
+mod far_tests;
 #[cfg(all(test, loom))]
 #[expect(unsafe_code, reason = "a pipe over memory of the model's own")]
 mod model;

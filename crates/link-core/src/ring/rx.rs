@@ -44,6 +44,8 @@ pub enum Settled {
         /// Bells to drop.
         drop: u64,
     },
+    /// The other host was asked for a bell, and it is not known whether it rang: try again after [`Direction::news`].
+    Asked,
 }
 
 /// What the receiver of a direction knows; where it lives, see [`super::Tx`].
@@ -66,6 +68,11 @@ impl Rx {
     /// Whether the next byte comes from the ring, as far as seen.
     pub const fn on_ring(&self) -> bool {
         self.phase.on_ring()
+    }
+
+    /// The phase it is in.
+    pub const fn phase(&self) -> Phase {
+        self.phase
     }
 
     /// TCP position of the next byte to read.
@@ -200,12 +207,15 @@ impl Rx {
     pub fn settle(&mut self, pipe: Pipe<'_>) -> Result<Settled, Broken> {
         debug_assert!(self.on_ring());
         let dir = pipe.direction();
+        if pipe.is_far() && dir.is_asked() {
+            return Ok(Settled::Asked);
+        }
         let bell = dir.bell();
         let under_way = self.under_way(bell)?;
         let armed = Bell { end: bell.end, rung: false };
         if bell.rung && !dir.change_bell(bell, armed) {
-            // A rung bell is the receiver's to change.
-            return Err(Broken::Index);
+            // A rung bell is the receiver's to change, but for the answer of another host.
+            return if pipe.is_far() { Ok(Settled::Asked) } else { Err(Broken::Index) };
         }
         fence(Ordering::SeqCst);
         if dir.head() == self.tail {
@@ -226,6 +236,15 @@ impl Rx {
     /// Bells that were sent and not read.
     fn under_way(&self, bell: Bell) -> Result<u64, Broken> {
         bell.end.checked_sub(self.tcp).filter(|bells| *bells <= BELLS_MAX).ok_or(Broken::Index)
+    }
+
+    /// Bells that are known to have been sent and were not read; where the other end is far, more bytes may be in the queue
+    /// than that, and their meaning is still to come.
+    ///
+    /// # Errors
+    /// The sender wrote what cannot be.
+    pub fn known_bells(&self, dir: &Direction) -> Result<u64, Broken> {
+        self.under_way(dir.bell())
     }
 
     /// Whether the program's socket may be readable although the ring is empty: a bell was left in its queue.

@@ -13,7 +13,7 @@
 )]
 
 use super::Direction;
-use super::atomic::{AtomicU32, AtomicU64, Ordering};
+use super::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use core::ptr::NonNull;
 
 /// Ring capacity of one direction unless told, bytes. 256 KiB: two of them stay in a second-level cache, and a receiver
@@ -24,7 +24,7 @@ pub const CAPACITY_MIN: usize = 4 << 10;
 /// The greatest capacity, bytes.
 pub const CAPACITY_MAX: usize = 64 << 20;
 
-const MAGIC: u64 = u64::from_le_bytes(*b"skeinlk1");
+const MAGIC: u64 = u64::from_le_bytes(*b"skeinlk2");
 const DIRECTIONS_AT: usize = 4096;
 const DATA_AT: usize = 8192;
 
@@ -61,6 +61,15 @@ impl Role {
             Self::High => 1,
         }
     }
+}
+
+/// Where the other end of a connection is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// On this host: it shares the segment.
+    Near,
+    /// On another host: this host's node shares the segment in its place ([`super::far`]).
+    Far,
 }
 
 /// How far an end is with the segment.
@@ -106,11 +115,13 @@ pub enum Reason {
     Stuck = 11,
     /// The operator said so.
     Operator = 12,
+    /// The way to the other host broke with bytes on it; the connection was aborted.
+    Lost = 13,
 }
 
 impl Reason {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::None,
         Self::Exec,
         Self::Passed,
@@ -124,6 +135,7 @@ impl Reason {
         Self::Foreign,
         Self::Stuck,
         Self::Operator,
+        Self::Lost,
     ];
 
     /// Its word, as in metrics and `skein link ls`.
@@ -142,7 +154,13 @@ impl Reason {
             Self::Foreign => "foreign-write",
             Self::Stuck => "peer-stuck",
             Self::Operator => "operator",
+            Self::Lost => "light-lost",
         }
+    }
+
+    /// Whether the connection was aborted for it, because bytes may be missing.
+    pub const fn is_cut(self) -> bool {
+        matches!(self, Self::Broken | Self::Foreign | Self::Stuck | Self::Lost)
     }
 
     /// The reason of a number; [`Reason::Broken`] if there is none.
@@ -157,8 +175,34 @@ impl Reason {
 pub struct Header {
     magic: AtomicU64,
     capacity: AtomicU64,
+    /// 1: the other end is on another host.
+    far: AtomicU32,
     hello: [AtomicU32; 2],
     left: [AtomicU32; 2],
+    /// 1: the node has let go of the connection; 2: and bytes may be missing.
+    let_go: AtomicU32,
+    node: NodeLine,
+}
+
+/// The words by which a program wakes its host's node.
+#[derive(Debug)]
+#[repr(C, align(128))]
+struct NodeLine {
+    /// 1 while the node wants to be called when something changes.
+    asleep: AtomicU32,
+    /// How often it was called; a futex.
+    calls: AtomicU32,
+}
+
+/// What has become of the node behind a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Behind {
+    /// It carries the connection.
+    Node,
+    /// Both directions have ended; nothing more comes.
+    Nobody,
+    /// The way broke, and bytes may be missing.
+    Wreck,
 }
 
 impl Header {
@@ -191,6 +235,53 @@ impl Header {
     /// Why an end went back to TCP for good, or aborted.
     pub fn left(&self, role: Role) -> Reason {
         Reason::of(self.left[role.index()].load(Ordering::Relaxed))
+    }
+
+    /// Whether the node carries the connection still. Only of use where the other end is far.
+    pub fn behind(&self) -> Behind {
+        match self.let_go.load(Ordering::Acquire) {
+            0 => Behind::Node,
+            1 => Behind::Nobody,
+            _ => Behind::Wreck,
+        }
+    }
+
+    /// The node lets go.
+    pub fn let_go(&self, behind: Behind) {
+        let word = match behind {
+            Behind::Node => 0,
+            Behind::Nobody => 1,
+            Behind::Wreck => 2,
+        };
+        self.let_go.fetch_max(word, Ordering::SeqCst);
+    }
+
+    /// The node is about to sleep: from here on whoever changes something calls it.
+    pub fn fall_asleep(&self) {
+        self.node.asleep.store(1, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+    }
+
+    /// The node is awake and looks by itself.
+    pub fn wake_up(&self) {
+        self.node.asleep.store(0, Ordering::Relaxed);
+    }
+
+    /// A program has changed something: whether the node sleeps and the futex [`Header::calls`] is to be woken.
+    pub fn call_node(&self) -> bool {
+        fence(Ordering::SeqCst);
+        if self.node.asleep.load(Ordering::Relaxed) == 0
+            || self.node.asleep.swap(0, Ordering::Relaxed) == 0
+        {
+            return false;
+        }
+        self.node.calls.fetch_add(1, Ordering::Release);
+        true
+    }
+
+    /// The futex on which the node sleeps.
+    pub const fn calls(&self) -> &AtomicU32 {
+        &self.node.calls
     }
 
     /// Says why this end goes back to TCP for good. The first reason stays.
@@ -227,8 +318,9 @@ impl core::error::Error for SegmentError {}
 #[derive(Debug, Clone, Copy)]
 pub struct Segment {
     base: NonNull<u8>,
-    /// This side's copy: the shared one may change.
+    /// These are this side's copies: the shared ones may change.
     capacity: usize,
+    reach: Reach,
 }
 
 // SAFETY: all words of a segment are atomics, and ring bytes are copied by `Pipe` under the callers' locks.
@@ -248,6 +340,7 @@ impl Segment {
         base: NonNull<u8>,
         len: usize,
         capacity: usize,
+        reach: Reach,
     ) -> Result<Self, SegmentError> {
         if !capacity.is_power_of_two() || !(CAPACITY_MIN..=CAPACITY_MAX).contains(&capacity) {
             return Err(SegmentError::Capacity);
@@ -255,8 +348,9 @@ impl Segment {
         if len < segment_len(capacity) || !base.addr().get().is_multiple_of(4096) {
             return Err(SegmentError::Shape);
         }
-        let segment = Self { base, capacity };
+        let segment = Self { base, capacity, reach };
         segment.header().capacity.store(capacity as u64, Ordering::Relaxed);
+        segment.header().far.store(u32::from(reach == Reach::Far), Ordering::Relaxed);
         segment.header().magic.store(MAGIC, Ordering::Release);
         Ok(segment)
     }
@@ -272,7 +366,7 @@ impl Segment {
         if len < segment_len(CAPACITY_MIN) || !base.addr().get().is_multiple_of(4096) {
             return Err(SegmentError::Shape);
         }
-        let mut segment = Self { base, capacity: CAPACITY_MIN };
+        let mut segment = Self { base, capacity: CAPACITY_MIN, reach: Reach::Near };
         if segment.header().magic.load(Ordering::Acquire) != MAGIC {
             return Err(SegmentError::Magic);
         }
@@ -285,16 +379,24 @@ impl Segment {
             return Err(SegmentError::Capacity);
         }
         segment.capacity = capacity;
+        if segment.header().far.load(Ordering::Relaxed) != 0 {
+            segment.reach = Reach::Far;
+        }
         Ok(segment)
     }
 
-    /// A segment that this process has opened before, by its place and length.
+    /// A segment that this process has opened before, by its place, length and reach.
     ///
     /// # Safety
     /// `base` and `len` are those of a segment that [`Segment::create`] or [`Segment::open`] accepted and that is still
     /// mapped.
-    pub unsafe fn known(base: NonNull<u8>, len: usize) -> Self {
-        Self { base, capacity: (len - DATA_AT) / 2 }
+    pub unsafe fn known(base: NonNull<u8>, len: usize, reach: Reach) -> Self {
+        Self { base, capacity: (len - DATA_AT) / 2, reach }
+    }
+
+    /// Where the other end is.
+    pub const fn reach(&self) -> Reach {
+        self.reach
     }
 
     /// Where the memory begins.
@@ -328,7 +430,7 @@ impl Segment {
         let direction = unsafe { direction.cast::<Direction>().as_ref() };
         // SAFETY: the segment's length was checked against its capacity.
         let data = unsafe { self.base.add(DATA_AT + index * self.capacity) };
-        Pipe { direction, data, capacity: self.capacity }
+        Pipe { direction, data, capacity: self.capacity, reach: self.reach }
     }
 }
 
@@ -338,6 +440,7 @@ pub struct Pipe<'a> {
     direction: &'a Direction,
     data: NonNull<u8>,
     capacity: usize,
+    reach: Reach,
 }
 
 impl<'a> Pipe<'a> {
@@ -345,9 +448,19 @@ impl<'a> Pipe<'a> {
     ///
     /// # Safety
     /// `data` points at `capacity` bytes, a power of two, that stay valid while the pipe is used.
-    pub unsafe fn from_parts(direction: &'a Direction, data: NonNull<u8>, capacity: usize) -> Self {
+    pub unsafe fn from_parts(
+        direction: &'a Direction,
+        data: NonNull<u8>,
+        capacity: usize,
+        reach: Reach,
+    ) -> Self {
         debug_assert!(capacity.is_power_of_two());
-        Self { direction, data, capacity }
+        Self { direction, data, capacity, reach }
+    }
+
+    /// Whether the other end is on another host.
+    pub const fn is_far(&self) -> bool {
+        matches!(self.reach, Reach::Far)
     }
 
     /// Its words.

@@ -60,7 +60,7 @@ impl World {
     fn pipe<'a>(direction: &'a Direction, memory: &mut Box<[u8; CAPACITY]>) -> Pipe<'a> {
         let data = NonNull::from(&mut **memory).cast();
         // SAFETY: 64 bytes of the world's own.
-        unsafe { Pipe::from_parts(direction, data, CAPACITY) }
+        unsafe { Pipe::from_parts(direction, data, CAPACITY, Reach::Near) }
     }
 
     fn apply(&mut self, step: Move) {
@@ -147,6 +147,7 @@ impl World {
         if self.rx.next(pipe).unwrap() == Next::Empty {
             let drop = match self.rx.settle(pipe).unwrap() {
                 Settled::Quiet { drop } | Settled::Bytes { drop } => drop,
+                Settled::Asked => unreachable!("the other end is near"),
             };
             for _ in 0..drop {
                 assert_eq!(self.tcp.pop_front(), Some(Item::Bell));

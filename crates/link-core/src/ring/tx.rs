@@ -5,6 +5,9 @@ use super::direction::{Bell, LOG, Phase, Record, Refusal};
 use super::segment::Pipe;
 use super::{Broken, Direction};
 
+/// Turns of waiting for a node that rings.
+const RECOVER_TURNS: u32 = 1_000_000;
+
 /// The receiver is reading right now, or too far behind: the phase cannot change at this moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Busy;
@@ -92,12 +95,52 @@ impl Tx {
         Ok(())
     }
 
-    /// From the ring to TCP; the next byte of the direction is the next byte of TCP.
+    /// From the ring to TCP; the next byte of the direction is the next byte of TCP. Not where the other end is far: see
+    /// [`Tx::leave_far`].
     ///
     /// # Errors
     /// [`Busy`]: the receiver is in its critical section, which is short; try again at once.
     pub fn to_tcp(&mut self, dir: &Direction) -> Result<(), Busy> {
         self.back_to_tcp(dir, self.head)
+    }
+
+    /// Whether the beginning of this phase is known at the other host. Before that, TCP must carry nothing: its bytes could be
+    /// taken for those of the phase before.
+    pub fn is_placed(&self, dir: &Direction) -> bool {
+        dir.placed() == self.phase
+    }
+
+    /// From the ring to TCP where the other end is far. The last bell of a ring phase is this side's: `bell` sends one byte
+    /// on TCP and says whether it went out. Without it a receiver that sleeps would not learn of bytes whose bell the node
+    /// cannot send any more.
+    ///
+    /// # Errors
+    /// [`Busy`]: the node rings right now, the beginning of the phase is not placed ([`Tx::is_placed`]), or `bell` failed.
+    pub fn leave_far(&mut self, dir: &Direction, bell: impl FnOnce() -> bool) -> Result<(), Busy> {
+        debug_assert!(self.on_ring());
+        if !self.is_placed(dir) || !dir.intend() {
+            return Err(Busy);
+        }
+        // A receiver that has refused does not sleep for the ring, and may not know bells any more.
+        let rings = dir.refusal() == Refusal::None;
+        if rings && !bell() {
+            dir.intended();
+            return Err(Busy);
+        }
+        // The node has counted its bells here; none can come while we intend.
+        self.tcp = self.tcp.max(dir.bell().end) + u64::from(rings);
+        self.change(dir, self.head);
+        dir.show_tcp(self.tcp);
+        dir.intended();
+        Ok(())
+    }
+
+    fn change(&mut self, dir: &Direction, ring: u64) {
+        let next = self.phase.next();
+        dir.publish(next, Record { tcp: self.tcp, ring });
+        self.phase = next;
+        self.head = ring;
+        dir.set_head(ring);
     }
 
     /// From the ring to TCP, taking back what the receiver has not read: the ring's bytes from `ring` on are to be sent
@@ -111,11 +154,9 @@ impl Tx {
         if !dir.intend() {
             return Err(Busy);
         }
-        let next = self.phase.next();
-        dir.publish(next, Record { tcp: self.tcp, ring });
-        self.phase = next;
-        self.head = ring;
-        dir.set_head(ring);
+        // Where the other end is far, bells are the node's.
+        self.tcp = self.tcp.max(dir.bell().end);
+        self.change(dir, ring);
         dir.intended();
         Ok(())
     }
@@ -181,8 +222,31 @@ impl Tx {
             return Ok(false);
         }
         let end = dir.bell().end;
+        if pipe.is_far() {
+            return self.recover_far(dir, tcp);
+        }
         let missing = end.checked_sub(tcp).filter(|missing| *missing <= 1);
         self.tcp = end;
         missing.map(|missing| missing == 1).ok_or(Broken::Foreign)
+    }
+
+    /// The last bell of the phase may have gone out without its change of phase. Others are the node's.
+    fn recover_far(&mut self, dir: &Direction, tcp: u64) -> Result<bool, Broken> {
+        // The node rings within a few microseconds; if it is no more, neither is the connection.
+        if !(0..RECOVER_TURNS).any(|_| dir.intend()) {
+            return Err(Broken::Foreign);
+        }
+        let end = dir.bell().end;
+        let answer = match tcp.checked_sub(end) {
+            Some(0) => Ok(false),
+            Some(1) => {
+                dir.reset_bell(Bell { end: tcp, rung: true });
+                Ok(false)
+            }
+            _ => Err(Broken::Foreign),
+        };
+        self.tcp = tcp;
+        dir.intended();
+        answer
     }
 }

@@ -97,7 +97,7 @@ pub unsafe extern "C-unwind" fn shutdown(fd: c_int, how: c_int) -> c_int {
 /// connection with a FIN, or with a reset if there is something that nobody read.
 fn before_close(held: &Held, fd: c_int) {
     if held.entries() <= 1 {
-        recv::settle_now(held, fd);
+        recv::settle_last(held, fd);
     }
     if held.is_last() {
         held.say_gone();

@@ -6,9 +6,11 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFla
 use serde::{Deserialize, Serialize};
 use skein_link_core::negotiate::LIST;
 use skein_link_core::ring::host::Memory;
-use skein_link_core::ring::{Hello, Reason, Role};
+use skein_link_core::ring::{Hello, Reach, Reason, Role};
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path as FilePath;
+use std::sync::Arc;
 
 /// The path that bytes take now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,11 +47,52 @@ pub struct Connection {
     pub wakeups: [u64; 2],
 }
 
+/// Connections and bytes since the broker began, those that have ended included. The programs write the figures.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Totals {
+    /// Connections that had shared memory of their own: to programs of this host.
+    pub ring_connections: u64,
+    /// The same, to programs of other hosts.
+    pub light_connections: u64,
+    /// Bytes that went over rings within this host.
+    pub ring_bytes: u64,
+    /// Bytes that went over the light protocol, both directions.
+    pub light_bytes: u64,
+    /// How often a receiver slept and was woken by the kernel.
+    pub wakeups: u64,
+    /// Ends that went back to TCP for good, or were cut, by the reason's word.
+    pub steps_back: BTreeMap<String, u64>,
+}
+
+impl Totals {
+    /// Adds a connection.
+    pub(crate) fn add(&mut self, shared: &Shared) {
+        let segment = shared.memory.segment();
+        let roles = [Role::Low, Role::High];
+        let bytes = roles.map(|role| segment.pipe(role).direction().head());
+        let bytes = bytes[0].saturating_add(bytes[1]);
+        let (connections, sum) = match segment.reach() {
+            Reach::Near => (&mut self.ring_connections, &mut self.ring_bytes),
+            Reach::Far => (&mut self.light_connections, &mut self.light_bytes),
+        };
+        // Counted once it has taken another path than TCP.
+        *connections += u64::from(bytes > 0);
+        *sum = sum.saturating_add(bytes);
+        for role in roles {
+            let sleeps = segment.pipe(role).direction().sleeps();
+            self.wakeups = self.wakeups.saturating_add(sleeps);
+            match segment.header().left(role) {
+                Reason::None => {}
+                reason => *self.steps_back.entry(reason.word().to_owned()).or_default() += 1,
+            }
+        }
+    }
+}
+
 /// What belongs to a connection.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    pub(crate) memory: Memory,
-    pub(crate) light: bool,
+    pub(crate) memory: Arc<Memory>,
 }
 
 pub(crate) fn describe(project: &str, place: &Place, entry: &Entry<Shared>) -> Connection {
@@ -57,7 +100,7 @@ pub(crate) fn describe(project: &str, place: &Place, entry: &Entry<Shared>) -> C
     let header = segment.header();
     let directions = [Role::Low, Role::High].map(|role| segment.pipe(role).direction());
     let on_ring = directions.iter().any(|direction| direction.phase().on_ring());
-    let (path, reason) = match (entry.shared.light, on_ring) {
+    let (path, reason) = match (segment.reach() == Reach::Far, on_ring) {
         (true, true) => (Path::Light, "none"),
         (false, true) => (Path::Ring, "none"),
         (_, false) => (Path::Tcp, why_not(entry)),

@@ -3,7 +3,7 @@
 //! ```text
 //!  library ──ask, with its socket──▶ thread ──▶ table: the same two addresses, network namespace and project?
 //!          ◀──── memory file ───────   │              first: a new segment; second: the same one
-//!                                      └──▶ peer on another host: `Remote`, if it reaches there; else never
+//!                                      └──▶ peer on another host: `Remote`, if it reaches there (`far`); else never
 //! ```
 //!
 //! It is not on the way of any byte between programs of one host: when it ends, connections go on, and new ones stay on
@@ -15,12 +15,13 @@
 //! It keeps no copy of a program's socket: TCP ends when the programs' last descriptor does.
 
 mod error;
+mod far;
 mod list;
 mod serve;
 mod table;
 
 pub use error::BrokerError;
-pub use list::{Connection, Path, connections};
+pub use list::{Connection, Path, Totals, connections};
 pub use table::{End, Place};
 
 use crate::remote::{ConnectionKey, Remote};
@@ -75,6 +76,7 @@ const ORDERS: usize = 16;
 
 pub(crate) enum Order {
     List(mpsc::SyncSender<Vec<Connection>>),
+    Totals(mpsc::SyncSender<Totals>),
     Revoke(Box<dyn Fn(&ConnectionKey) -> bool + Send>, mpsc::SyncSender<usize>),
 }
 
@@ -109,6 +111,14 @@ impl Broker {
     pub fn connections(&self) -> Vec<Connection> {
         let (answer, inbox) = mpsc::sync_channel(1);
         let _ = self.orders.send(Order::List(answer));
+        self.wake();
+        inbox.recv().unwrap_or_default()
+    }
+
+    /// What it has counted since it began.
+    pub fn totals(&self) -> Totals {
+        let (answer, inbox) = mpsc::sync_channel(1);
+        let _ = self.orders.send(Order::Totals(answer));
         self.wake();
         inbox.recv().unwrap_or_default()
     }

@@ -1,9 +1,10 @@
 //! The broker's thread: takes asks, answers them.
 
-use super::list::{Connection, Shared, describe};
+use super::far::{self, Asker as FarAsker, Doorman, Program};
+use super::list::{Connection, Shared, Totals, describe};
 use super::table::{self, End, Place, Table};
 use super::{BrokerConfig, BrokerError, Order};
-use crate::remote::ConnectionKey;
+use crate::remote::{ConnectionKey, Meeting, PROJECT_BYTES_MAX, Remote};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -12,11 +13,11 @@ use rustix::net::{
 };
 use skein_link_core::negotiate::{Answer, Ask, LIST, MESSAGE_LEN};
 use skein_link_core::ring::host::{Memory, network_namespace};
-use skein_link_core::ring::{Hello, Reason, Refusal, Role};
+use skein_link_core::ring::{Hello, Reach, Reason, Refusal, Role};
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -52,6 +53,10 @@ pub(crate) struct Server {
     listeners: Vec<Listener>,
     askers: Vec<Asker>,
     table: Table<Shared>,
+    /// Of the connections that are no more.
+    past: Totals,
+    /// Where connections to other hosts are taken; `None` if there is no way, or the kernel is too old.
+    doorman: Option<Arc<Doorman>>,
     stop: Arc<AtomicBool>,
     orders: Receiver<Order>,
     wake: Arc<OwnedFd>,
@@ -74,7 +79,24 @@ impl Server {
             });
         }
         let table = Table::new(config.connections_max);
-        Ok(Self { config, listeners, askers: Vec::new(), table, stop, orders, wake })
+        let doorman = config.remote.as_ref().and_then(|_| match Doorman::new() {
+            Ok(doorman) => Some(Arc::new(doorman)),
+            Err(error) => {
+                warn!(%error, "connections to other hosts stay on TCP");
+                None
+            }
+        });
+        Ok(Self {
+            config,
+            listeners,
+            askers: Vec::new(),
+            table,
+            past: Totals::default(),
+            doorman,
+            stop,
+            orders,
+            wake,
+        })
     }
 
     pub(crate) fn run(mut self) {
@@ -159,13 +181,13 @@ impl Server {
         if bytes == LIST {
             return self.send_list(&asker);
         }
-        let (Ok(_), Some(socket)) = (Ask::decode(&bytes), socket) else {
+        let (Ok(ask), Some(socket)) = (Ask::decode(&bytes), socket) else {
             debug!("an ask that is none");
             return;
         };
         let pid = sockopt::socket_peercred(&asker.socket)
             .map_or(0, |peer| u32::try_from(peer.pid.as_raw_nonzero().get()).unwrap_or(0));
-        let answer = self.find(asker.project, socket.as_fd(), pid);
+        let answer = self.find(asker.project, socket.as_fd(), pid, ask);
         // Closed before the answer: the program's own close must be the last.
         drop(socket);
         let (answer, file) = match &answer {
@@ -177,31 +199,65 @@ impl Server {
     }
 
     /// The segment for a socket.
-    fn find(&mut self, project: usize, socket: BorrowedFd<'_>, pid: u32) -> Found {
+    fn find(&mut self, project: usize, socket: BorrowedFd<'_>, pid: u32, ask: Ask) -> Found {
         let Some((place, role, local, peer)) = place(project, socket) else {
             return Found::Never;
         };
         let Ok(cookie) = sockopt::socket_cookie(socket) else {
             return Found::Never;
         };
-        if !is_local(local.ip(), peer.ip()) {
-            // To another host goes what the node reaches; the node is not asked for what it does not.
+        let is_near = is_local(local.ip(), peer.ip());
+        let (reach, capacity) =
+            if is_near { (Reach::Near, self.config.capacity) } else { (Reach::Far, far::CAPACITY) };
+        let far = if is_near { None } else { self.way_to(peer, project) };
+        if !is_near && far.is_none() {
             return Found::Never;
         }
-        let capacity = self.config.capacity;
-        let make = || Memory::create(capacity).map(|memory| Shared { memory, light: false });
-        match self.table.ask(place, role, End { cookie, pid }, make) {
-            Ok(Some(entry)) => match rustix::io::fcntl_dupfd_cloexec(entry.shared.memory.file(), 0)
-            {
-                Ok(file) => Found::Segment(role, file),
-                Err(_) => Found::Later,
-            },
-            Ok(None) => Found::Later,
+        if let Some(former) = self.table.supersede(&place, role, cookie) {
+            self.past.add(&former.shared);
+        }
+        let mut fresh = false;
+        let make = || {
+            fresh = true;
+            Memory::create(capacity, reach).map(|memory| Shared { memory: Arc::new(memory) })
+        };
+        let memory = match self.table.ask(place.clone(), role, End { cookie, pid }, make) {
+            Ok(Some(entry)) => Arc::clone(&entry.shared.memory),
+            Ok(None) => return Found::Later,
             Err(error) => {
                 warn!(%error, "no memory for a connection");
-                Found::Later
+                return Found::Later;
+            }
+        };
+        if !fresh && memory.segment().header().hello(role) != Hello::None {
+            // A program that was started with this socket. What the one before it agreed is its own.
+            return Found::Never;
+        }
+        let Ok(file) = rustix::io::fcntl_dupfd_cloexec(memory.file(), 0) else {
+            return Found::Later;
+        };
+        if let Some((doorman, remote)) = far.filter(|_| fresh) {
+            let fd = RawFd::try_from(ask.fd).unwrap_or(-1);
+            match Program::new(memory, &FarAsker { socket, pid, fd, role }, &doorman) {
+                Ok(program) => {
+                    let project = self.listeners[project].name.clone();
+                    remote.open(Meeting { project, key: place.key }, peer, Box::new(program));
+                }
+                Err(error) => {
+                    debug!(%error, "a program's socket cannot be had when it is needed");
+                    self.table.remove(&place);
+                    return Found::Never;
+                }
             }
         }
+        Found::Segment(role, file)
+    }
+
+    /// What takes a connection to another host, if anything does.
+    fn way_to(&self, peer: SocketAddr, project: usize) -> Option<(Arc<Doorman>, Arc<dyn Remote>)> {
+        let remote = self.config.remote.as_ref().filter(|remote| remote.reaches(peer))?;
+        let fits = self.listeners[project].name.len() <= PROJECT_BYTES_MAX;
+        Some((self.doorman.clone().filter(|_| fits)?, Arc::clone(remote)))
     }
 
     fn list(&self, project: Option<usize>) -> Vec<Connection> {
@@ -230,6 +286,11 @@ impl Server {
             Order::List(answer) => {
                 let _ = answer.send(self.list(None));
             }
+            Order::Totals(answer) => {
+                let mut totals = self.past.clone();
+                self.table.iter().for_each(|(_, entry)| totals.add(&entry.shared));
+                let _ = answer.send(totals);
+            }
             Order::Revoke(forbidden, answer) => {
                 let mut count = 0;
                 for (place, entry) in self.table.iter() {
@@ -249,13 +310,21 @@ impl Server {
         for asker in &mut self.askers {
             asker.old = true;
         }
-        self.table.retain(|_, entry| {
+        let past = &mut self.past;
+        self.table.retain(|entry| {
             let header = entry.shared.memory.segment().header();
             let gone = |role: Role, end: &Option<End>| match end {
                 None => true,
                 Some(end) => header.hello(role) == Hello::Gone || !is_alive(end.pid),
             };
-            !(gone(Role::Low, &entry.ends[0]) && gone(Role::High, &entry.ends[1]))
+            // The node looks by itself after the programs whose peers are far.
+            let is_carried = Arc::strong_count(&entry.shared.memory) > 1;
+            let keeps = is_carried
+                || !(gone(Role::Low, &entry.ends[0]) && gone(Role::High, &entry.ends[1]));
+            if !keeps {
+                past.add(&entry.shared);
+            }
+            keeps
         });
     }
 }

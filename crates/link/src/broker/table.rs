@@ -63,9 +63,13 @@ impl<T> Table<T> {
         Self { entries: HashMap::new(), limit }
     }
 
-    /// An end asks. If the connection is known and this end's socket is the one that is known, or new there, it joins;
-    /// if another socket had this end before, the addresses were used again and the entry is a new connection's. `make`
-    /// is called for new entries.
+    /// Forgets the connection of a place if another socket than this one had the end before: the addresses were used again.
+    pub(crate) fn supersede(&mut self, place: &Place, role: Role, cookie: u64) -> Option<Entry<T>> {
+        let known = self.entries.get(place).and_then(|entry| entry.ends[index(role)])?;
+        if known.cookie == cookie { None } else { self.entries.remove(place) }
+    }
+
+    /// An end asks, after [`Table::supersede`]: it joins the connection of its place. `make` is called for a new one.
     ///
     /// # Errors
     /// `make`'s. `Ok(None)`: the table is full.
@@ -76,10 +80,6 @@ impl<T> Table<T> {
         end: End,
         make: impl FnOnce() -> Result<T, E>,
     ) -> Result<Option<&mut Entry<T>>, E> {
-        let known = self.entries.get(&place).and_then(|entry| entry.ends[index(role)]);
-        if known.is_some_and(|known| known.cookie != end.cookie) {
-            self.entries.remove(&place);
-        }
         if !self.entries.contains_key(&place) {
             if self.entries.len() >= self.limit {
                 return Ok(None);
@@ -94,14 +94,19 @@ impl<T> Table<T> {
         Ok(entry)
     }
 
+    /// Forgets a connection.
+    pub(crate) fn remove(&mut self, place: &Place) {
+        self.entries.remove(place);
+    }
+
     /// All entries.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&Place, &Entry<T>)> {
         self.entries.iter()
     }
 
     /// Drops entries that are not to be kept.
-    pub(crate) fn retain(&mut self, mut keep: impl FnMut(&Place, &mut Entry<T>) -> bool) {
-        self.entries.retain(|place, entry| keep(place, entry));
+    pub(crate) fn retain(&mut self, mut keep: impl FnMut(&mut Entry<T>) -> bool) {
+        self.entries.retain(|_, entry| keep(entry));
     }
 }
 
@@ -117,6 +122,7 @@ mod tests {
 
     fn ask(table: &mut Table<u32>, port: u16, role: Role, cookie: u64, made: u32) -> Option<u32> {
         let end = End { cookie, pid: 1 };
+        table.supersede(&place(port), role, cookie);
         let entry = table.ask(place(port), role, end, || Ok::<_, ()>(made)).unwrap();
         entry.map(|entry| entry.shared)
     }

@@ -36,7 +36,13 @@ pub struct NodeConfig {
     pub spin_max: Duration,
     /// Whether Ethernet is tried besides UDP. Needs CAP_NET_RAW.
     pub ethernet: Ethernet,
+    /// How long one end of a connection waits for the other: until then its program stays on TCP, and afterwards too.
+    pub meet_within: Duration,
 }
+
+/// The two ends of a connection move about as many bytes, but count calls of their own: one that speaks seldom takes minutes
+/// to ask. A waiting end costs its segment.
+const MEET_WITHIN: Duration = Duration::from_secs(300);
 
 /// Whether to use the carrier straight on Ethernet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,8 +65,14 @@ impl NodeConfig {
             check: Check::Carrier,
             spin_max: if several { Duration::from_micros(20) } else { Duration::ZERO },
             ethernet: Ethernet::Probe,
+            meet_within: MEET_WITHIN,
         }
     }
+}
+
+/// The key of a secret of any length: its SHA-256.
+pub fn shared_key(secret: &[u8]) -> Key {
+    Key::new(Sha256::digest(secret).into())
 }
 
 /// The id of a node in the protocol: the first 64 bits of its name's SHA-256.

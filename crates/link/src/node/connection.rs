@@ -1,8 +1,8 @@
 //! One program's connection: from its ring to a channel and back.
 
-use super::frame::{BYTES_HEAD, Decoder, Frame, bytes_head};
+use super::frame::{BYTES_HEAD, Decoder, Frame, HEAD_MAX, bytes_head};
 use super::hub::{Hub, PeerIndex};
-use crate::remote::{ConnectionKey, Local, Outgoing, Switch, Written};
+use crate::remote::{ConnectionKey, Local, Meeting, Note, Outgoing, PROJECT_BYTES_MAX};
 use rustix::event::epoll;
 use skein_link_core::light::ChannelId;
 use std::io;
@@ -11,8 +11,6 @@ use std::os::fd::OwnedFd;
 
 /// What is taken from a ring at a time: a train of segments.
 const PIECE: usize = 64 * 1024;
-/// Kept free in a channel for what must not wait: bells and ends.
-const RESERVE: usize = 64;
 /// Less room than this is not worth reading for.
 const ROOM_MIN: usize = 1500;
 
@@ -50,39 +48,31 @@ pub(super) enum Broken {
 }
 
 pub(super) struct Connection {
-    pub(super) key: ConnectionKey,
+    pub(super) meeting: Meeting,
     pub(super) peer: PeerIndex,
     pub(super) phase: Phase,
     local: Box<dyn Local>,
     decoder: Decoder,
-    /// A change of path for which the program had no room yet.
-    switch: Option<Switch>,
-    owes_bell: bool,
-    ended_here: bool,
-    ended_there: bool,
+    /// A word that the program's end could not take yet.
+    note: Option<Note>,
     piece: Vec<u8>,
-    is_registered: bool,
 }
 
 impl Connection {
     pub(super) fn new(
-        key: ConnectionKey,
+        meeting: Meeting,
         peer: PeerIndex,
         phase: Phase,
         local: Box<dyn Local>,
     ) -> Self {
         Self {
-            key,
+            meeting,
             peer,
             phase,
             local,
             decoder: Decoder::default(),
-            switch: None,
-            owes_bell: false,
-            ended_here: false,
-            ended_there: false,
+            note: None,
             piece: Vec::new(),
-            is_registered: false,
         }
     }
 
@@ -101,15 +91,21 @@ impl Connection {
         }
     }
 
-    /// Asks to be woken through `wakes`, under the number `id`, when the program has something; `false` if it has already.
-    pub(super) fn listen(&mut self, wakes: &OwnedFd, id: u64) -> Result<bool, Broken> {
-        if !self.is_registered {
-            let data = epoll::EventData::new_u64(id);
-            epoll::add(wakes, self.local.wake(), data, epoll::EventFlags::IN)
-                .map_err(|errno| Broken::Program(errno.into()))?;
-            self.is_registered = true;
-        }
-        Ok(self.local.arm())
+    /// Asks to be woken through `wakes`, under the number `id`, from [`Connection::listen`] on.
+    pub(super) fn register(&self, wakes: &OwnedFd, id: u64) -> Result<(), Broken> {
+        let data = epoll::EventData::new_u64(id);
+        epoll::add(wakes, self.local.wake(), data, epoll::EventFlags::IN)
+            .map_err(|errno| Broken::Program(errno.into()))
+    }
+
+    /// Asks to be woken when the program has something; `false` if it has already.
+    pub(super) fn listen(&mut self) -> bool {
+        self.note.is_none() && self.local.arm()
+    }
+
+    /// Whether its program is gone before the other one came.
+    pub(super) fn is_forlorn(&self) -> bool {
+        !matches!(self.phase, Phase::Joined(_)) && self.local.is_over()
     }
 
     /// Both ends are there.
@@ -122,7 +118,7 @@ impl Connection {
     pub(super) fn feed(&mut self, input: &[u8]) -> Result<usize, Broken> {
         let mut used = 0;
         loop {
-            if !self.give_switch()? {
+            if !self.give_note()? {
                 return Ok(used);
             }
             let (frame, taken) = self.decoder.next(&input[used..]).map_err(|_| Broken::Nonsense)?;
@@ -131,35 +127,27 @@ impl Connection {
                 None if taken == 0 => return Ok(used),
                 None => {}
                 Some(Frame::Bytes(bytes)) => {
-                    let written = self.local.write(bytes).map_err(Broken::Program)?;
-                    let (Written::Quiet(kept) | Written::Bell(kept)) = written;
-                    self.owes_bell |= matches!(written, Written::Bell(_));
+                    let kept = self.local.write(bytes).map_err(Broken::Program)?;
                     if kept < bytes.len() {
                         self.decoder.give_back(bytes.len() - kept);
                         return Ok(used - (bytes.len() - kept));
                     }
                 }
-                Some(Frame::Switch(switch)) => self.switch = Some(switch),
+                Some(Frame::Note(note)) => self.note = Some(note),
                 Some(Frame::Joined) => match self.phase {
                     Phase::Calling(channel) => self.join(channel)?,
                     Phase::Waiting | Phase::Joined(_) => return Err(Broken::Nonsense),
                 },
-                // A broken TCP connection is the program's to notice.
-                Some(Frame::Bell) => drop(self.local.ring_bell()),
-                Some(Frame::End) => {
-                    self.ended_there = true;
-                    self.local.end().map_err(Broken::Program)?;
-                }
             }
         }
     }
 
-    /// Tells the program of a change of path that waits; `false` if it has no room for it.
-    fn give_switch(&mut self) -> Result<bool, Broken> {
-        let Some(switch) = self.switch else { return Ok(true) };
-        match self.local.switch(switch) {
+    /// Tells the program's end what waits for it; `false` if it cannot take it now.
+    fn give_note(&mut self) -> Result<bool, Broken> {
+        let Some(note) = self.note else { return Ok(true) };
+        match self.local.tell(note) {
             Ok(()) => {
-                self.switch = None;
+                self.note = None;
                 Ok(true)
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
@@ -174,14 +162,10 @@ impl Connection {
         if !matches!(self.phase, Phase::Joined(_)) {
             return Ok(found);
         }
-        if self.owes_bell && self.say(hub, channel, Frame::Bell)? {
-            self.owes_bell = false;
+        if self.send(hub, channel)? {
             found = Found::Work;
         }
-        if !self.ended_here && self.send(hub, channel)? {
-            found = Found::Work;
-        }
-        if self.ended_here && self.ended_there && !self.owes_bell {
+        if self.local.is_over() {
             hub.session(self.peer).finish(channel).map_err(|_| Broken::Channel)?;
             return Ok(Found::Over);
         }
@@ -198,11 +182,12 @@ impl Connection {
             let (first, second) =
                 hub.session(peer).readable(channel).map_err(|_| Broken::Channel)?;
             let piece = if first.is_empty() { second } else { first };
-            if piece.is_empty() && self.switch.is_none() {
+            if piece.is_empty() && self.note.is_none() {
                 return Ok(found);
             }
+            let waited = self.note.is_some();
             let used = self.feed(piece)?;
-            if used == 0 {
+            if used == 0 && self.note.is_some() == waited {
                 return Ok(found);
             }
             found = Found::Work;
@@ -210,62 +195,56 @@ impl Connection {
         }
     }
 
-    /// Says something short; `false` if there is no room.
-    fn say(&self, hub: &mut Hub, channel: ChannelId, frame: Frame<'_>) -> Result<bool, Broken> {
-        let (head, length) = frame.head();
-        let session = hub.session(self.peer);
-        let (room, _) = session.room(channel).map_err(|_| Broken::Channel)?;
-        if room < length {
-            return Ok(false);
-        }
-        session.write(channel, &head[..length]).map_err(|_| Broken::Channel)?;
-        Ok(true)
-    }
-
-    /// Sends what the program has written; whether there was anything.
+    /// Sends what the program has written, and what its end has to say; whether there was anything.
     fn send(&mut self, hub: &mut Hub, channel: ChannelId) -> Result<bool, Broken> {
         let session = hub.session(self.peer);
-        let (room, _) = session.room(channel).map_err(|_| Broken::Channel)?;
-        if room < ROOM_MIN {
-            return Ok(false);
-        }
-        let length = (room - RESERVE - BYTES_HEAD).min(PIECE);
-        self.piece.resize(BYTES_HEAD + PIECE, 0);
-        let into = &mut self.piece[BYTES_HEAD..][..length];
-        match self.local.read(into).map_err(Broken::Program)? {
-            Outgoing::Bytes(count) => {
-                let count = count.min(length);
-                self.piece[..BYTES_HEAD].copy_from_slice(&bytes_head(count));
-                let piece = &self.piece[..BYTES_HEAD + count];
-                session.write(channel, piece).map_err(|_| Broken::Channel)?;
-                Ok(true)
+        let mut any = false;
+        loop {
+            let (room, _) = session.room(channel).map_err(|_| Broken::Channel)?;
+            if room < ROOM_MIN {
+                return Ok(any);
             }
-            Outgoing::Switch(switch) => self.say(hub, channel, Frame::Switch(switch)),
-            Outgoing::Empty => Ok(false),
-            Outgoing::End => {
-                self.ended_here = self.say(hub, channel, Frame::End)?;
-                Ok(true)
+            let length = (room - BYTES_HEAD).min(PIECE);
+            self.piece.resize(BYTES_HEAD + PIECE, 0);
+            let into = &mut self.piece[BYTES_HEAD..][..length];
+            match self.local.read(into).map_err(Broken::Program)? {
+                Outgoing::Bytes(count) => {
+                    let count = count.min(length);
+                    self.piece[..BYTES_HEAD].copy_from_slice(&bytes_head(count));
+                    let piece = &self.piece[..BYTES_HEAD + count];
+                    session.write(channel, piece).map_err(|_| Broken::Channel)?;
+                    return Ok(true);
+                }
+                Outgoing::Note(note) => {
+                    // There is room: `ROOM_MIN` is far more than a head.
+                    const { assert!(HEAD_MAX < ROOM_MIN) };
+                    let (head, length) = Frame::Note(note).head();
+                    session.write(channel, &head[..length]).map_err(|_| Broken::Channel)?;
+                    any = true;
+                }
+                Outgoing::Empty => return Ok(any),
             }
         }
     }
 }
 
 /// What a node gives with a channel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Opening {
     /// A connection of two programs.
-    Connection(ConnectionKey),
+    Connection(Meeting),
     /// A stream that is thrown away: it only shows how fast a way is.
     Race,
 }
 
 impl Opening {
+    /// As bytes: kind, the two addresses, the project's name.
     pub(super) fn write(&self) -> Vec<u8> {
         match self {
             Self::Race => vec![2],
-            Self::Connection(key) => {
-                let mut bytes = vec![1];
-                for address in [key.low, key.high] {
+            Self::Connection(meeting) => {
+                let mut bytes = vec![3];
+                for address in [meeting.key.low, meeting.key.high] {
                     match address.ip() {
                         IpAddr::V4(ip) => {
                             bytes.push(4);
@@ -278,6 +257,7 @@ impl Opening {
                     }
                     bytes.extend_from_slice(&address.port().to_be_bytes());
                 }
+                bytes.extend_from_slice(meeting.project.as_bytes());
                 bytes
             }
         }
@@ -286,11 +266,13 @@ impl Opening {
     pub(super) fn read(bytes: &[u8]) -> Option<Self> {
         match bytes.split_first()? {
             (2, []) => Some(Self::Race),
-            (1, rest) => {
+            (3, rest) => {
                 let (low, rest) = read_address(rest)?;
                 let (high, rest) = read_address(rest)?;
-                let ordered = rest.is_empty() && low <= high;
-                ordered.then_some(Self::Connection(ConnectionKey { low, high }))
+                let project = std::str::from_utf8(rest).ok()?.to_owned();
+                let fits = low <= high && project.len() <= PROJECT_BYTES_MAX;
+                let key = ConnectionKey { low, high };
+                fits.then_some(Self::Connection(Meeting { project, key }))
             }
             _ => None,
         }
@@ -322,10 +304,11 @@ mod tests {
     fn openings_survive() {
         let address = |text: &str| text.parse::<SocketAddr>().expect("an address");
         for (one, other) in [("10.0.0.1:80", "10.0.0.2:4000"), ("[fd00::1]:80", "10.0.0.2:4000")] {
-            let opening = Opening::Connection(ConnectionKey::new(address(one), address(other)));
+            let key = ConnectionKey::new(address(one), address(other));
+            let opening = Opening::Connection(Meeting { project: "search".to_owned(), key });
             let bytes = opening.write();
             assert_eq!(Opening::read(&bytes), Some(opening));
-            for cut in 0..bytes.len() {
+            for cut in 0..bytes.len() - "search".len() {
                 assert_eq!(Opening::read(&bytes[..cut]), None);
             }
         }

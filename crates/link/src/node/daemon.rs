@@ -8,7 +8,7 @@ use super::path::{Choice, Interfaces, PROOF_WITHIN};
 use super::spin::Spin;
 use super::status::{PeerStatus, Shared};
 use crate::carrier::{Address, CarrierError, Udp};
-use crate::remote::{ConnectionKey, Local};
+use crate::remote::{Local, Meeting};
 use rustix::event::epoll;
 use rustix::io::Errno;
 use skein_link_core::light::{ChannelId, Config, Event, Moment, ResetReason};
@@ -18,8 +18,6 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Duration;
 
-/// How long one end of a connection waits for the other: until then its program stays on TCP, and afterwards too.
-const MEET_WITHIN: Duration = Duration::from_secs(10);
 /// 1024: connections of a peer whose program has not reached our broker yet; more are refused and stay on TCP.
 const PARKED_MAX: usize = 1024;
 /// How often the status is written down.
@@ -36,7 +34,7 @@ const WAKES: usize = 64;
 
 /// What the broker asks for.
 pub(super) enum Command {
-    Open { key: ConnectionKey, peer: PeerIndex, local: Box<dyn Local> },
+    Open { meeting: Meeting, peer: PeerIndex, local: Box<dyn Local> },
     Stop,
 }
 
@@ -58,10 +56,12 @@ pub(super) struct Daemon {
     wakes: OwnedFd,
     connections: BTreeMap<u64, Connection>,
     next_connection: u64,
-    by_key: HashMap<ConnectionKey, u64>,
+    by_meeting: HashMap<Meeting, u64>,
     by_channel: HashMap<(PeerIndex, ChannelId), u64>,
     waiting: BTreeMap<u64, Moment>,
-    parked: HashMap<ConnectionKey, Parked>,
+    parked: HashMap<Meeting, Parked>,
+    meet_within: Duration,
+    /// Channels of which everything that comes is thrown away: races, and connections that are over.
     races: BTreeSet<(PeerIndex, ChannelId)>,
     /// Connections that may have something to do.
     active: BTreeSet<u64>,
@@ -110,10 +110,11 @@ impl Daemon {
             wakes,
             connections: BTreeMap::new(),
             next_connection: 0,
-            by_key: HashMap::new(),
+            by_meeting: HashMap::new(),
             by_channel: HashMap::new(),
             waiting: BTreeMap::new(),
             parked: HashMap::new(),
+            meet_within: config.meet_within,
             races: BTreeSet::new(),
             active: BTreeSet::new(),
             spin: Spin::new(config.spin_max),
@@ -132,13 +133,11 @@ impl Daemon {
         let mut idle_since: Option<Moment> = None;
         let mut rounds = 0_u32;
         loop {
-            let worked = self.round();
+            let Some(commanded) = self.obey() else { return self.stop() };
+            let worked = self.round() | commanded;
             rounds = rounds.wrapping_add(1);
             if rounds.is_multiple_of(ROUNDS_PER_LOOK) {
                 self.note_wakes();
-            }
-            if self.commands_end() {
-                return self.stop();
             }
             let now = self.hub.now();
             if worked {
@@ -268,17 +267,19 @@ impl Daemon {
             Some(Opening::Race) => {
                 self.races.insert((peer, channel));
             }
-            Some(Opening::Connection(key)) => {
-                let id = self.by_key.get(&key).copied();
+            Some(Opening::Connection(meeting)) => {
+                let id = self.by_meeting.get(&meeting).copied();
                 let met = id.filter(|id| {
                     let connection = self.connections.get(id);
                     connection.is_some_and(|c| c.peer == peer && c.phase == Phase::Waiting)
                 });
                 match met {
                     Some(id) => self.meet(id, peer, channel),
-                    None if self.parked.len() < PARKED_MAX && !self.parked.contains_key(&key) => {
-                        let parked = Parked { peer, channel, until: now + MEET_WITHIN };
-                        self.parked.insert(key, parked);
+                    None if self.parked.len() < PARKED_MAX
+                        && !self.parked.contains_key(&meeting) =>
+                    {
+                        let parked = Parked { peer, channel, until: now + self.meet_within };
+                        self.parked.insert(meeting, parked);
                     }
                     None => self.hub.session(peer).reset(channel, ResetReason::Refused, now),
                 }
@@ -328,7 +329,9 @@ impl Daemon {
                 Ok(Found::Nothing) => {}
                 Ok(Found::Over) => {
                     any = true;
-                    drop(self.remove(id));
+                    let over = self.remove(id);
+                    // What the other end may still say is of no use to anybody.
+                    self.races.extend(over.and_then(|c| Some((c.peer, c.channel()?))));
                 }
                 Err(why) => self.broken.push((id, why)),
             }
@@ -355,8 +358,10 @@ impl Daemon {
 
     /// Whoever has waited too long for the other end stays on TCP.
     fn end_waiting(&mut self, now: Moment) {
-        let late: Vec<u64> =
-            self.waiting.iter().filter(|(_, until)| **until <= now).map(|(id, _)| *id).collect();
+        let connections = &self.connections;
+        let is_forlorn = |id| connections.get(id).is_some_and(Connection::is_forlorn);
+        let late = self.waiting.iter().filter(|(id, until)| **until <= now || is_forlorn(id));
+        let late: Vec<u64> = late.map(|(id, _)| *id).collect();
         for id in late {
             self.waiting.remove(&id);
             let met = |connection: &Connection| matches!(connection.phase, Phase::Joined(_));
@@ -377,42 +382,50 @@ impl Daemon {
         });
     }
 
-    /// Takes commands; `true` when the node shall stop.
-    fn commands_end(&mut self) -> bool {
+    /// Takes commands, before a round, which sends what they bring: whether there were any. `None`: the node shall stop.
+    fn obey(&mut self) -> Option<bool> {
+        let mut any = false;
         loop {
             match self.commands.try_recv() {
-                Ok(Command::Open { key, peer, local }) => self.open(key, peer, local),
-                Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return true,
-                Err(TryRecvError::Empty) => return false,
+                Ok(Command::Open { meeting, peer, local }) => self.open(meeting, peer, local),
+                Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return None,
+                Err(TryRecvError::Empty) => return Some(any),
             }
+            any = true;
         }
     }
 
     /// A program here has its end of a connection.
-    fn open(&mut self, key: ConnectionKey, peer: PeerIndex, local: Box<dyn Local>) {
+    fn open(&mut self, meeting: Meeting, peer: PeerIndex, local: Box<dyn Local>) {
         let now = self.hub.now();
         // The same two addresses again while the former connection drains: stays on TCP.
-        if self.by_key.contains_key(&key) {
+        if self.by_meeting.contains_key(&meeting) {
             return;
         }
         let calls = self.smaller.get(&peer).copied().unwrap_or(false);
-        let phase = match calls {
-            true => match self.hub.session(peer).open(&Opening::Connection(key).write()) {
+        let phase = if calls {
+            let opening = Opening::Connection(meeting.clone()).write();
+            match self.hub.session(peer).open(&opening) {
                 Ok(channel) => Phase::Calling(channel),
                 Err(_) => return,
-            },
-            false => Phase::Waiting,
+            }
+        } else {
+            Phase::Waiting
         };
         let id = self.next_connection;
-        let connection = Connection::new(key, peer, phase, local);
         self.next_connection += 1;
+        let parked = self.parked.remove(&meeting);
+        self.by_meeting.insert(meeting.clone(), id);
+        let connection = Connection::new(meeting, peer, phase, local);
+        if let Err(why) = connection.register(&self.wakes, id) {
+            self.broken.push((id, why));
+        }
         if let Some(channel) = connection.channel() {
             self.by_channel.insert((peer, channel), id);
         }
-        self.by_key.insert(key, id);
         self.connections.insert(id, connection);
-        self.waiting.insert(id, now + MEET_WITHIN);
-        if let Some(parked) = self.parked.remove(&key) {
+        self.waiting.insert(id, now + self.meet_within);
+        if let Some(parked) = parked {
             if parked.peer == peer && !calls {
                 self.meet(id, peer, parked.channel);
             } else {
@@ -423,13 +436,13 @@ impl Daemon {
 
     fn remove(&mut self, id: u64) -> Option<Connection> {
         let connection = self.connections.remove(&id)?;
-        self.by_key.remove(&connection.key);
+        self.by_meeting.remove(&connection.meeting);
         if let Some(channel) = connection.channel() {
             self.by_channel.remove(&(connection.peer, channel));
         }
         self.waiting.remove(&id);
         self.active.remove(&id);
-        // It is in the set only if it has ever slept.
+        // A descriptor that could not be registered cannot be removed.
         let _ = epoll::delete(&self.wakes, connection.wake());
         Some(connection)
     }
@@ -443,16 +456,11 @@ impl Daemon {
                 // Its program is not listened to before the other one is there.
                 continue;
             }
-            match connection.listen(&self.wakes, id) {
-                Ok(true) => {}
-                Ok(false) => {
-                    all_armed = false;
-                    self.active.insert(id);
-                }
-                Err(why) => self.broken.push((id, why)),
+            if !connection.listen() {
+                all_armed = false;
+                self.active.insert(id);
             }
         }
-        self.end_broken();
         if !all_armed {
             return;
         }
@@ -474,8 +482,15 @@ impl Daemon {
         let zero = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
         let mut events: Vec<epoll::Event> = Vec::with_capacity(WAKES);
         let spare = rustix::buffer::spare_capacity(&mut events);
-        if epoll::wait(&self.wakes, spare, Some(&zero)).is_ok() {
-            self.active.extend(events.iter().map(|event| event.data.u64()));
+        if epoll::wait(&self.wakes, spare, Some(&zero)).is_err() {
+            return;
+        }
+        for event in &events {
+            let id = event.data.u64();
+            if let Some(connection) = self.connections.get_mut(&id) {
+                connection.local().woken();
+                self.active.insert(id);
+            }
         }
     }
 

@@ -4,16 +4,27 @@
 //! | --- | --- | --- |
 //! | 1 | joined: the other end is there as well | none |
 //! | 2 | bytes of the program | length 4, then so many |
-//! | 3 | a change of path | phase 4, place in the TCP stream 8, place in the ring 8 |
-//! | 4 | a bell is wanted | none |
-//! | 5 | the end of this direction | none |
+//! | 3 | `Switch` | phase 4, place in the TCP stream 8, place in the ring 8 |
+//! | 4 | `Bell` | phase 4 |
+//! | 5 | `End` | none |
+//! | 6 | `Counts` | none |
+//! | 7 | `Placed` | phase 4 |
+//! | 8 | `Took` | place in the ring 8, phase 4 |
+//! | 9 | `Rung`, it was sent | phase 4, place in the TCP stream 8 |
+//! | 10 | `Rung`, it was not | phase 4 |
+//! | 11 | `Refused`: no more | none |
+//! | 12 | `Refused`: what was not read comes again on TCP | none |
+//! | 13 | `Calm` | none |
+//! | 14 | `Doubts` | none |
+//! | 15 | `Gone` | none |
 //!
-//! Numbers are in network order.
+//! The words are [`Note`]s. Numbers are in network order.
 
-use crate::remote::Switch;
+use crate::remote::Note;
+use skein_link_core::ring::{Phase, Record, Refusal};
 
 /// Bytes of the longest head.
-const HEAD_MAX: usize = 21;
+pub(crate) const HEAD_MAX: usize = 21;
 /// Bytes in front of a piece of the stream.
 pub(crate) const BYTES_HEAD: usize = 5;
 
@@ -23,41 +34,66 @@ pub(crate) enum Frame<'a> {
     Joined,
     /// Some of the program's bytes; the rest of a piece comes later.
     Bytes(&'a [u8]),
-    Switch(Switch),
-    Bell,
-    End,
+    Note(Note),
+}
+
+/// Writes a head.
+#[derive(Default)]
+struct Head {
+    bytes: [u8; HEAD_MAX],
+    length: usize,
+}
+
+impl Head {
+    fn put(mut self, bytes: &[u8]) -> Self {
+        self.bytes[self.length..][..bytes.len()].copy_from_slice(bytes);
+        self.length += bytes.len();
+        self
+    }
+
+    fn kind(kind: u8) -> Self {
+        Self::default().put(&[kind])
+    }
+
+    fn phase(self, phase: Phase) -> Self {
+        self.put(&phase.0.to_be_bytes())
+    }
+
+    fn place(self, place: u64) -> Self {
+        self.put(&place.to_be_bytes())
+    }
+}
+
+fn head_of(note: &Note) -> Head {
+    match note {
+        Note::Switch { phase, record } => {
+            Head::kind(3).phase(*phase).place(record.tcp).place(record.ring)
+        }
+        Note::Bell(phase) => Head::kind(4).phase(*phase),
+        Note::End => Head::kind(5),
+        Note::Counts => Head::kind(6),
+        Note::Placed(phase) => Head::kind(7).phase(*phase),
+        Note::Took { tail, seen } => Head::kind(8).place(*tail).phase(*seen),
+        Note::Rung { phase, end: Some(end) } => Head::kind(9).phase(*phase).place(*end),
+        Note::Rung { phase, end: None } => Head::kind(10).phase(*phase),
+        // Nobody says that he wants the ring again.
+        Note::Refused(Refusal::None | Refusal::NoMore) => Head::kind(11),
+        Note::Refused(Refusal::Recall) => Head::kind(12),
+        Note::Calm => Head::kind(13),
+        Note::Doubts => Head::kind(14),
+        Note::Gone => Head::kind(15),
+    }
 }
 
 impl Frame<'_> {
     /// What goes on the channel, and how much of it. Bytes are preceded by [`bytes_head`] instead.
     pub(crate) fn head(&self) -> ([u8; HEAD_MAX], usize) {
-        let mut head = [0; HEAD_MAX];
-        let length = match self {
-            Self::Joined => {
-                head[0] = 1;
-                1
-            }
-            Self::Bytes(bytes) => {
-                head[..BYTES_HEAD].copy_from_slice(&bytes_head(bytes.len()));
-                BYTES_HEAD
-            }
-            Self::Switch(switch) => {
-                head[0] = 3;
-                head[1..5].copy_from_slice(&switch.phase.to_be_bytes());
-                head[5..13].copy_from_slice(&switch.tcp.to_be_bytes());
-                head[13..21].copy_from_slice(&switch.ring.to_be_bytes());
-                HEAD_MAX
-            }
-            Self::Bell => {
-                head[0] = 4;
-                1
-            }
-            Self::End => {
-                head[0] = 5;
-                1
-            }
+        let head = match self {
+            Self::Joined => Head::kind(1),
+            Self::Bytes(bytes) => Head::default().put(&bytes_head(bytes.len())),
+            Self::Note(note) => head_of(note),
         };
-        (head, length)
+        (head.bytes, head.length)
     }
 }
 
@@ -117,37 +153,44 @@ impl Decoder {
 
     fn head_length(&self) -> Result<usize, Nonsense> {
         Ok(match (self.filled, self.head[0]) {
-            (0, _) | (_, 1 | 4 | 5) => 1,
-            (_, 2) => BYTES_HEAD,
+            (0, _) | (_, 1 | 5 | 6 | 11..=15) => 1,
+            (_, 2 | 4 | 7 | 10) => BYTES_HEAD,
             (_, 3) => HEAD_MAX,
+            (_, 8 | 9) => 13,
             _ => return Err(Nonsense),
         })
     }
 
     /// The frame whose head is complete; `None` for bytes, which follow.
     fn complete(&mut self) -> Option<Frame<'static>> {
-        let [kind, rest @ ..] = &self.head;
-        match kind {
-            1 => Some(Frame::Joined),
+        let number = |from: usize, to: usize| {
+            self.head[from..to].iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte))
+        };
+        let phase = |from: usize| Phase(number(from, from + 4) as u32);
+        let note = match self.head[0] {
+            1 => return Some(Frame::Joined),
             3 => {
-                let [a, b, c, d, tail @ ..] = rest;
-                let (tcp, ring) = tail.split_at(8);
-                let number =
-                    |bytes: &[u8]| bytes.iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte));
-                Some(Frame::Switch(Switch {
-                    phase: u32::from_be_bytes([*a, *b, *c, *d]),
-                    tcp: number(tcp),
-                    ring: number(ring),
-                }))
+                let record = Record { tcp: number(5, 13), ring: number(13, 21) };
+                Note::Switch { phase: phase(1), record }
             }
-            4 => Some(Frame::Bell),
-            5 => Some(Frame::End),
+            4 => Note::Bell(phase(1)),
+            5 => Note::End,
+            6 => Note::Counts,
+            7 => Note::Placed(phase(1)),
+            8 => Note::Took { tail: number(1, 9), seen: phase(9) },
+            9 => Note::Rung { phase: phase(1), end: Some(number(5, 13)) },
+            10 => Note::Rung { phase: phase(1), end: None },
+            11 => Note::Refused(Refusal::NoMore),
+            12 => Note::Refused(Refusal::Recall),
+            13 => Note::Calm,
+            14 => Note::Doubts,
+            15 => Note::Gone,
             _ => {
-                let [a, b, c, d, ..] = rest;
-                self.bytes_left = u32::from_be_bytes([*a, *b, *c, *d]) as usize;
-                None
+                self.bytes_left = phase(1).0 as usize;
+                return None;
             }
-        }
+        };
+        Some(Frame::Note(note))
     }
 }
 
@@ -155,20 +198,37 @@ impl Decoder {
 mod tests {
     use super::*;
 
+    const NOTES: [Note; 14] = [
+        Note::Counts,
+        Note::Switch { phase: Phase(7), record: Record { tcp: 1 << 40, ring: 3 } },
+        Note::Placed(Phase(8)),
+        Note::Took { tail: 1 << 50, seen: Phase(2) },
+        Note::Bell(Phase(3)),
+        Note::Rung { phase: Phase(3), end: Some(9) },
+        Note::Rung { phase: Phase(3), end: None },
+        Note::Refused(Refusal::NoMore),
+        Note::Refused(Refusal::Recall),
+        Note::Calm,
+        Note::Doubts,
+        Note::End,
+        Note::Gone,
+        Note::Placed(Phase(u32::MAX)),
+    ];
+
     #[test]
     fn frames_survive_any_cut() {
-        let switch = Switch { phase: 7, tcp: 1 << 40, ring: 3 };
-        let mut wire = Vec::new();
-        for frame in [Frame::Joined, Frame::Bytes(b"hello"), Frame::Switch(switch)] {
-            let (head, length) = frame.head();
+        let mut wire = vec![1];
+        wire.extend(bytes_head(5));
+        wire.extend(b"hello");
+        for note in NOTES {
+            let (head, length) = Frame::Note(note).head();
             wire.extend_from_slice(&head[..length]);
-            if let Frame::Bytes(bytes) = frame {
-                wire.extend_from_slice(bytes);
-            }
         }
-        wire.extend_from_slice(&[4, 2, 0, 0, 0, 0, 5]);
+        wire.extend(bytes_head(0));
+        wire.push(5);
         for cut in 1..=wire.len() {
             let (mut decoder, mut got, mut text) = (Decoder::default(), Vec::new(), Vec::new());
+            let mut joined = 0;
             for piece in wire.chunks(cut) {
                 let mut rest = piece;
                 loop {
@@ -181,22 +241,18 @@ mod tests {
                             decoder.give_back(bytes.len() - 1);
                             rest = &piece[piece.len() - rest.len() - (bytes.len() - 1)..];
                         }
-                        Some(Frame::Joined) => got.push("joined"),
-                        Some(Frame::Switch(found)) => {
-                            assert_eq!(found, switch);
-                            got.push("switch");
-                        }
-                        Some(Frame::Bell) => got.push("bell"),
-                        Some(Frame::End) => got.push("end"),
+                        Some(Frame::Joined) => joined += 1,
+                        Some(Frame::Note(note)) => got.push(note),
                         None if taken == 0 => break,
                         None => {}
                     }
                 }
                 assert!(rest.is_empty());
             }
-            assert_eq!(text, b"hello");
-            assert_eq!(got, ["joined", "switch", "bell", "end"], "cut {cut}");
+            assert_eq!((text.as_slice(), joined), (&b"hello"[..], 1));
+            let expect: Vec<_> = NOTES.into_iter().chain([Note::End]).collect();
+            assert_eq!(got, expect, "cut {cut}");
         }
-        assert_eq!(Decoder::default().next(&[9, 9]), Err(Nonsense));
+        assert_eq!(Decoder::default().next(&[99, 9]), Err(Nonsense));
     }
 }

@@ -23,12 +23,12 @@ mod spin;
 mod status;
 
 pub use clock::Clock;
-pub use config::{Ethernet, NodeConfig, PORT, PeerConfig, agent_id};
+pub use config::{Ethernet, NodeConfig, PORT, PeerConfig, agent_id, shared_key};
 pub use hub::{CarrierIndex, Hub, PeerIndex, Taker, Way};
 pub use status::PeerStatus;
 
 use crate::carrier::CarrierError;
-use crate::remote::{ConnectionKey, Local, Remote};
+use crate::remote::{Local, Meeting, Remote};
 use daemon::{Command, Daemon};
 use rustix::event::{EventfdFlags, eventfd};
 use status::Shared;
@@ -123,9 +123,9 @@ impl Remote for Node {
         self.peers.get(&peer.ip()).is_some_and(|index| self.shared.is_up(*index))
     }
 
-    fn open(&self, key: ConnectionKey, peer: SocketAddr, local: Box<dyn Local>) {
+    fn open(&self, meeting: Meeting, peer: SocketAddr, local: Box<dyn Local>) {
         if let Some(index) = self.peers.get(&peer.ip()) {
-            self.command(Command::Open { key, peer: *index, local });
+            self.command(Command::Open { meeting, peer: *index, local });
         }
     }
 }

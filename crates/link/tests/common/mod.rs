@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
+use rustix::process::{Pid, Signal, kill_process_group};
 use skein_link::broker::{Broker, BrokerConfig, Connection};
 use skein_link::run;
 use std::ffi::OsString;
@@ -31,6 +32,10 @@ pub(crate) struct Running(pub(crate) Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
+        // `timeout` leads a process group, in which all that it has started is.
+        if let Some(group) = Pid::from_raw(i32::try_from(self.0.id()).unwrap_or(0)) {
+            let _ = kill_process_group(group, Signal::KILL);
+        }
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

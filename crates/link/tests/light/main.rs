@@ -5,9 +5,10 @@ mod program;
 use program::Program;
 use skein_link::carrier::CarrierKind;
 use skein_link::node::{Ethernet, Node, NodeConfig, PORT, PeerConfig, PeerStatus};
-use skein_link::remote::{ConnectionKey, Remote, Switch};
+use skein_link::remote::{ConnectionKey, Meeting, Note, Remote};
 use skein_link::testbed::{Host, Testbed};
 use skein_link_core::light::{Check, Key};
+use skein_link_core::ring::{Phase, Record};
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -43,6 +44,10 @@ fn address(host: Host, port: u16) -> SocketAddr {
     SocketAddr::new(host.address().into(), port)
 }
 
+fn meeting(here: SocketAddr, there: SocketAddr) -> Meeting {
+    Meeting { project: "p".to_owned(), key: ConnectionKey::new(here, there) }
+}
+
 fn until(what: &str, mut done: impl FnMut() -> bool) {
     let end = Instant::now() + DEADLINE;
     while !done() {
@@ -61,9 +66,9 @@ fn status(node: &Node) -> Option<PeerStatus> {
 
 /// A connection between two programs on the nodes, both joined.
 fn connect(nodes: &[Node; 2], port: u16) -> [Program; 2] {
-    let key = ConnectionKey::new(address(Host::A, port), address(Host::B, 80));
+    let key = meeting(address(Host::A, port), address(Host::B, 80));
     let programs = [Program::new(), Program::new()];
-    nodes[0].open(key, address(Host::B, 80), programs[0].local());
+    nodes[0].open(key.clone(), address(Host::B, 80), programs[0].local());
     nodes[1].open(key, address(Host::A, port), programs[1].local());
     for program in &programs {
         program.wait("joining", |seen| seen.joined.then_some(()));
@@ -104,26 +109,50 @@ fn programs_talk_and_end() {
 }
 
 #[test]
-fn switches_keep_their_place_and_bells_ring_at_the_other_end() {
+fn notes_keep_their_place() {
     let bed = Testbed::new().expect("two hosts");
     let nodes = pair(&bed, Ethernet::Never);
     reach(&nodes[0], Host::A);
     reach(&nodes[1], Host::B);
     let [a, b] = connect(&nodes, 4002);
-    b.sleeps(true);
-    let switch = |phase| Switch { phase, tcp: u64::from(phase) << 33, ring: 5 };
+    let switch = |phase: u32| {
+        let record = Record { tcp: u64::from(phase) << 33, ring: 5 };
+        Note::Switch { phase: Phase(phase), record }
+    };
     for phase in 1..=50 {
         a.write(&bytes(usize::from(phase as u16) * 100, 1));
-        a.switch(switch(phase));
+        a.note(switch(phase));
     }
-    let switches =
-        b.wait("all switches", |seen| (seen.switches.len() == 50).then(|| seen.switches.clone()));
+    let notes = b.wait("all notes", |seen| (seen.notes.len() == 50).then(|| seen.notes.clone()));
     let mut place = 0;
-    for (phase, (found, at)) in (1..=50).zip(switches) {
+    for (phase, (found, at)) in (1..=50).zip(notes) {
         place += phase as usize * 100;
         assert_eq!((found, at), (switch(phase), place));
     }
-    a.wait("bells", |seen| (seen.bells > 0).then_some(()));
+}
+
+/// The same two addresses in two projects are two connections.
+#[test]
+fn projects_do_not_meet() {
+    let bed = Testbed::new().expect("two hosts");
+    let short = |host| NodeConfig {
+        meet_within: Duration::from_millis(500),
+        ..config(host, Ethernet::Never)
+    };
+    let nodes = Host::BOTH.map(|host| start(&bed, short(host)));
+    reach(&nodes[0], Host::A);
+    reach(&nodes[1], Host::B);
+    let key = |project: &str| Meeting {
+        project: project.to_owned(),
+        ..meeting(address(Host::A, 1), address(Host::B, 80))
+    };
+    let programs = [Program::new(), Program::new()];
+    nodes[0].open(key("one"), address(Host::B, 80), programs[0].local());
+    nodes[1].open(key("two"), address(Host::A, 1), programs[1].local());
+    for program in &programs {
+        let joined = program.wait("letting go", |seen| seen.dropped.then_some(seen.joined));
+        assert!(!joined);
+    }
 }
 
 #[test]
@@ -158,10 +187,14 @@ fn nothing_is_lost_on_a_bad_wire() {
 #[test]
 fn an_end_alone_is_left_on_tcp() {
     let bed = Testbed::new().expect("two hosts");
-    let nodes = pair(&bed, Ethernet::Never);
+    let short = |host| NodeConfig {
+        meet_within: Duration::from_millis(500),
+        ..config(host, Ethernet::Never)
+    };
+    let nodes = Host::BOTH.map(|host| start(&bed, short(host)));
     reach(&nodes[0], Host::A);
     reach(&nodes[1], Host::B);
-    let key = |port| ConnectionKey::new(address(Host::A, port), address(Host::B, 80));
+    let key = |port| meeting(address(Host::A, port), address(Host::B, 80));
     let alone = [Program::new(), Program::new()];
     nodes[0].open(key(1), address(Host::B, 80), alone[0].local());
     nodes[1].open(key(2), address(Host::A, 2), alone[1].local());
@@ -187,7 +220,7 @@ fn an_unplugged_wire_is_a_clean_error_and_heals() {
         let reason = program.wait("an error", |seen| seen.aborted);
         assert_eq!(reason, "LINK_PEER_LOST");
     }
-    assert!(!nodes[0].reaches(address(Host::B, 1)));
+    until("the node's word for it", || !nodes[0].reaches(address(Host::B, 1)));
     bed.plug(true).expect("a wire");
     reach(&nodes[0], Host::A);
     reach(&nodes[1], Host::B);
@@ -260,7 +293,7 @@ fn as_a_node() {
     }
     let node = Node::start(&config(Host::B, Ethernet::Probe)).expect("a node");
     reach(&node, Host::B);
-    let key = ConnectionKey::new(address(Host::A, 9), address(Host::B, 80));
+    let key = meeting(address(Host::A, 9), address(Host::B, 80));
     let program = Program::new();
     node.open(key, address(Host::A, 9), program.local());
     program.wait("joining", |seen| seen.joined.then_some(()));
@@ -298,12 +331,12 @@ impl Drop for Victim {
 fn a_killed_agent_is_a_clean_error_and_its_successor_is_found_at_once() {
     let bed = Testbed::new().expect("two hosts");
     let node = start(&bed, config(Host::A, Ethernet::Probe));
-    let key = ConnectionKey::new(address(Host::A, 9), address(Host::B, 80));
+    let key = meeting(address(Host::A, 9), address(Host::B, 80));
     let mut victim = Victim::start(&bed);
     for round in 0..3 {
         reach(&node, Host::A);
         let program = Program::new();
-        node.open(key, address(Host::B, 80), program.local());
+        node.open(key.clone(), address(Host::B, 80), program.local());
         program.wait("bytes", |seen| (seen.bytes.len() > 100_000 * round).then_some(()));
         victim.kill();
         // The successor's set-up is what ends the former connection, or silence.

@@ -1,7 +1,7 @@
 //! A program and its rings, as the broker would give them to a node.
 
 use rustix::event::{EventfdFlags, eventfd};
-use skein_link::remote::{Local, Outgoing, Switch, Written};
+use skein_link::remote::{Local, Note, Outgoing};
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,8 +14,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 
 enum Item {
     Bytes(VecDeque<u8>),
-    Switch(Switch),
-    End,
+    Note(Note),
 }
 
 /// What a program has seen.
@@ -23,8 +22,7 @@ enum Item {
 pub(crate) struct Seen {
     pub(crate) joined: bool,
     pub(crate) bytes: Vec<u8>,
-    pub(crate) switches: Vec<(Switch, usize)>,
-    pub(crate) bells: usize,
+    pub(crate) notes: Vec<(Note, usize)>,
     pub(crate) ended: bool,
     pub(crate) aborted: Option<&'static str>,
     pub(crate) dropped: bool,
@@ -39,7 +37,8 @@ struct Rings {
     /// It does not read.
     lazy: bool,
     armed: bool,
-    sleeps: bool,
+    /// It has said that it ends.
+    ended: bool,
 }
 
 /// The program's side.
@@ -75,17 +74,12 @@ impl Program {
         self.change(|rings| rings.out.push_back(Item::Bytes(bytes.iter().copied().collect())));
     }
 
-    pub(crate) fn switch(&self, switch: Switch) {
-        self.change(|rings| rings.out.push_back(Item::Switch(switch)));
+    pub(crate) fn note(&self, note: Note) {
+        self.change(|rings| rings.out.push_back(Item::Note(note)));
     }
 
     pub(crate) fn end(&self) {
-        self.change(|rings| rings.out.push_back(Item::End));
-    }
-
-    /// From now on it sleeps for each byte, or does not.
-    pub(crate) fn sleeps(&self, sleeps: bool) {
-        self.change(|rings| rings.sleeps = sleeps);
+        self.note(Note::End);
     }
 
     /// From now on it leaves what comes in the ring, or does not.
@@ -124,18 +118,15 @@ impl Local for Rope {
         Ok(())
     }
 
-    fn end(&mut self) -> io::Result<()> {
-        self.0.change(|rings| rings.seen.ended = true);
-        Ok(())
-    }
-
     fn read(&mut self, into: &mut [u8]) -> io::Result<Outgoing> {
         let mut rings = self.0.rings.0.lock().expect("no panic");
         assert!(rings.seen.joined, "nothing is read before both are there");
         Ok(match rings.out.pop_front() {
             None => Outgoing::Empty,
-            Some(Item::End) => Outgoing::End,
-            Some(Item::Switch(switch)) => Outgoing::Switch(switch),
+            Some(Item::Note(note)) => {
+                rings.ended |= note == Note::End;
+                Outgoing::Note(note)
+            }
             Some(Item::Bytes(mut bytes)) => {
                 let length = bytes.len().min(into.len());
                 for (place, byte) in into.iter_mut().zip(bytes.drain(..length)) {
@@ -149,35 +140,36 @@ impl Local for Rope {
         })
     }
 
-    fn room(&self) -> usize {
-        RING - self.0.rings.0.lock().expect("no panic").waiting
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> io::Result<Written> {
-        let room = self.room();
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let room = RING - self.0.rings.0.lock().expect("no panic").waiting;
         let taken = bytes.len().min(room);
-        let mut sleeps = false;
         self.0.change(|rings| {
             rings.seen.bytes.extend_from_slice(&bytes[..taken]);
             if rings.lazy {
                 rings.waiting += taken;
             }
-            sleeps = rings.sleeps;
         });
-        Ok(if sleeps { Written::Bell(taken) } else { Written::Quiet(taken) })
+        Ok(taken)
     }
 
-    fn switch(&mut self, switch: Switch) -> io::Result<()> {
-        self.0.change(|rings| {
-            let place = rings.seen.bytes.len();
-            rings.seen.switches.push((switch, place));
+    fn tell(&mut self, note: Note) -> io::Result<()> {
+        self.0.change(|rings| match note {
+            Note::End => rings.seen.ended = true,
+            note => {
+                let place = rings.seen.bytes.len();
+                rings.seen.notes.push((note, place));
+            }
         });
         Ok(())
     }
 
-    fn ring_bell(&mut self) -> io::Result<()> {
-        self.0.change(|rings| rings.seen.bells += 1);
-        Ok(())
+    fn is_over(&self) -> bool {
+        let rings = self.0.rings.0.lock().expect("no panic");
+        rings.ended && rings.seen.ended
+    }
+
+    fn woken(&mut self) {
+        let _ = rustix::io::read(&*self.0.wake, &mut [0; 8]);
     }
 
     fn wake(&self) -> BorrowedFd<'_> {
@@ -185,7 +177,6 @@ impl Local for Rope {
     }
 
     fn arm(&mut self) -> bool {
-        let _ = rustix::io::read(&*self.0.wake, &mut [0; 8]);
         let mut rings = self.0.rings.0.lock().expect("no panic");
         rings.armed = true;
         rings.out.is_empty()

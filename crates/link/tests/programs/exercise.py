@@ -1,10 +1,10 @@
-"""Random socket calls on both ends of one TCP connection, in lockstep, and what they answer.
+"""Random socket calls on both ends of one TCP connection, in lockstep, and what they answer. For HERE and FAR see scenarios.py.
 
 exercise.py SEED STEPS: prints one line for each step. The script of calls depends on the seed alone, and each call is made
 only when what plain TCP answers is certain, so that two runs - on plain TCP and on the link - must print the same.
 """
 
-import array, fcntl, json, os, random, select, signal, socket, struct, sys, tempfile, termios
+import array, ctypes, fcntl, json, os, random, select, signal, socket, struct, sys, tempfile, termios, time
 
 LIMIT = 20_000  # bytes under way at most, and one write of up to 30,000 more: what every TCP takes without a reader
 
@@ -160,7 +160,7 @@ def serve(peer, commands, answers):
 class Side:
     """How the script sees an end."""
 
-    def __init__(self, sock, others):
+    def __init__(self, sock, others, folder=None):
         to_child, self.commands = os.pipe()
         self.answers, from_child = os.pipe()
         out = to_child, from_child
@@ -168,6 +168,8 @@ class Side:
         if self.pid == 0:
             for fd in [self.commands, self.answers] + others:
                 os.close(fd)
+            if folder:
+                os.chdir(folder)
             serve(Peer(sock), *out)
         for fd in out:
             os.close(fd)
@@ -237,16 +239,44 @@ def choose(rng, me, other):
 
 
 
+def await_bytes(me, waiting):
+    """Until all that the other end has sent is there to be read, or two seconds."""
+    for _ in range(400):
+        if me.call("unread") == waiting:
+            return
+        time.sleep(0.005)
+
+
+HOME = []
+
+
+def enter(back, namespace):
+    """Sockets that are made from here on belong to another network, or, without one, to ours again."""
+    if namespace:
+        HOME.append(os.open(back, os.O_RDONLY | os.O_CLOEXEC))
+        file = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
+    else:
+        file = HOME.pop()
+    assert ctypes.CDLL(None).setns(file, 0x40000000) == 0
+    os.close(file)
+
+
 def main():
     seed, steps = int(sys.argv[1]), int(sys.argv[2])
     rng = random.Random(seed)
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = socket.create_server((os.environ.get("HERE", "127.0.0.1"), 0))
+    far, folder = os.environ.get("FAR"), None
+    if far:
+        namespace, folder = far.split(":")
+        enter("/proc/self/ns/net", namespace)
     client = socket.create_connection(listener.getsockname())
+    if far:
+        enter(namespace, None)
     server, _ = listener.accept()
     listener.close()
     for sock in (client, server):  # or TCP keeps small pieces back for a while, by its own clock
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    one = Side(client, [server.fileno()])
+    one = Side(client, [server.fileno()], folder)
     server_only = [one.commands, one.answers]
     client.close()
     two = Side(server, server_only)
@@ -256,11 +286,14 @@ def main():
     for number in range(steps):
         index = rng.randint(0, 1)
         me, other = sides[index], sides[1 - index]
+        waiting = other.sent - other.read
         call = choose(rng, me, other)
         # FIONREAD and readiness are asked when everything is there.
         if call[0] in ("unread", "nonblocking") or call[0] == "fork" and call[1][0] in ("unread", "nonblocking"):
             if other.sent - other.read or call[0] == "nonblocking":
                 me.call("ready", bool(other.sent - other.read))
+        if far:  # nor is what was sent there at once
+            await_bytes(me, waiting)
         print(number, index, json.dumps(call), json.dumps(me.call(*call)), flush=True)
     end(rng, sides)
 

@@ -1,10 +1,26 @@
 """Hard cases for a library between a program and its sockets. scenarios.py NAME prints what the program saw; plain TCP and the
 link must print the same. Each begins with enough traffic for a connection to be on the ring.
+
+HERE and FAR in the environment (an address of this host; the other host's network namespace and folder) put the child on
+another host.
 """
 
 import array, ctypes, errno, hashlib, mmap, os, select, signal, socket, struct, subprocess, sys, threading, time
 
 LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+HERE = os.environ.get("HERE", "127.0.0.1")
+
+
+def go_far():
+    """To the other host, if there is one: its network, and the folder where its broker listens."""
+    if far := os.environ.get("FAR"):
+        namespace, folder = far.split(":")
+        file = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
+        assert LIBC.setns(file, 0x40000000) == 0
+        os.close(file)
+        os.chdir(folder)
 
 
 def say(*words):
@@ -46,7 +62,7 @@ def stream(seed, count):
 
 
 def warm(sock, first):
-    for number in range(40):
+    for number in range(600 if "FAR" in os.environ else 40):
         if first:
             sock.sendall(b"%04d" % number * 50)
         assert recv_exactly(sock, 200) == b"%04d" % number * 50
@@ -56,11 +72,12 @@ def warm(sock, first):
 
 def pair(child):
     """Runs child(sock) in a process of its own; the parent's end and the child's pid."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = socket.create_server((HERE, 0))
     pid = os.fork()
     if pid == 0:
         address = listener.getsockname()
         listener.close()
+        go_far()
         sock = socket.create_connection(address)
         warm(sock, True)
         try:

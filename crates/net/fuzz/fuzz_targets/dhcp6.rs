@@ -7,6 +7,6 @@ use libfuzzer_sys::fuzz_target;
 mod network;
 
 fuzz_target!(|data: &[u8]| {
-    let mac = skein_net::Mac::new(network::MAC).expect("a MAC address");
+    let mac = skein_model::MacAddr::new(network::MAC).expect("a MAC address");
     let _ = skein_net::answer6(data, mac, &network::DIRECTORY);
 });

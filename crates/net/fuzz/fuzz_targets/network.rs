@@ -1,7 +1,8 @@
 //! A small network to ask about.
 
+use skein_model::MacAddr;
 use skein_net::{
-    DesiredNetwork, DhcpSettings, Directory, DnsRecord, DnsSettings, Ipv6Range, LocalPort, Mac,
+    DesiredNetwork, DhcpSettings, Directory, DnsRecord, DnsSettings, Ipv6Range, LocalPort,
     NetworkKind, OtherNames, Peers, PortLimits, Vni,
 };
 use std::net::Ipv4Addr;
@@ -16,7 +17,7 @@ pub(crate) static DIRECTORY: LazyLock<Directory> = LazyLock::new(|| {
     let port = LocalPort {
         address,
         ipv6: "fd00:20::9".parse().ok(),
-        mac: Mac::new(MAC).expect("a MAC address"),
+        mac: MacAddr::new(MAC).expect("a MAC address"),
         label: "machine".parse().expect("a label"),
         host_name: "machine".into(),
         groups: Vec::new(),

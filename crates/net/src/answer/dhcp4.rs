@@ -1,11 +1,11 @@
 //! DHCPv4 (RFC 2131, 2132, 3442): the one address that belongs to a port, for as often as it asks.
 
 use super::Directory;
-use crate::address::Mac;
 use crate::desired::LocalPort;
 use dhcproto::v4::{DhcpOption, HType, Message, MessageType, Opcode, OptionCode};
 use dhcproto::{Decodable, Encodable, Name};
 use ipnet::Ipv4Net;
+use skein_model::MacAddr;
 use std::net::{IpAddr, Ipv4Addr};
 
 /// Longest message that is read: what fits into the frames of the largest network.
@@ -36,7 +36,7 @@ pub fn answer4(bytes: &[u8], directory: &Directory) -> Option<Answer4> {
         return None;
     }
     let mac: [u8; 6] = question.chaddr().get(..6)?.try_into().ok()?;
-    let port = directory.port(Mac::new(mac).ok()?)?;
+    let port = directory.port(MacAddr::new(mac).ok()?)?;
     let server = directory.server();
     // A message for another server is not for us: the machine chose that one.
     if option(&question, OptionCode::ServerIdentifier).is_some_and(|other| other != server) {
@@ -176,8 +176,8 @@ fn settings(port: &LocalPort, directory: &Directory) -> Vec<DhcpOption> {
     if !search.is_empty() {
         options.push(DhcpOption::DomainSearch(search));
     }
-    let given = network.dhcp.routes.iter().filter_map(|route| match route.to.address() {
-        IpAddr::V4(to) => Some((Ipv4Net::new(to, route.to.length()).ok()?, route.via)),
+    let given = network.dhcp.routes.iter().filter_map(|route| match route.to.network() {
+        IpAddr::V4(to) => Some((Ipv4Net::new(to, route.to.prefix_len()).ok()?, route.via)),
         IpAddr::V6(_) => None,
     });
     let mut routes: Vec<_> = given.collect();

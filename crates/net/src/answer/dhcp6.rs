@@ -1,23 +1,23 @@
 //! DHCPv6 (RFC 8415): the one address that belongs to a port.
 
 use super::Directory;
-use crate::address::Mac;
 use crate::desired::LocalPort;
 use dhcproto::v6::{
     DhcpOption, DhcpOptions, IAAddr, IANA, Message, MessageType, OptionCode, Status, StatusCode,
 };
 use dhcproto::{Decodable, Encodable, Name};
+use skein_model::MacAddr;
 use std::net::Ipv6Addr;
 
 /// Longest message that is read: what fits into the frames of the largest network.
 const MESSAGE_BYTES_MAX: usize = 9_216;
 
 /// The answer to a message to port 547 that came from `mac`; `None` if it deserves none.
-pub fn answer6(bytes: &[u8], mac: Mac, directory: &Directory) -> Option<Vec<u8>> {
+pub fn answer6(bytes: &[u8], mac: MacAddr, directory: &Directory) -> Option<Vec<u8>> {
     if bytes.len() > MESSAGE_BYTES_MAX {
         return None;
     }
-    let question = Message::from_bytes(bytes).ok()?;
+    let question = Message::from_bytes(&understood(bytes)?).ok()?;
     let port = directory.port(mac)?;
     directory.network().ipv6?;
     let rapid = question.opts().get(OptionCode::RapidCommit).is_some();
@@ -54,6 +54,79 @@ pub fn answer6(bytes: &[u8], mac: Mac, directory: &Directory) -> Option<Vec<u8>>
     let mut answer = Message::new_with_id(kind, question.xid());
     answer.set_opts(options);
     answer.to_vec().ok()
+}
+
+/// Message type and transaction.
+const HEADER_BYTES: usize = 4;
+/// Kinds of messages from clients that are answered (RFC 8415, section 7.3); those of relays have another header.
+const KINDS: [u8; 8] = [1, 3, 4, 5, 6, 8, 9, 11];
+const CLIENT_ID: u16 = 1;
+const SERVER_ID: u16 = 2;
+const IA_NA: u16 = 3;
+const IA_ADDRESS: u16 = 5;
+const RAPID_COMMIT: u16 = 14;
+/// Longest name of a client or server, with its type (RFC 8415, section 11.1).
+const DUID_BYTES_MAX: usize = 130;
+/// Bytes of an association before its options, and of an address before its own.
+const IA_NA_BYTES: usize = 12;
+const IA_ADDRESS_BYTES: usize = 24;
+/// Associations of one message, and addresses of one association: machines ask for one of one.
+const ASSOCIATIONS_MAX: usize = 8;
+
+/// The message with only the options that matter here, each of a length that it can have: what a machine sends meets no
+/// more of the library's parser than is needed.
+fn understood(bytes: &[u8]) -> Option<Vec<u8>> {
+    let (header, rest) = bytes.split_at_checked(HEADER_BYTES)?;
+    if !KINDS.contains(header.first()?) {
+        return None;
+    }
+    let mut kept = header.to_vec();
+    let mut associations = 0;
+    for (code, value) in options(rest)? {
+        match code {
+            CLIENT_ID | SERVER_ID if (3..=DUID_BYTES_MAX).contains(&value.len()) => {
+                put(&mut kept, code, value);
+            }
+            RAPID_COMMIT if value.is_empty() => put(&mut kept, code, value),
+            IA_NA if associations < ASSOCIATIONS_MAX => {
+                associations += 1;
+                put(&mut kept, code, &association(value)?);
+            }
+            _ => {}
+        }
+    }
+    Some(kept)
+}
+
+/// An association with only its addresses, and those without options of their own.
+fn association(value: &[u8]) -> Option<Vec<u8>> {
+    let (head, rest) = value.split_at_checked(IA_NA_BYTES)?;
+    let mut kept = head.to_vec();
+    let addresses = options(rest)?.into_iter().filter(|(code, _)| *code == IA_ADDRESS);
+    for (code, value) in addresses.take(ASSOCIATIONS_MAX) {
+        put(&mut kept, code, value.get(..IA_ADDRESS_BYTES)?);
+    }
+    Some(kept)
+}
+
+/// Codes and values; `None` if they do not fill the bytes.
+fn options(mut rest: &[u8]) -> Option<Vec<(u16, &[u8])>> {
+    let mut found = Vec::new();
+    while !rest.is_empty() {
+        let (head, tail) = rest.split_first_chunk::<4>()?;
+        let [a, b, c, d] = *head;
+        let (value, tail) = tail.split_at_checked(usize::from(u16::from_be_bytes([c, d])))?;
+        found.push((u16::from_be_bytes([a, b]), value));
+        rest = tail;
+    }
+    Some(found)
+}
+
+fn put(message: &mut Vec<u8>, code: u16, value: &[u8]) {
+    message.extend(code.to_be_bytes());
+    // No option here is longer than the message, which is below 64 KiB.
+    message.extend(u16::try_from(value.len()).unwrap_or(u16::MAX).to_be_bytes());
+    message.extend(value);
 }
 
 /// A DUID made of the gateway's MAC address (type 3, Ethernet), the same on every node.

@@ -1,8 +1,8 @@
 //! What can be asked about a network.
 
-use crate::address::Mac;
 use crate::desired::{DesiredNetwork, LocalPort, NetworkKind};
 use crate::plan::BRIDGED_SERVER;
+use skein_model::MacAddr;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 #[derive(Debug)]
 pub struct Directory {
     network: Arc<DesiredNetwork>,
-    by_mac: BTreeMap<Mac, usize>,
+    by_mac: BTreeMap<MacAddr, usize>,
     names: BTreeMap<String, Vec<IpAddr>>,
     reverse: BTreeMap<IpAddr, String>,
     /// Answers so far, so that addresses of a name take turns.
@@ -46,7 +46,7 @@ impl Directory {
     }
 
     /// The port of this node with this MAC address.
-    pub(crate) fn port(&self, mac: Mac) -> Option<&LocalPort> {
+    pub(crate) fn port(&self, mac: MacAddr) -> Option<&LocalPort> {
         self.by_mac.get(&mac).map(|at| &self.network.ports[*at])
     }
 

@@ -53,7 +53,8 @@ pub fn answer_dns(bytes: &[u8], way: Way, directory: &Directory) -> DnsAnswer {
         return refuse(ResponseCode::NotImp);
     }
     let [query] = question.queries.as_slice() else {
-        return refuse(ResponseCode::FormErr);
+        // What is not one question is not repeated: many would make an answer longer than any may be.
+        return malformed(bytes);
     };
     let name = query.name().to_ascii().trim_end_matches('.').to_ascii_lowercase();
     let own = own_answer(&name, query.name(), query.query_type(), directory);

@@ -30,11 +30,11 @@ pub fn advertisement(directory: &Directory) -> Option<Vec<u8>> {
     bytes.extend([5, 1, 0, 0]);
     bytes.extend(u32::from(network.mtu).to_be_bytes());
     // Neither on-link nor for addresses of the machine's own choice.
-    bytes.extend([3, 4, range.prefix.length(), 0]);
+    bytes.extend([3, 4, range.prefix.prefix_len(), 0]);
     bytes.extend(u32::from(LIFETIME_SECS).to_be_bytes());
     bytes.extend(u32::from(LIFETIME_SECS).to_be_bytes());
     bytes.extend([0; 4]);
-    match range.prefix.address() {
+    match range.prefix.network() {
         std::net::IpAddr::V6(prefix) => bytes.extend(prefix.octets()),
         std::net::IpAddr::V4(_) => return None,
     }

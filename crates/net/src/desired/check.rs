@@ -4,7 +4,7 @@ use super::{
     Desired, DesiredNetwork, Direction, GroupName, NetworkKind, NodeNumber, Publication, RULES_MAX,
     Rate, RuleId, RulePeer, Transport, Vni,
 };
-use crate::address::Mac;
+use skein_model::MacAddr;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -61,7 +61,7 @@ pub enum InvalidDesired {
         /// Which network.
         vni: Vni,
         /// The MAC address.
-        mac: Mac,
+        mac: MacAddr,
     },
     /// A port or rule names a group that is not there.
     #[error("network {vni}: group {group} is not there, twice there, or has too many rules")]
@@ -124,6 +124,25 @@ pub enum InvalidDesired {
 }
 
 impl InvalidDesired {
+    /// Which network it is about.
+    pub fn vni(&self) -> Vni {
+        match self {
+            Self::NetworkTwice { vni }
+            | Self::Gateway { vni, .. }
+            | Self::Mtu { vni, .. }
+            | Self::Ipv6Range { vni }
+            | Self::Address { vni, .. }
+            | Self::MacTwice { vni, .. }
+            | Self::Group { vni, .. }
+            | Self::RuleTwice { vni, .. }
+            | Self::Name { vni, .. }
+            | Self::Node { vni, .. }
+            | Self::Limit { vni, .. }
+            | Self::Publication { vni, .. }
+            | Self::Dhcp { vni } => *vni,
+        }
+    }
+
     /// Stable code of this failure.
     pub fn code(&self) -> &'static str {
         "NETWORK_INVALID"
@@ -163,7 +182,7 @@ impl DesiredNetwork {
             return Err(InvalidDesired::Mtu { vni, mtu: self.mtu });
         }
         if let Some(range) = self.ipv6 {
-            if range.prefix.length() != 64 {
+            if range.prefix.prefix_len() != 64 {
                 return Err(InvalidDesired::Ipv6Range { vni });
             }
             if !range.prefix.contains(range.gateway.into()) {
@@ -176,7 +195,7 @@ impl DesiredNetwork {
         self.check_names()?;
         let lease = self.dhcp.lease.as_secs();
         let routes = self.dhcp.routes.iter();
-        if !(60..=604_800).contains(&lease) || routes.clone().any(|r| r.to.address().is_ipv6()) {
+        if !(60..=604_800).contains(&lease) || routes.clone().any(|r| r.to.network().is_ipv6()) {
             return Err(InvalidDesired::Dhcp { vni });
         }
         self.publications.iter().try_for_each(|publication| self.check_publication(publication))

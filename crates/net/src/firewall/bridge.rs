@@ -51,21 +51,27 @@ pub(super) fn table(
     let mut table = Table::default();
     sets(&mut table, network, tap);
     let chains = [
-        ("prerouting", prerouting(network, around)),
-        ("machine", machine()),
+        ("prerouting", prerouting(network, around, &table)),
+        ("machine", machine(&table)),
         ("arp", arp()),
         ("ip4", ip4()),
+        ("udp4", udp4()),
         ("dhcp", dhcp()),
+        ("stranger4", stranger4()),
         ("ip6", ip6(network)),
+        ("icmp6", icmp6()),
+        ("udp6", udp6()),
         ("link-local", link_local(network)),
-        ("postrouting", postrouting()),
+        ("postrouting", postrouting(&table)),
     ];
     table.chains.extend(chains.map(|(name, chain)| (name.to_owned(), chain)));
     table
 }
 
 /// Maps from a port to its limits, with what they are for.
-const LIMITS: [&str; 4] = ["sends-bits", "sends-packets", "receives-bits", "receives-packets"];
+const LIMITS: [&str; 4] = [SENDS[0], SENDS[1], RECEIVES[0], RECEIVES[1]];
+const SENDS: [&str; 2] = ["sends-bits", "sends-packets"];
+const RECEIVES: [&str; 2] = ["receives-bits", "receives-packets"];
 
 fn sets(table: &mut Table, network: &DesiredNetwork, tap: impl Fn(Ipv4Addr) -> InterfaceName) {
     use KeyField::{InterfaceName as Name, Ip4, Ip6, Mac};
@@ -119,8 +125,17 @@ fn limits_of(port: &LocalPort) -> [Option<(u64, Limit)>; 4] {
     [bits(sends), packets(sends), bits(receives), packets(receives)]
 }
 
-fn prerouting(network: &DesiredNetwork, around: &Surroundings) -> Chain {
-    let mut rules = vec![Steps::new().input_like(&around.taps).goto("machine")];
+fn prerouting(network: &DesiredNetwork, around: &Surroundings, table: &Table) -> Chain {
+    let mut rules = Vec::new();
+    if over(table, Key::InputName, SENDS).next().is_none() {
+        // Most frames end here: one look tells that it is a machine's own. UDP may be a question to the node.
+        let own = Steps::new()
+            .field(Field::ETHER_TYPE, &IPV4)
+            .then(Expression::Meta { key: Key::TransportProtocol, to: 0 })
+            .then(Expression::NotEqual { register: 0, value: vec![UDP] });
+        rules.push(own.and(identity(Field::ETHER_SOURCE, Field::IP4_SOURCE, "ip4")).accept());
+    }
+    rules.push(Steps::new().input_like(&around.taps).goto("machine"));
     if let Some((_, mac)) = around.router {
         // The bridge hands up only what is for its own MAC address, which all nodes share.
         let gateway = network.vni.gateway_mac().to_vec();
@@ -141,28 +156,44 @@ fn prerouting(network: &DesiredNetwork, around: &Surroundings) -> Chain {
     base(HookPoint::Prerouting, FIRST, Policy::Accept, rules)
 }
 
-/// What a machine sends.
-fn machine() -> Chain {
-    let over = |map: &str| {
+/// The rules for limits that some port has: a frame of a network without any meets none.
+fn over<'a>(
+    table: &Table,
+    interface: Key,
+    maps: [&'a str; 2],
+) -> impl Iterator<Item = RuleText> + use<'a> {
+    let used = |map: &str| table.sets.get(map).is_some_and(|set| !set.elements.is_empty());
+    let used = maps.map(|map| used(map).then_some(map));
+    used.into_iter().flatten().map(move |map| {
         Steps::new()
-            .then(Expression::Meta { key: Key::InputName, to: 0 })
+            .then(Expression::Meta { key: interface, to: 0 })
             .then(Expression::ObjectMap { register: 0, map: map.to_owned() })
-    };
-    let own_mac = Steps::new()
+            .drop(&format!("limit-{map}"))
+    })
+}
+
+/// What is sent under another's MAC address.
+fn forged() -> RuleText {
+    Steps::new()
         .then(Expression::Meta { key: Key::InputName, to: 0 })
         .then(Expression::Load { field: Field::ETHER_SOURCE, to: 4 })
-        .then(Expression::NotIn { register: 0, set: "macs".to_owned() });
-    chain(vec![
-        own_mac.drop("spoofed-mac"),
-        over("sends-bits").drop("limit-sends-bits"),
-        over("sends-packets").drop("limit-sends-packets"),
+        .then(Expression::NotIn { register: 0, set: "macs".to_owned() })
+        .drop("spoofed-mac")
+}
+
+/// What a machine sends. IPv4 comes first, because most frames are of it and one look tells all of its identity.
+fn machine(table: &Table) -> Chain {
+    let limits = over(table, Key::InputName, SENDS);
+    let kinds = [
         Steps::new().field(Field::ETHER_TYPE, &IPV4).goto("ip4"),
+        forged(),
         Steps::new().field(Field::ETHER_TYPE, &ARP).goto("arp"),
         Steps::new().field(Field::ETHER_TYPE, &IPV6).goto("ip6"),
         Steps::new().field(Field::ETHER_TYPE, &REVERSE_ARP).accept(),
         // Everything else, frames with a VLAN tag among it.
         Steps::new().drop("ether-type"),
-    ])
+    ];
+    chain(limits.chain(kinds).collect())
 }
 
 /// Drops questions beyond what the node answers.
@@ -201,36 +232,62 @@ fn arp() -> Chain {
 }
 
 fn ip4() -> Chain {
-    let udp = |to: u16| Steps::new().protocol(UDP).ports(to, to);
     chain(vec![
-        udp(67).goto("dhcp"),
-        udp(68).field(Field::SOURCE_PORT, &67_u16.to_be_bytes()).drop("spoofed-dhcp"),
+        Steps::new().protocol(UDP).goto("udp4"),
         identity(Field::ETHER_SOURCE, Field::IP4_SOURCE, "ip4").accept(),
-        Steps::new().drop("spoofed-ip4"),
+        Steps::new().goto("stranger4"),
     ])
+}
+
+fn udp4() -> Chain {
+    let server = Steps::new().ports(68, 68).field(Field::SOURCE_PORT, &67_u16.to_be_bytes());
+    chain(vec![
+        Steps::new().ports(67, 67).goto("dhcp"),
+        server.drop("spoofed-dhcp"),
+        identity(Field::ETHER_SOURCE, Field::IP4_SOURCE, "ip4").accept(),
+        Steps::new().goto("stranger4"),
+    ])
+}
+
+/// Counts what exactly is false about a sender.
+fn stranger4() -> Chain {
+    chain(vec![forged(), Steps::new().drop("spoofed-ip4")])
 }
 
 /// Questions of a machine to a DHCP server: only in its own name, whatever its address is by now.
 fn dhcp() -> Chain {
     let unset = owner(Field::DHCP_CLIENT_MAC).field(Field::IP4_SOURCE, &[0; 4]);
     let renewing = identity(Field::DHCP_CLIENT_MAC, Field::IP4_SOURCE, "ip4");
-    chain(vec![questions(), unset.accept(), renewing.accept(), Steps::new().drop("spoofed-dhcp")])
+    let false_name = Steps::new().drop("spoofed-dhcp");
+    chain(vec![forged(), questions(), unset.accept(), renewing.accept(), false_name])
 }
 
 fn ip6(network: &DesiredNetwork) -> Chain {
     if network.ipv6.is_none() {
         return chain(vec![Steps::new().drop("no-ipv6")]);
     }
-    let icmp = |kind: u8| Steps::new().protocol(ICMP6).field(Field::ICMP_TYPE, &[kind]);
-    let mut rules: Vec<_> =
-        ROUTER_TYPES.iter().map(|kind| icmp(*kind).drop("spoofed-router")).collect();
-    let server = Steps::new().protocol(UDP).ports(546, 546);
-    rules.push(server.field(Field::SOURCE_PORT, &547_u16.to_be_bytes()).drop("spoofed-dhcp"));
-    rules.extend(ND_TYPES.iter().map(|kind| icmp(*kind).goto("link-local")));
-    rules.push(Steps::new().protocol(UDP).ports(547, 547).goto("link-local"));
-    rules.push(identity(Field::ETHER_SOURCE, Field::IP6_SOURCE, "ip6").accept());
-    rules.push(Steps::new().goto("link-local"));
-    chain(rules)
+    let kinds =
+        vec![Steps::new().protocol(ICMP6).goto("icmp6"), Steps::new().protocol(UDP).goto("udp6")];
+    chain(kinds.into_iter().chain(own6()).collect())
+}
+
+/// Under a machine's own address to anybody, otherwise only what stays on the link.
+fn own6() -> [RuleText; 2] {
+    let own = identity(Field::ETHER_SOURCE, Field::IP6_SOURCE, "ip6");
+    [own.accept(), Steps::new().goto("link-local")]
+}
+
+fn icmp6() -> Chain {
+    let of = |kind: u8| Steps::new().field(Field::ICMP_TYPE, &[kind]);
+    let routers = ROUTER_TYPES.iter().map(|kind| of(*kind).drop("spoofed-router"));
+    let neighbours = ND_TYPES.iter().map(|kind| of(*kind).goto("link-local"));
+    chain(routers.chain(neighbours).chain(own6()).collect())
+}
+
+fn udp6() -> Chain {
+    let server = Steps::new().ports(546, 546).field(Field::SOURCE_PORT, &547_u16.to_be_bytes());
+    let dhcp = [server.drop("spoofed-dhcp"), Steps::new().ports(547, 547).goto("link-local")];
+    chain(dhcp.into_iter().chain(own6()).collect())
 }
 
 /// What a machine says to the node about itself never reaches another machine.
@@ -241,11 +298,7 @@ fn link_local(network: &DesiredNetwork) -> Chain {
     let unset = |steps: Steps| steps.field(Field::IP6_SOURCE, &Ipv6Addr::UNSPECIFIED.octets());
     let to_group = || Steps::new().masked(DESTINATION_FIRST, &GROUP_BIT, &GROUP_BIT);
     let to_gateway = || Steps::new().field(Field::ETHER_DESTINATION, &gateway);
-    let own = |steps: Steps| {
-        let RuleText { steps: more, .. } =
-            identity(Field::ETHER_SOURCE, Field::IP6_SOURCE, "ip6").rule();
-        more.into_iter().fold(steps, Steps::then)
-    };
+    let own = |steps: Steps| steps.and(identity(Field::ETHER_SOURCE, Field::IP6_SOURCE, "ip6"));
     chain(vec![
         questions(),
         within(to_gateway()).accept(),
@@ -258,18 +311,9 @@ fn link_local(network: &DesiredNetwork) -> Chain {
 }
 
 /// What a machine receives; and nothing that is for many crosses to another node.
-fn postrouting() -> Chain {
-    let over = |map: &str, why: &str| {
-        Steps::new()
-            .then(Expression::Meta { key: Key::OutputName, to: 0 })
-            .then(Expression::ObjectMap { register: 0, map: map.to_owned() })
-            .drop(why)
-    };
-    let crossing = Steps::new().output(VXLAN).masked(DESTINATION_FIRST, &GROUP_BIT, &GROUP_BIT);
-    let rules = vec![
-        crossing.drop("multicast-between-nodes"),
-        over("receives-bits", "limit-receives-bits"),
-        over("receives-packets", "limit-receives-packets"),
-    ];
-    base(HookPoint::Postrouting, LAST, Policy::Accept, rules)
+fn postrouting(table: &Table) -> Chain {
+    let crossing = Steps::new().masked(DESTINATION_FIRST, &GROUP_BIT, &GROUP_BIT).output(VXLAN);
+    let limits = over(table, Key::OutputName, RECEIVES);
+    let rules = std::iter::once(crossing.drop("multicast-between-nodes")).chain(limits);
+    base(HookPoint::Postrouting, LAST, Policy::Accept, rules.collect())
 }

@@ -30,6 +30,8 @@ const HEADERS_6: u16 = 60;
 /// Bits of TCP's flags: SYN and RST.
 const SYN_RST: u8 = 0x06;
 const SYN: u8 = 0x02;
+/// `IPS_ASSURED`: it was answered, and by TCP both ends agreed on it.
+const STATUS_ASSURED: u32 = 4;
 /// `IPS_DST_NAT`.
 const STATUS_PUBLISHED: u32 = 32;
 
@@ -48,6 +50,7 @@ pub(super) fn table(network: &DesiredNetwork, around: &Surroundings) -> Table {
         }
     }
     let chains = [
+        ("clamp", clamp(network)),
         ("forward", forward(network)),
         ("deliver", deliver(network)),
         ("input", input(network, around)),
@@ -197,7 +200,7 @@ fn group_rules(network: &DesiredNetwork, group: &RuleGroup, direction: Direction
 fn matches(network: &DesiredNetwork, rule: &Rule) -> Vec<Steps> {
     let is_v6 = network.ipv6.is_some();
     let families: &[u8] = match (&rule.peer, rule.protocol) {
-        (RulePeer::Range(range), _) if range.address().is_ipv4() => &[FAMILY_4],
+        (RulePeer::Range(range), _) if range.network().is_ipv4() => &[FAMILY_4],
         (RulePeer::Range(_), _) => &[FAMILY_6],
         (RulePeer::Any, protocol) if !matches!(protocol, RuleProtocol::Icmp(_)) => &[0],
         _ if is_v6 => &[FAMILY_4, FAMILY_6],
@@ -232,8 +235,8 @@ fn matching(family: u8, rule: &Rule) -> Steps {
         RulePeer::Any => steps,
         RulePeer::Range(range) if range.is_everything() => steps,
         RulePeer::Range(range) => {
-            let address = octets(range.address());
-            steps.masked(field, &mask(range.length(), address.len()), &address)
+            let address = octets(range.network());
+            steps.masked(field, &mask(range.prefix_len(), address.len()), &address)
         }
         RulePeer::Group(group) => {
             let set = member_set(if family == FAMILY_6 { 6 } else { 4 }, group);
@@ -251,22 +254,30 @@ fn mask(length: u8, bytes: usize) -> Vec<u8> {
         .collect()
 }
 
-/// Of packets between machines, and between machines and the outside.
-fn forward(network: &DesiredNetwork) -> Chain {
-    let clamp = |family: u8, headers: u16| {
+/// Lowers what the two ends of a connection tell each other of their largest segments.
+fn clamp(network: &DesiredNetwork) -> Chain {
+    let to = |family: u8, headers: u16| {
         let size = network.mtu.saturating_sub(headers).to_be_bytes().to_vec();
         Steps::new()
             .family(family)
-            .protocol(TCP)
-            .masked(Field::TCP_FLAGS, &[SYN_RST], &[SYN])
             .then(Expression::Immediate { value: size, to: 0 })
             .then(Expression::ClampSegments { from: 0 })
             .rule()
     };
-    let mut rules = vec![clamp(FAMILY_4, HEADERS_4)];
-    if network.ipv6.is_some() {
-        rules.push(clamp(FAMILY_6, HEADERS_6));
-    }
+    let six = network.ipv6.map(|_| to(FAMILY_6, HEADERS_6));
+    chain(std::iter::once(to(FAMILY_4, HEADERS_4)).chain(six).collect())
+}
+
+/// Of packets between machines, and between machines and the outside.
+fn forward(network: &DesiredNetwork) -> Chain {
+    let opening = Steps::new().protocol(TCP).masked(Field::TCP_FLAGS, &[SYN_RST], &[SYN]);
+    // Most packets end here: both ends have spoken, so sizes are agreed on too.
+    let assured = STATUS_ASSURED.to_ne_bytes().to_vec();
+    let known = Steps::new()
+        .then(Expression::ConnectionStatus { to: 0 })
+        .then(Expression::Mask { register: 0, mask: assured })
+        .then(Expression::NotEqual { register: 0, value: vec![0; 4] });
+    let mut rules = vec![known.accept(), opening.jump("clamp")];
     rules.push(Steps::new().state(ESTABLISHED | RELATED).accept());
     rules.push(Steps::new().state(INVALID).drop("invalid"));
     // A machine that could send to the tunnels could speak for every network.
@@ -285,7 +296,7 @@ fn forward(network: &DesiredNetwork) -> Chain {
     let to = v4().member(Field::IP4_DESTINATION, "isolated4");
     rules.push(inside(to, Field::IP4_SOURCE).drop("isolated"));
     if let Some(range) = network.ipv6 {
-        let prefix = octets(range.prefix.address());
+        let prefix = octets(range.prefix.network());
         let inside = |steps: Steps, field| steps.masked(field, &mask(64, 16), &prefix);
         let v6 = || Steps::new().family(FAMILY_6);
         let from = v6().member(Field::IP6_SOURCE, "isolated6");

@@ -3,12 +3,12 @@
 
 use super::inet::{closes_egress, tag};
 use super::members;
-use crate::address::Prefix;
 use crate::desired::{
     DesiredNetwork, Direction, Exit, GroupName, LocalPort, NetworkKind, Rule, RulePeer,
     RuleProtocol,
 };
 use crate::port::Peers;
+use skein_model::AddressRange;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -189,11 +189,12 @@ impl<'a> Policy<'a> {
             }
     }
 
-    fn is_inside(&self, address: IpAddr) -> bool {
+    /// Whether an address is of the network's ranges.
+    pub(crate) fn is_inside(&self, address: IpAddr) -> bool {
         match address {
             IpAddr::V4(v4) => {
                 let length = self.network.cidr.prefix_len();
-                let base = Prefix::new(self.network.cidr.network().into(), length);
+                let base = AddressRange::new(self.network.cidr.network().into(), length);
                 base.is_ok_and(|range| range.contains(v4.into()))
             }
             IpAddr::V6(_) => self.network.ipv6.is_some_and(|range| range.prefix.contains(address)),

@@ -30,6 +30,12 @@ impl Steps {
         self
     }
 
+    /// With the steps of another behind its own.
+    pub(super) fn and(mut self, other: Self) -> Self {
+        self.0.extend(other.0);
+        self
+    }
+
     pub(super) fn field(self, field: Field, value: &[u8]) -> Self {
         self.then(Expression::Load { field, to: 0 })
             .then(Expression::Equal { register: 0, value: value.to_vec() })

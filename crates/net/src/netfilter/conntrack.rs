@@ -8,6 +8,7 @@ const SUBSYSTEM: u16 = 1 << 8;
 const NEW: u16 = SUBSYSTEM;
 const GET: u16 = SUBSYSTEM | 1;
 const DELETE: u16 = SUBSYSTEM | 2;
+const GET_STATS: u16 = SUBSYSTEM | 5;
 
 const ICMP: u8 = 1;
 const TCP: u8 = 6;
@@ -52,6 +53,12 @@ pub(crate) struct Flow {
 pub(super) fn list_request() -> Vec<u8> {
     let mut writer = Writer::default();
     writer.message(GET, DUMP, 0, 0);
+    writer.finish()
+}
+
+pub(super) fn count_request() -> Vec<u8> {
+    let mut writer = Writer::default();
+    writer.message(GET_STATS, ACK, 0, 0);
     writer.finish()
 }
 

@@ -127,6 +127,17 @@ impl Netfilter {
         Ok(true)
     }
 
+    /// The names of all tables of a family, whoever made them.
+    pub(crate) fn tables(&mut self, family: Family) -> io::Result<Vec<String>> {
+        let mut writer = Writer::default();
+        writer.message(encode::GET_TABLE, DUMP, family.number(), 0);
+        let mut names = Vec::new();
+        self.list(&writer.finish(), |message| {
+            names.extend(message.attributes().text(1).map(str::to_owned));
+        })?;
+        Ok(names)
+    }
+
     /// What the rules of a table with a tag have counted since they were made.
     pub(crate) fn counters(&mut self, family: Family, table: &str) -> io::Result<Vec<RuleCounter>> {
         let mut writer = Writer::default();
@@ -144,6 +155,21 @@ impl Netfilter {
             flows.extend(conntrack::parse(message.attributes()));
         })?;
         Ok(flows)
+    }
+
+    /// How many connections the namespace has. Costs nothing, unlike reading them.
+    pub(crate) fn flows_count(&mut self) -> io::Result<u32> {
+        self.send(&conntrack::count_request())?;
+        let (mut count, mut failure) = (None, None);
+        self.receive(|message| {
+            if message.kind == KIND_ERROR {
+                failure = error_of(&message);
+                return Step::End;
+            }
+            count = message.attributes().u32(1);
+            Step::More
+        })?;
+        failure.map_or_else(|| count.ok_or_else(|| io::ErrorKind::InvalidData.into()), Err)
     }
 
     /// Forgets a connection; one that is gone is as good as forgotten.

@@ -30,17 +30,27 @@ pub(crate) struct Tunnel {
     pub(crate) vni: u32,
     pub(crate) local: Ipv4Addr,
     pub(crate) port: u16,
+    /// Whether a frame for another node of this host goes straight into its tunnel, instead of into a packet for it. It
+    /// must not: it would keep the connection that this node's network has noted for it, and the other would follow none.
+    /// Kernels before 6.5 know nothing else.
+    pub(crate) bypasses: bool,
 }
 
 impl Tunnel {
+    /// With the rest as it shall be.
+    pub(crate) fn new(vni: u32, local: Ipv4Addr, port: u16) -> Self {
+        Self { vni, local, port, bypasses: false }
+    }
+
     pub(super) fn of(data: &InfoData) -> Option<Self> {
         let InfoData::Vxlan(infos) = data else { return None };
-        let mut tunnel = Self { vni: 0, local: Ipv4Addr::UNSPECIFIED, port: 0 };
+        let mut tunnel = Self::new(0, Ipv4Addr::UNSPECIFIED, 0);
         for info in infos {
             match info {
                 InfoVxlan::Id(vni) => tunnel.vni = *vni,
                 InfoVxlan::Local(local) => tunnel.local = *local,
                 InfoVxlan::Port(port) => tunnel.port = *port,
+                InfoVxlan::Localbypass(bypasses) => tunnel.bypasses = *bypasses,
                 _ => {}
             }
         }
@@ -79,6 +89,7 @@ impl Netlink {
             .local(tunnel.local)
             .port(tunnel.port)
             .learning(false)
+            .append_info_data(InfoVxlan::Localbypass(tunnel.bypasses))
             .mtu(mtu)
             .setns_by_fd(namespace.as_fd().as_raw_fd())
             .build();

@@ -8,7 +8,6 @@
 //! Rules come first, so that nothing passes which should not, then what packets need to pass.
 
 use super::outside::Outside;
-use crate::address::Cidr;
 use crate::answer::Directory;
 use crate::connector::Connector;
 use crate::desired::{Desired, DesiredNetwork, Exit, NetworkKind, Vni};
@@ -25,8 +24,10 @@ use crate::port::{Port, PortInfo, PortSpec, Unplugged};
 use crate::service::{PacketSocket, Place, Services, Waiting, WaitingRoom, interface_filter};
 use crate::setup::failed;
 use crate::trace::{Counter, counters};
-use crate::transfer::{Connection, stale};
+use crate::transfer::{Connection, may_forbid, stale};
 use crate::{Capture, CaptureOptions};
+use skein_model::Subnet;
+use skein_shell::report;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -68,6 +69,15 @@ struct Target {
     network: Arc<DesiredNetwork>,
 }
 
+/// What the kernel was given.
+#[derive(Debug)]
+struct Programmed {
+    network: Arc<DesiredNetwork>,
+    rules: Arc<Ruleset>,
+    /// The generation that it left.
+    generation: u32,
+}
+
 /// The keeper of one network.
 #[derive(Debug)]
 pub(super) struct Keeper {
@@ -78,14 +88,15 @@ pub(super) struct Keeper {
     events: Events,
     target: Option<Target>,
     netfilter: Option<Netfilter>,
-    /// What was programmed, and the generation it left.
-    programmed: Option<(Arc<Ruleset>, u32)>,
+    programmed: Option<Programmed>,
     room: WaitingRoom,
     waiting: Option<Waiting>,
     services: Option<(Services, ServicesOf)>,
     told: Option<watch::Sender<Arc<Directory>>>,
     published: watch::Sender<Arc<DesiredNetwork>>,
     changed: Arc<Notify>,
+    /// What the last look complained of: what stays wrong is told once.
+    complaint: Option<String>,
     _monitor: Monitor,
 }
 
@@ -93,7 +104,7 @@ pub(super) struct Keeper {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct ServicesOf {
     bridge: u32,
-    cidr: Cidr,
+    cidr: Subnet,
     gateway: Ipv4Addr,
     ipv6: Option<crate::desired::Ipv6Range>,
     bridged: bool,
@@ -144,6 +155,7 @@ impl Keeper {
             told: None,
             published: watch::Sender::new(Arc::new(desired.clone())),
             changed,
+            complaint: None,
             _monitor: monitor.map_err(failed("listening in", &name))?,
             name,
         })
@@ -252,9 +264,11 @@ impl Keeper {
             Ok(())
         }
         .await;
-        if let Err(error) = result {
-            warn!(network.name = %self.name, error.code = error.code(), %error, "a network is not whole");
+        let complaint = result.err().map(|error| report::chain(&error));
+        if let Some(error) = complaint.as_ref().filter(|_| complaint != self.complaint) {
+            warn!(network.name = %self.name, %error, "a network cannot be put back in order");
         }
+        self.complaint = complaint;
         if steps > 0 {
             info!(network.name = %self.name, steps, "a network was put back in order");
             self.events.mention(NetworkEvent::Healed { vni: Some(self.vni), steps });
@@ -323,12 +337,12 @@ impl Keeper {
             let tap = |address| InterfaceName::tap(&name, address);
             let wanted = Arc::new(rules(&network, tap, &around));
             let done = write(&mut netfilter, &wanted, programmed, &network);
-            Ok((netfilter, wanted, done))
+            Ok((netfilter, network, wanted, done))
         };
-        let (netfilter, wanted, done) = blocking(work).await?;
+        let (netfilter, network, rules, done) = blocking(work).await?;
         self.netfilter = Some(netfilter);
         let (generation, foreign) = done.map_err(|source| NetError::Rules { source })?;
-        self.programmed = Some((wanted, generation));
+        self.programmed = Some(Programmed { network, rules, generation });
         Ok(foreign)
     }
 
@@ -352,7 +366,11 @@ impl Keeper {
             }
             debug!(network.name = %self.name, ?steps, "bringing in line");
             count += steps.len();
+            let is_last = steps.iter().all(Step::is_last);
             self.carry_out(target, &wanted, steps).await?;
+            if is_last {
+                return self.note_name().await.map(|()| count);
+            }
         }
         Err(NetError::Unsettled { name: self.name.clone() })
     }
@@ -555,16 +573,16 @@ impl Keeper {
 fn write(
     netfilter: &mut Netfilter,
     wanted: &Ruleset,
-    programmed: Option<(Arc<Ruleset>, u32)>,
+    programmed: Option<Programmed>,
     network: &DesiredNetwork,
 ) -> std::io::Result<(u32, bool)> {
     let now = netfilter.generation()?;
     let nothing = Ruleset::new();
     let (changes, foreign, before) = match &programmed {
-        Some((before, generation)) if *generation == now => {
-            (diff_rules(before, wanted), false, Some(before))
+        Some(before) if before.generation == now => {
+            (diff_rules(&before.rules, wanted), false, Some(before))
         }
-        Some((before, _)) => (replace(wanted, before), true, None),
+        Some(before) => (replace(wanted, &before.rules), true, None),
         None => (replace(wanted, &nothing), false, None),
     };
     if changes.is_empty() {
@@ -575,9 +593,15 @@ fn write(
         (Err(error), None) => return Err(error),
         (Err(error), Some(before)) => {
             warn!(%error, "a change of rules failed; all are written anew");
-            netfilter.commit(&replace(wanted, before))?
+            netfilter.commit(&replace(wanted, &before.rules))?
         }
     };
+    if before.is_some_and(|before| !may_forbid(&before.network, network)) {
+        return Ok((generation, foreign));
+    }
+    if programmed.is_none() && netfilter.flows_count()? == 0 {
+        return Ok((generation, foreign));
+    }
     let policy = Policy::new(network);
     for flow in netfilter.flows()? {
         if stale(&flow, network, &policy) {

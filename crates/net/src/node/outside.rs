@@ -12,11 +12,12 @@ use crate::netfilter::{Netfilter, Ruleset, diff, replace};
 use crate::netlink::{Netlink, Route, Tunnel};
 use crate::network::blocking;
 use crate::plan::{HOST_TRANSIT, transit_address};
+use crate::service::Resolvers;
 use crate::setup::failed;
 use crate::thread::NamespaceThread;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,8 +26,8 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
-/// Names and addresses of resolvers.
-const RESOLV_CONF: &str = "/etc/resolv.conf";
+/// What the name of a node's table begins with.
+pub(super) const TABLE_PREFIX: &str = "skein-";
 /// After a change of the node's namespace: others come in bursts.
 const SETTLE: Duration = Duration::from_millis(500);
 /// However quiet it is, the table is looked at after this long.
@@ -38,7 +39,7 @@ pub(super) struct Outside {
     group: NetworkName,
     thread: NamespaceThread,
     connector: Connector,
-    resolvers: Arc<[SocketAddrV4]>,
+    resolvers: Resolvers,
     parts: Mutex<Parts>,
     /// One writer of the table at a time.
     turn: Arc<Semaphore>,
@@ -62,7 +63,7 @@ impl Outside {
     pub(super) async fn enter(
         group: NetworkName,
         underlay: Option<PathBuf>,
-        resolvers: Vec<SocketAddrV4>,
+        resolvers: Resolvers,
         events: Events,
     ) -> Result<Self, NetError> {
         let path = underlay.unwrap_or_else(|| PathBuf::from("/proc/self/ns/net"));
@@ -88,7 +89,7 @@ impl Outside {
             connector: Connector::start(namespace)?,
             group,
             thread,
-            resolvers: resolvers.into(),
+            resolvers,
             parts: Mutex::new(Parts::default()),
             turn: Arc::new(Semaphore::new(1)),
             changed,
@@ -105,7 +106,7 @@ impl Outside {
         self.connector.clone()
     }
 
-    pub(super) fn resolvers(&self) -> Arc<[SocketAddrV4]> {
+    pub(super) fn resolvers(&self) -> Resolvers {
         self.resolvers.clone()
     }
 
@@ -240,7 +241,7 @@ impl Outside {
     }
 
     fn table(&self) -> String {
-        format!("skein-{}", self.group)
+        format!("{TABLE_PREFIX}{}", self.group)
     }
 
     async fn program(&self, rules: Ruleset) -> Result<bool, NetError> {
@@ -388,35 +389,4 @@ async fn tend(
         netlink.set_route(route).await?;
     }
     Ok(Some(transit))
-}
-
-/// Those that the host itself asks, of IPv4.
-pub(super) fn resolvers_of_host() -> Vec<SocketAddrV4> {
-    parse_resolvers(&std::fs::read_to_string(RESOLV_CONF).unwrap_or_default())
-}
-
-fn parse_resolvers(text: &str) -> Vec<SocketAddrV4> {
-    let lines = text.lines().filter_map(|line| line.trim().strip_prefix("nameserver"));
-    let addresses = lines.filter_map(|rest| rest.trim().parse::<Ipv4Addr>().ok());
-    addresses.map(|address| SocketAddrV4::new(address, 53)).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    #[test]
-    fn reads_resolvers() {
-        let text = "# x\nsearch a\nnameserver 192.0.2.1\nnameserver\t192.0.2.2 \nnameserver ::1\n";
-        let found = parse_resolvers(text);
-        assert_eq!(found, ["192.0.2.1:53".parse().unwrap(), "192.0.2.2:53".parse().unwrap()]);
-    }
-
-    proptest! {
-        #[test]
-        fn any_text_is_answered(text in "(nameserver|\\PC|\n){0,60}") {
-            let _ = parse_resolvers(&text);
-        }
-    }
 }

@@ -1,6 +1,6 @@
 //! DNS over UDP and TCP, and what is passed on to the node's resolvers.
 
-use super::Told;
+use super::{Resolvers, Told};
 use crate::answer::{DnsAnswer, Way, answer_dns};
 use crate::connector::Connector;
 use std::io;
@@ -27,23 +27,23 @@ const DATAGRAM_BYTES: usize = 4_096;
 #[derive(Debug)]
 pub(super) struct Forwarder {
     outside: Connector,
-    resolvers: Arc<[SocketAddrV4]>,
+    resolvers: Resolvers,
     room: Semaphore,
 }
 
 impl Forwarder {
-    pub(super) fn new(outside: Connector, resolvers: Arc<[SocketAddrV4]>) -> Self {
+    pub(super) fn new(outside: Connector, resolvers: Resolvers) -> Self {
         Self { outside, resolvers, room: Semaphore::new(FORWARDED_MAX) }
     }
 
     /// The first answer of a resolver, in their order; `None` if none answers or too many wait.
     async fn ask(&self, question: &[u8], way: Way) -> Option<Vec<u8>> {
         let _room = self.room.try_acquire().ok()?;
-        for resolver in self.resolvers.iter() {
+        for resolver in self.resolvers.now().await {
             let answer = async {
                 match way {
-                    Way::Udp => self.ask_udp(question, *resolver).await,
-                    Way::Tcp => self.ask_tcp(question, *resolver).await,
+                    Way::Udp => self.ask_udp(question, resolver).await,
+                    Way::Tcp => self.ask_tcp(question, resolver).await,
                 }
             };
             if let Ok(Ok(answer)) = tokio::time::timeout(RESOLVER_TIMEOUT, answer).await {

@@ -1,7 +1,7 @@
 //! Frames as they pass: a packet socket of the whole namespace behind a filter in the kernel.
 
 use super::mac_at;
-use crate::address::Mac;
+use skein_model::MacAddr;
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 use std::io::{self, Read};
 use std::net::Ipv6Addr;
@@ -95,7 +95,7 @@ impl AsRawFd for PacketSocket {
 }
 
 /// Sender and message of a frame to a DHCPv6 server: Ethernet, IPv6 without further headers, UDP.
-pub(super) fn parse_dhcp6(frame: &[u8]) -> Option<(Mac, Ipv6Addr, &[u8])> {
+pub(super) fn parse_dhcp6(frame: &[u8]) -> Option<(MacAddr, Ipv6Addr, &[u8])> {
     let mac = mac_at(frame, 6)?;
     let source: [u8; 16] = frame.get(22..38)?.try_into().ok()?;
     let length = usize::from(u16::from_be_bytes(frame.get(58..60)?.try_into().ok()?));

@@ -4,8 +4,9 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 
 use anyhow::{Context, Result, bail, ensure};
+use skein_model::MacAddr;
 use skein_net::{
-    Desired, DesiredNetwork, DhcpSettings, DnsSettings, Exit, GroupName, Ipv6Range, LocalPort, Mac,
+    Desired, DesiredNetwork, DhcpSettings, DnsSettings, Exit, GroupName, Ipv6Range, LocalPort,
     NetworkEvent, NetworkKind, NetworkName, NodeNetworks, NodeNetworksConfig, NodeNumber,
     OtherNames, Peers, PortLimits, RemotePort, Rule, RuleGroup, Underlay, VXLAN_PORT_DEFAULT, Vni,
 };
@@ -65,7 +66,7 @@ pub(crate) struct Node {
     pub(crate) networks: Option<NodeNetworks>,
     pub(crate) events: mpsc::Receiver<NetworkEvent>,
     pub(crate) underlay: Underlay,
-    group: NetworkName,
+    pub(crate) group: NetworkName,
 }
 
 impl Node {
@@ -135,6 +136,20 @@ impl Bed {
         Ok(Self { nodes, world, prefix, machines: AtomicU32::new(0) })
     }
 
+    /// Puts all nodes on the first one's host: one namespace, one address, and a port for each.
+    pub(crate) async fn on_one_host(count: u16) -> Result<Self> {
+        let mut bed = Self::new(count).await?;
+        let host = bed.nodes[0].namespace.0.clone();
+        for (node, port) in bed.nodes.iter_mut().zip(10_240..) {
+            let (sender, events) = mpsc::channel(64);
+            node.events = events;
+            node.networks = Some(start(&node.group, &host, sender).await?);
+            node.underlay.address = Ipv4Addr::LOCALHOST;
+            node.underlay.vxlan_port = port;
+        }
+        Ok(bed)
+    }
+
     /// What node `at` should have, given all ports of a network with the node of each.
     pub(crate) fn desired(&self, at: usize, plans: &[&Plan]) -> Desired {
         let underlay = self.nodes[at].underlay;
@@ -184,17 +199,23 @@ impl Bed {
         ))?;
         run(&format!("ip -n {m} link set eth0 up"))?;
         // The node takes an interface for a tap of its own by name and alias.
-        let alias = format!("{mac} reachable machine-{index}");
+        let peers = if plan.isolated.contains(&index) { "isolated" } else { "reachable" };
+        let alias = format!("{mac} {peers} machine-{index}");
         let status = Command::new("ip")
             .args(["-n", &inner, "link", "set", &tap, "alias", &alias])
             .status()?;
         ensure!(status.success(), "setting the alias of {tap}");
-        let attached = || async {
-            let link = run(&format!("ip -n {inner} -o link show {tap}")).ok()?;
-            (link.contains("master skbr0") && link.contains("state UP")).then_some(())
-        };
-        super::eventually("the node takes the port", attached).await?;
+        attached(&inner, &tap).await?;
         Ok(Machine { namespace, address: plan.address(index), address6: plan.address6(index) })
+    }
+
+    /// Takes a machine's plug from one node to another, which knows its port already.
+    pub(crate) async fn carry(&self, plan: &Plan, index: u8, from: usize, to: usize) -> Result<()> {
+        let [here, there] = [from, to].map(|at| self.nodes[at].networks().name(plan.network.vni));
+        let (old, new) = (plan.tap(&here, index), plan.tap(&there, index));
+        let (inner, outer) = (here.namespace(), there.namespace());
+        run(&format!("ip -n {inner} link set {old} netns {outer} name {new}"))?;
+        attached(&outer, &new).await
     }
 
     /// Ends all networks; what the bed made goes by itself.
@@ -216,6 +237,15 @@ impl Drop for Bed {
         }
         remove_networks(&format!("test-{}-n", self.prefix));
     }
+}
+
+/// Waits until a node has made an interface a port.
+async fn attached(inner: &str, tap: &str) -> Result<()> {
+    let done = || async {
+        let link = run(&format!("ip -n {inner} -o link show {tap}")).ok()?;
+        (link.contains("master skbr0") && link.contains("state UP")).then_some(())
+    };
+    super::eventually("the node takes the port", done).await
 }
 
 fn remove_networks(prefix: &str) {
@@ -254,6 +284,14 @@ impl Machine {
         &self.namespace.0
     }
 
+    /// A TCP connection to `to`, with which a byte can be sent there and back.
+    pub(crate) fn dial(&self, to: impl Into<SocketAddr>) -> std::io::Result<std::net::TcpStream> {
+        let to = to.into();
+        let stream = inside(&self.namespace.0, move || std::net::TcpStream::connect(to))?;
+        stream.set_read_timeout(Some(Duration::from_millis(500)))?;
+        Ok(stream)
+    }
+
     /// Whether a TCP connection to `to` comes about.
     pub(crate) fn connects(&self, to: impl Into<SocketAddr>) -> bool {
         let to = to.into();
@@ -285,6 +323,7 @@ pub(crate) struct Plan {
     /// By index of the machine: the node's position and its groups.
     pub(crate) machines: Vec<(u8, u16, Vec<GroupName>)>,
     pub(crate) limits: Vec<(u8, PortLimits)>,
+    pub(crate) isolated: Vec<u8>,
     pub(crate) exit: Option<u16>,
 }
 
@@ -313,13 +352,24 @@ impl Plan {
             publications: Vec::new(),
             gateway_services: Vec::new(),
         };
-        Self { network, machines: Vec::new(), limits: Vec::new(), exit: None }
+        let (machines, limits, isolated) = (Vec::new(), Vec::new(), Vec::new());
+        Self { network, machines, limits, isolated, exit: None }
     }
 
     /// Puts machine `index` on node `at` (from 1) with these groups.
     pub(crate) fn with(mut self, index: u8, at: u16, groups: &[&str]) -> Self {
         let groups = groups.iter().map(|group| group.parse().expect("a group")).collect();
         self.machines.push((index, at, groups));
+        self
+    }
+
+    /// Moves machine `index` to node `at`.
+    pub(crate) fn moved(mut self, index: u8, at: u16) -> Self {
+        for (of, node, _) in &mut self.machines {
+            if *of == index {
+                *node = at;
+            }
+        }
         self
     }
 
@@ -342,8 +392,8 @@ impl Plan {
         self.network.ipv6.map(|_| Ipv6Addr::new(0xfd00, 0x20, 0, 0, 0, 0, 0, u16::from(index)))
     }
 
-    pub(crate) fn mac(&self, index: u8) -> Mac {
-        Mac::new([2, 0, 0, 0, 0, index]).expect("a MAC address")
+    pub(crate) fn mac(&self, index: u8) -> MacAddr {
+        MacAddr::new([2, 0, 0, 0, 0, index]).expect("a MAC address")
     }
 
     fn tap(&self, name: &NetworkName, index: u8) -> String {
@@ -374,7 +424,10 @@ impl Plan {
                 label: format!("machine-{index}").parse().expect("a label"),
                 host_name: format!("m{index}"),
                 groups,
-                peers: Peers::Reachable,
+                peers: match self.isolated.contains(index) {
+                    true => Peers::Isolated,
+                    false => Peers::Reachable,
+                },
                 limits: limits.map(|(_, limits)| *limits).unwrap_or_default(),
             });
         }

@@ -1,7 +1,7 @@
 //! A machine without QEMU: a thread that reads and writes a tap, with smoltcp as its TCP/IP.
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use skein_net::Mac;
+use skein_model::MacAddr;
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp;
@@ -28,7 +28,7 @@ pub(crate) struct TestMachine {
 
 impl TestMachine {
     /// Starts a machine with an address of a /16 at the end of `tap`.
-    pub(crate) fn start(tap: OwnedFd, mac: Mac, address: Ipv4Addr, port: u16) -> Self {
+    pub(crate) fn start(tap: OwnedFd, mac: MacAddr, address: Ipv4Addr, port: u16) -> Self {
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).expect("an eventfd"));
         let stopped = Arc::clone(&stop);
         let thread = std::thread::spawn(move || run(tap, mac, address, port, &stopped));
@@ -46,7 +46,7 @@ impl Drop for TestMachine {
     }
 }
 
-fn run(tap: OwnedFd, mac: Mac, address: Ipv4Addr, port: u16, stop: &OwnedFd) {
+fn run(tap: OwnedFd, mac: MacAddr, address: Ipv4Addr, port: u16, stop: &OwnedFd) {
     rustix::io::ioctl_fionbio(&tap, true).expect("the tap becomes non-blocking");
     let mut device = Tap(tap);
     let hardware = HardwareAddress::Ethernet(EthernetAddress(mac.octets()));

@@ -7,7 +7,8 @@ pub(crate) mod bed;
 pub(crate) mod machine;
 
 use anyhow::{Context, Result};
-use skein_net::{Cidr, Mac, NetworkName, NetworkSpec, NodeNetwork, Peers, PortSpec};
+use skein_model::Subnet;
+use skein_net::{NetworkName, NetworkSpec, NodeNetwork, Peers, PortSpec};
 use std::future::Future;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -21,7 +22,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// The name and range of a network of one test; removes the network when dropped.
 pub(crate) struct Scratch {
     pub(crate) name: NetworkName,
-    pub(crate) cidr: Cidr,
+    pub(crate) cidr: Subnet,
 }
 
 impl Scratch {
@@ -51,14 +52,14 @@ impl Scratch {
 
     /// The address of machine number `index`, counted from 0.
     pub(crate) fn address(&self, index: u32) -> Ipv4Addr {
-        self.cidr.host(index + 1).expect("an address in the range")
+        self.cidr.machine(index).expect("an address in the range")
     }
 
     pub(crate) fn port(&self, index: u32) -> PortSpec {
         let address = self.address(index);
         PortSpec {
             address,
-            mac: Mac::for_port(&self.name, address),
+            mac: self.name.port_mac(address),
             label: format!("machine-{index}").parse().expect("a label"),
             peers: Peers::Reachable,
         }

@@ -1,9 +1,10 @@
 //! What somebody else removes is back, and what a killed agent left is taken over.
 
-use crate::common::bed::{Bed, Plan, run};
+use crate::common::bed::{Bed, Plan, inside, run};
 use crate::common::eventually;
 use crate::tcp;
 use anyhow::{Result, ensure};
+use skein_net::NetworkName;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_removed_by_hand_is_back() -> Result<()> {
@@ -60,5 +61,35 @@ async fn a_restarted_node_takes_over_and_removes_what_nobody_wants() -> Result<(
     bed.apply(&[&plan]).await?;
     ensure!(a.connects((b.address, 80)), "with the next one");
     ensure!(!std::path::Path::new(&format!("/run/netns/{gone}")).exists(), "{gone} stayed");
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_table_of_a_node_that_is_no_more_is_removed_and_no_other() -> Result<()> {
+    let mut bed = Bed::new(1).await?;
+    let mut plan = Plan::new(23, "blue").with(11, 1, &[]);
+    plan.exit = Some(1);
+    bed.apply(&[&plan]).await?;
+    let (node, group) = (bed.nodes[0].namespace.0.clone(), bed.nodes[0].group.clone());
+    // The node ends without a word, and somebody else has tables of names like ours.
+    bed.nodes[0].networks = None;
+    let others = ["skein", "skein-other-n1", "filter"];
+    for other in others {
+        run(&format!("ip netns exec {node} nft add table ip {other}"))?;
+    }
+    let sweep = |group: NetworkName, stays: bool| -> Result<Vec<NetworkName>> {
+        inside(&node, move || -> Result<Vec<NetworkName>> {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            Ok(runtime.block_on(skein_net::sweep_tables(&group, move |_| stays))?)
+        })
+    };
+    ensure!(sweep(group.clone(), true)?.is_empty(), "a node that stays");
+    ensure!(sweep("nobody".parse()?, false)?.is_empty(), "another cloud's");
+    let tables = || run(&format!("ip netns exec {node} nft list tables"));
+    ensure!(tables()?.contains(&format!("skein-{group}")), "{}", tables()?);
+    ensure!(sweep(group.clone(), false)? == [group.clone()], "a node that is no more");
+    ensure!(sweep(group.clone(), false)?.is_empty(), "twice");
+    let left = tables()?;
+    ensure!(!left.contains(group.as_str()) && left.lines().count() == others.len(), "{left}");
     bed.finish().await
 }

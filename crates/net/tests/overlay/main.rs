@@ -2,9 +2,14 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod floods;
 mod healing;
 mod hostile;
+mod killed;
+mod kinds;
+mod moves;
 mod services;
+mod sizes;
 mod ways;
 
 use anyhow::{Result, ensure};
@@ -46,5 +51,32 @@ async fn machines_meet_across_nodes_as_rules_allow() -> Result<()> {
     ensure!(!a.connects((b.address, 81)) && !a.connects((c.address, 81)), "closed port");
     ensure!(!a.connects((d.address, 80)), "a machine without groups");
     ensure!(!a.connects((c.address6.expect("IPv6"), 81)), "closed port, IPv6");
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn machines_meet_across_nodes_of_one_host() -> Result<()> {
+    let bed = Bed::on_one_host(3).await?;
+    let plan = Plan::new(12, "blue")
+        .group("web", vec![tcp(1, 80)])
+        .with(11, 1, &["web"])
+        .with(21, 2, &["web"])
+        .with(31, 3, &["web"]);
+    bed.apply(&[&plan]).await?;
+    let mut machines = Vec::new();
+    for (at, index) in [(0, 11), (1, 21), (2, 31)] {
+        let machine = bed.machine(at, &plan, index).await?;
+        machine.echo(80);
+        machine.echo(81);
+        machines.push(machine);
+    }
+    for from in &machines {
+        for to in machines.iter().filter(|to| to.address != from.address) {
+            let six = to.address6.expect("IPv6");
+            ensure!(from.connects((to.address, 80)), "{} to {}", from.address, to.address);
+            ensure!(from.connects((six, 80)), "{} to {six}", from.address);
+            ensure!(!from.connects((to.address, 81)) && !from.connects((six, 81)), "closed port");
+        }
+    }
     bed.finish().await
 }

@@ -4,7 +4,7 @@ use crate::common::bed::{Bed, Plan, inside, run};
 use crate::common::eventually;
 use crate::tcp;
 use anyhow::{Result, ensure};
-use skein_net::{DnsRecord, Publication, Transport};
+use skein_net::{DnsRecord, Publication, Route, Transport};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
@@ -16,7 +16,9 @@ fn has(program: &str) -> bool {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_of_distributions_get_leases() -> Result<()> {
     let bed = Bed::new(1).await?;
-    let plan = Plan::new(40, "blue").with(11, 1, &[]).with(12, 1, &[]);
+    let mut plan = Plan::new(40, "blue").with(11, 1, &[]).with(12, 1, &[]);
+    let route = Route { to: "10.0.0.0/8".parse()?, via: Ipv4Addr::new(10, 20, 0, 9) };
+    plan.network.dhcp.routes = vec![route];
     bed.apply(&[&plan]).await?;
     let directory = tempfile::tempdir()?;
     if has("udhcpc") {
@@ -30,7 +32,7 @@ async fn clients_of_distributions_get_leases() -> Result<()> {
         run(&format!("chmod +x {}", script.display()))?;
         let m = machine.name();
         run(&format!(
-            "ip netns exec {m} udhcpc -i eth0 -n -q -f -t 5 -T 1 -s {} -O mtu -O search",
+            "ip netns exec {m} udhcpc -i eth0 -n -q -f -t 5 -T 1 -s {} -O mtu -O search -O staticroutes",
             script.display()
         ))?;
         let lease = std::fs::read_to_string(&out)?;
@@ -42,6 +44,7 @@ async fn clients_of_distributions_get_leases() -> Result<()> {
             "dns=10.20.0.1",
             "domain=web.blue.internal",
             "serverid=10.20.0.1",
+            "staticroutes=10.0.0.0/8 10.20.0.9 0.0.0.0/0 10.20.0.1",
         ] {
             ensure!(lease.contains(line), "{line} is not in {lease}");
         }
@@ -71,6 +74,51 @@ async fn clients_of_distributions_get_leases() -> Result<()> {
         let lease = std::fs::read_to_string(directory.path().join("6.leases"))?;
         ensure!(lease.contains("iaaddr fd00:20::c"), "{lease}");
     }
+    bed.finish().await
+}
+
+/// The client of systemd, for a network of `eth0` alone. It has mounts of its own: without the host's configuration, and
+/// with a /sys that can only be read, by which it knows that no device manager tells it when an interface is ready.
+const NETWORKD: &str = "mount --make-rprivate / && mount -t tmpfs none /run/systemd && mkdir /run/systemd/network \
+    && printf '[Match]\nName=eth0\n[Network]\nDHCP=yes\n' > /run/systemd/network/eth0.network \
+    && mount -o remount,bind,ro /sys && exec /lib/systemd/systemd-networkd";
+
+struct Client(std::process::Child);
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_client_of_systemd_gets_leases() -> Result<()> {
+    if !std::path::Path::new("/lib/systemd/systemd-networkd").exists() {
+        return Ok(());
+    }
+    let bed = Bed::new(1).await?;
+    let plan = Plan::new(43, "blue").with(11, 1, &[]);
+    bed.apply(&[&plan]).await?;
+    let machine = bed.bare_machine(0, &plan, 11).await?;
+    let m = machine.name();
+    let _client = Client(
+        std::process::Command::new("ip")
+            .args(["netns", "exec", m, "unshare", "--mount", "sh", "-c", NETWORKD])
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()?,
+    );
+    let leased = || async {
+        let addresses = run(&format!("ip -n {m} addr show eth0")).ok()?;
+        let routes = run(&format!("ip -n {m} route")).ok()?;
+        let routes6 = run(&format!("ip -n {m} -6 route")).ok()?;
+        let both = addresses.contains("10.20.0.11/24") && addresses.contains("fd00:20::b/128");
+        let ways =
+            routes.contains("default via 10.20.0.1") && routes6.contains("default via fe80::1");
+        (both && ways).then_some(())
+    };
+    eventually("addresses and routes of both families", leased).await?;
     bed.finish().await
 }
 

@@ -1,4 +1,4 @@
-//! Limits, sizes, captures, floods; and that a trace says what real packets do.
+//! Limits and captures; and that a trace says what real packets do.
 
 use crate::common::bed::{Bed, Machine, Plan, inside};
 use crate::{allow, tcp};
@@ -12,7 +12,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 /// Bytes per second of one stream from one machine to another, for `window`.
-fn rate(from: &Machine, to: &Machine, port: u16, window: Duration) -> f64 {
+pub(crate) fn rate(from: &Machine, to: &Machine, port: u16, window: Duration) -> f64 {
     let listener = inside(to.name(), move || TcpListener::bind(("0.0.0.0", port)).expect("free"));
     let at = SocketAddr::from((to.address, port));
     let mut sender = inside(from.name(), move || TcpStream::connect(at).expect("allowed"));
@@ -35,7 +35,7 @@ fn rate(from: &Machine, to: &Machine, port: u16, window: Duration) -> f64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn limits_hold_and_large_packets_pass() -> Result<()> {
+async fn limits_hold() -> Result<()> {
     let bed = Bed::new(2).await?;
     let mut plan = Plan::new(50, "blue")
         .group("all", vec![allow(1, Direction::Ingress, RuleProtocol::Any, RulePeer::Any)])
@@ -53,17 +53,6 @@ async fn limits_hold_and_large_packets_pass() -> Result<()> {
     // 20 Mbit/s are 2.5 MB/s, and a burst.
     ensure!(limited < 4e6 && limited > 2e5, "{limited} bytes a second");
     ensure!(free > limited * 2.0, "{free} and {limited} bytes a second");
-    // 1,450 bytes whole, and not a byte more without being told.
-    for machine in [&a, &c] {
-        let other = if machine.address == a.address { c.address } else { a.address };
-        let sent = inside(machine.name(), move || {
-            let socket = std::net::UdpSocket::bind("0.0.0.0:0").expect("a socket");
-            socket
-                .send_to(&[7; 1450 - 28], (other, 9))
-                .map(|_| socket.send_to(&[7; 1451 - 28], (other, 9)))
-        });
-        ensure!(sent.is_ok());
-    }
     bed.finish().await
 }
 
@@ -168,51 +157,5 @@ async fn a_trace_says_what_packets_do() -> Result<()> {
             }
         }
     }
-    bed.finish().await
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_flood_costs_its_neighbours_little() -> Result<()> {
-    let bed = Bed::new(1).await?;
-    let plan = Plan::new(53, "blue")
-        .group("all", vec![allow(1, Direction::Ingress, RuleProtocol::Any, RulePeer::Any)])
-        .with(11, 1, &["all"])
-        .with(12, 1, &["all"])
-        .with(13, 1, &["all"]);
-    bed.apply(&[&plan]).await?;
-    let a = bed.machine(0, &plan, 11).await?;
-    let b = bed.machine(0, &plan, 12).await?;
-    let hostile = bed.machine(0, &plan, 13).await?;
-    // The same work without the network costs the same of the host's processors: what is compared is
-    // what the flood does beyond it.
-    let script = |interface: &str| {
-        format!(
-            "import socket,os\ns=socket.socket(17,3)\ns.bind(('{interface}',0))\nn=0\nwhile 1:\n n+=1\n m=bytes([2,9,(n>>16)&255,(n>>8)&255,n&255,7])\n \
-             s.send(b'\\xff'*6+m+b'\\x08\\x06\\0\\1\\x08\\0\\6\\4\\0\\1'+m+bytes([10,20,0,n&255])+b'\\0'*6+bytes([10,20,0,12])+b'\\0'*18)\n"
-        )
-    };
-    let mut rates = [Vec::new(), Vec::new()];
-    for turn in 0..3_u16 {
-        for (at, interface) in ["lo", "eth0"].iter().enumerate() {
-            let mut flood = std::process::Command::new("ip")
-                .args(["netns", "exec", hostile.name(), "python3", "-c", &script(interface)])
-                .spawn()?;
-            let port = 9100 + turn * 2 + u16::try_from(at)?;
-            let measured = rate(&a, &b, port, Duration::from_millis(700));
-            flood.kill()?;
-            flood.wait()?;
-            rates[at].push(measured);
-        }
-    }
-    let [idle, flooded] = rates.map(|mut rates| {
-        rates.sort_by(f64::total_cmp);
-        rates[rates.len() / 2]
-    });
-    let counters = bed.nodes[0].networks().counters(plan.network.vni).await?;
-    let dropped = counters.iter().find(|counter| counter.name == "drop spoofed-mac");
-    ensure!(dropped.is_some_and(|counter| counter.packets > 1000), "{counters:?}");
-    println!("beside a flood: {:.0} % of the throughput", flooded / idle * 100.0);
-    // Nine tenths are the goal and what is measured on a quiet host (docs); a busy one shows less.
-    ensure!(flooded > idle * 0.5, "{flooded} of {idle} bytes a second");
     bed.finish().await
 }

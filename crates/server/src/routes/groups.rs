@@ -296,12 +296,7 @@ pub(crate) async fn remove(
         return Err(Failure::new(Code::GroupInUse, message));
     }
     let key = RecordKey::Group(scope.project.clone(), group.name.clone()).key();
-    let txn = Txn::new()
-        .when(Compare::unchanged(key.clone(), revision))
-        .when(unused.compare())
-        .then(Op::delete(&key))
-        .then(unused.forget());
-    let reply = app.state.txn(txn).await?;
+    let reply = app.state.txn(unused.removal(Txn::new(), &key, revision)).await?;
     if !reply.succeeded {
         let message = format!("group {name} was changed or taken into use at the same time");
         return Err(Failure::new(Code::GroupInUse, message));

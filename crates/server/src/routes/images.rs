@@ -11,7 +11,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use futures_util::TryStreamExt;
 use skein_api::{BlobReply, Code, ErrorBody, Image, ImagePut};
-use skein_fabric::{Compare, Op, Txn};
+use skein_fabric::{Compare, Txn};
 use skein_model::{BlobId, ImageManifest, ImageName, MemoryMib, ProjectName};
 use skein_registry::{RecordKey, Stored};
 use skein_shell::{now, report};
@@ -166,12 +166,7 @@ pub(crate) async fn remove(
         return Err(Failure::new(Code::ImageInUse, message));
     }
     let key = RecordKey::Image(project.clone(), image.name.clone()).key();
-    let txn = Txn::new()
-        .when(Compare::unchanged(key.clone(), revision))
-        .when(unused.compare())
-        .then(Op::delete(&key))
-        .then(unused.forget());
-    let reply = app.state.txn(txn).await?;
+    let reply = app.state.txn(unused.removal(Txn::new(), &key, revision)).await?;
     if !reply.succeeded {
         let message = format!("image {name} was changed or taken into use at the same time");
         return Err(Failure::new(Code::Unavailable, message));

@@ -22,10 +22,11 @@ use axum::middleware;
 use axum::response::IntoResponse;
 use axum::routing::get;
 use skein_api::Code;
-use utoipa::openapi::Required;
+use std::time::Duration;
 use utoipa::openapi::path::{ParameterBuilder, ParameterIn};
-use utoipa::openapi::schema::{ObjectBuilder, Type};
+use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::openapi::{RefOr, Required};
 use utoipa::{Modify, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -82,11 +83,38 @@ fn describe_project(openapi: &mut utoipa::openapi::OpenApi) {
     }
 }
 
+/// Durations are numbers of milliseconds on the wire; their defaults, which are made of the types, are told as such too.
+fn tell_milliseconds(schema: &mut RefOr<Schema>) {
+    let RefOr::T(schema) = schema else { return };
+    match schema {
+        Schema::Object(object) => {
+            if let Some(millis) = object.default.as_ref().and_then(milliseconds) {
+                object.default = Some(millis);
+            }
+            object.properties.values_mut().for_each(tell_milliseconds);
+        }
+        Schema::OneOf(one) => one.items.iter_mut().for_each(tell_milliseconds),
+        Schema::AllOf(all) => all.items.iter_mut().for_each(tell_milliseconds),
+        Schema::AnyOf(any) => any.items.iter_mut().for_each(tell_milliseconds),
+        _ => {}
+    }
+}
+
+/// The milliseconds of a [`Duration`] as serde writes it.
+fn milliseconds(value: &serde_json::Value) -> Option<serde_json::Value> {
+    let fields = value.as_object().filter(|fields| fields.len() == 2)?;
+    let duration = Duration::new(
+        fields.get("secs")?.as_u64()?,
+        u32::try_from(fields.get("nanos")?.as_u64()?).ok()?,
+    );
+    u64::try_from(duration.as_millis()).ok().map(Into::into)
+}
+
 fn api() -> (Router<App>, utoipa::openapi::OpenApi) {
     let (router, mut document) = OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(system::version))
         .routes(routes!(projects::list, projects::create))
-        .routes(routes!(projects::show, projects::remove))
+        .routes(routes!(projects::show, projects::change, projects::remove))
         .routes(routes!(projects::tokens, projects::create_token))
         .routes(routes!(projects::remove_token))
         .routes(routes!(nodes::list))
@@ -113,7 +141,7 @@ fn api() -> (Router<App>, utoipa::openapi::OpenApi) {
         .routes(routes!(machines::log))
         .routes(routes!(machines::console))
         .routes(routes!(networks::list, networks::create))
-        .routes(routes!(networks::show, networks::remove))
+        .routes(routes!(networks::show, networks::change, networks::remove))
         .routes(routes!(networks::trace))
         .routes(routes!(ports::list))
         .routes(routes!(ports::show, ports::change))
@@ -130,6 +158,8 @@ fn api() -> (Router<App>, utoipa::openapi::OpenApi) {
         .routes(routes!(system::metrics))
         .split_for_parts();
     describe_project(&mut document);
+    let schemas = document.components.iter_mut().flat_map(|parts| parts.schemas.values_mut());
+    schemas.for_each(tell_milliseconds);
     (router, document)
 }
 

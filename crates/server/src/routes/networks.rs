@@ -10,16 +10,18 @@ use crate::usage::Used;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use skein_api::{Code, ErrorBody, Network, Trace, TraceHop, TraceRequest};
+use skein_api::{
+    Code, ErrorBody, Network, NetworkField, NetworkPatch, Trace, TraceHop, TraceRequest,
+};
 use skein_fabric::{Compare, KeySpan, Op, Revision, Txn};
 use skein_model::{
-    EventKind, EventSubject, MachineId, NetworkName, NetworkRecord, NetworkSpec, PortRecord,
+    EventKind, EventSubject, Exit, MachineId, NetworkName, NetworkRecord, NetworkSpec, PortRecord,
     ProjectName,
 };
 use skein_registry::{AgentReply, AgentRequest, RecordKey, Stored, View};
 use skein_shell::now;
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 /// How often a network is tried to be created when others are created at the same time: each round one of them is.
 const TRIES_MAX: u32 = 64;
@@ -75,7 +77,7 @@ pub(crate) async fn show(
 /// Create a network. It comes to be on a node with the first machine there. The same again is no error
 #[utoipa::path(post, path = "/v1/networks", tag = "networks", request_body = NetworkSpec,
     responses((status = 201, description = "Created", body = Network), (status = 200, description = "It was there", body = Network),
-        (status = 404, description = "NODE_UNKNOWN", body = ErrorBody),
+        (status = 403, description = "FORBIDDEN", body = ErrorBody), (status = 404, description = "NODE_UNKNOWN", body = ErrorBody),
         (status = 409, description = "NETWORK_EXISTS, NETWORK_OVERLAPS", body = ErrorBody),
         (status = 422, description = "INVALID", body = ErrorBody), (status = 503, description = "VNI_EXHAUSTED", body = ErrorBody)))]
 pub(crate) async fn create(
@@ -84,17 +86,42 @@ pub(crate) async fn create(
     Body(spec): Body<NetworkSpec>,
 ) -> Answer<(StatusCode, Json<Network>)> {
     spec.check().map_err(|error| Failure::new(Code::Invalid, error.to_string()))?;
-    if let Some(exit) = &spec.exit
-        && !app.mirror.read(|view| view.nodes.contains_key(&exit.node))
-    {
-        return Err(Failure::new(Code::NodeUnknown, format!("node {} does not exist", exit.node)));
+    if let Some(exit) = &spec.exit {
+        check_exit(&app, exit)?;
     }
+    let of_the_nodes = spec.exit.is_some() || spec.interface.is_some();
+    permit(&scope, of_the_nodes)?;
     for _ in 0..TRIES_MAX {
         if let Some(answer) = try_create(&app, &scope.project, &spec).await? {
             return Ok(answer);
         }
     }
     Err(Failure::new(Code::Unavailable, "other networks keep being created: try again"))
+}
+
+/// Whether an exit's node exists, and its address can be a node's.
+pub(super) fn check_exit(app: &App, exit: &Exit) -> Answer<()> {
+    if !app.mirror.read(|view| view.nodes.contains_key(&exit.node)) {
+        return Err(Failure::new(Code::NodeUnknown, format!("node {} does not exist", exit.node)));
+    }
+    let wrong = |ip: Ipv4Addr| {
+        ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || ip.is_broadcast()
+    };
+    match exit.address.filter(|ip| wrong(*ip)) {
+        Some(ip) => {
+            Err(Failure::new(Code::Invalid, format!("exit.address: {ip} is no address of a node")))
+        }
+        None => Ok(()),
+    }
+}
+
+/// A project does not decide about addresses and interfaces of nodes.
+fn permit(scope: &Scope, of_the_nodes: bool) -> Answer<()> {
+    if !of_the_nodes || scope.is_admin() {
+        return Ok(());
+    }
+    let message = "only the admin token gives a network an exit or an interface of the nodes";
+    Err(Failure::new(Code::Forbidden, message))
 }
 
 /// Creates the network in one transaction: name, number and record at once, or nothing. None, if something else came
@@ -201,17 +228,79 @@ async fn delete(
     unused: &crate::usage::Unmarked,
 ) -> Answer<bool> {
     let key = RecordKey::Network(network.project.clone(), network.spec.name.clone()).key();
-    let txn = Txn::new()
-        .when(Compare::unchanged(key.clone(), revision))
-        .when(unused.compare())
-        .then(Op::delete(&key))
-        .then(Op::Delete(KeySpan::prefix(&format!("r/address/{}/", network.vni))?))
-        .then(unused.forget());
+    let txn = unused
+        .removal(Txn::new(), &key, revision)
+        .then(Op::Delete(KeySpan::prefix(&format!("r/address/{}/", network.vni))?));
     let reply = app.state.txn(txn).await?;
     if reply.succeeded {
         app.mirror.reach(reply.revision).await;
     }
     Ok(reply.succeeded)
+}
+
+/// A network as the change wants it.
+fn patched(spec: &NetworkSpec, patch: &NetworkPatch) -> Answer<NetworkSpec> {
+    let mut next = spec.clone();
+    for part in &patch.clear {
+        match part {
+            NetworkField::Exit => next.exit = None,
+            NetworkField::Resolvers => next.resolvers.clear(),
+            NetworkField::Routes => next.routes.clear(),
+        }
+    }
+    next.exit = patch.exit.clone().or(next.exit);
+    next.resolvers = patch.resolvers.clone().unwrap_or(next.resolvers);
+    next.routes = patch.routes.clone().unwrap_or(next.routes);
+    next.mtu = patch.mtu.unwrap_or(next.mtu);
+    next.check().map_err(|error| Failure::new(Code::Invalid, error.to_string()))?;
+    Ok(next)
+}
+
+/// Change a network while machines are in it: resolvers, routes, exit, and largest packet. Machines hear of it with their next lease;
+/// a packet may only become smaller while no machine is there that would send larger ones
+#[utoipa::path(patch, path = "/v1/networks/{network}", tag = "networks",
+    params(("network" = String, Path, description = "Name")), request_body = NetworkPatch,
+    responses((status = 200, body = Network), (status = 403, description = "FORBIDDEN", body = ErrorBody),
+        (status = 404, description = "NETWORK_UNKNOWN, NODE_UNKNOWN", body = ErrorBody),
+        (status = 409, description = "NETWORK_IN_USE", body = ErrorBody), (status = 422, description = "INVALID", body = ErrorBody)))]
+pub(crate) async fn change(
+    State(app): State<App>,
+    scope: Scope,
+    Path(name): Path<String>,
+    Body(patch): Body<NetworkPatch>,
+) -> Answer<Json<Network>> {
+    permit(&scope, patch.exit.is_some() || patch.clear.contains(&NetworkField::Exit))?;
+    if let Some(exit) = &patch.exit {
+        check_exit(&app, exit)?;
+    }
+    loop {
+        let Stored { value: network, revision } = found(&app, &scope.project, &name)?;
+        let spec = patched(&network.spec, &patch)?;
+        let next = NetworkRecord { spec, ..(*network).clone() };
+        if next != *network {
+            let mut ports = app.mirror.read(|view| {
+                let ports = view.ports.values().filter(|port| port.value.vni == network.vni);
+                ports.map(|port| port.value.machine.clone()).collect::<Vec<_>>().into_iter()
+            });
+            if let Some(machine) = ports.next().filter(|_| next.spec.mtu < network.spec.mtu) {
+                let message = format!(
+                    "mtu: machine {machine} sends packets of up to {} bytes: remove the network's machines first",
+                    network.spec.mtu
+                );
+                return Err(Failure::new(Code::NetworkInUse, message));
+            }
+            let key = RecordKey::Network(network.project.clone(), network.spec.name.clone());
+            let txn = Txn::new().when(Compare::unchanged(key.key(), revision));
+            let reply = app.state.txn(txn.then(key.put(&next)?)).await?;
+            app.mirror.reach(reply.revision).await;
+            if !reply.succeeded {
+                continue;
+            }
+            let event = EventKind::NetworkChanged { network: next.spec.name.to_string() };
+            app.events.emit(subject(&scope.project), event);
+        }
+        return Ok(Json(app.mirror.read(|view| describe(view, &next))));
+    }
 }
 
 /// What would happen to a packet that a machine sends: hop by hop, and which rule decides

@@ -10,7 +10,9 @@ use crate::usage::Used;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use skein_api::{Code, ErrorBody, Project, ProjectNew, ProjectToken, TokenNew};
+use skein_api::{
+    Code, ErrorBody, Project, ProjectField, ProjectNew, ProjectPatch, ProjectToken, TokenNew,
+};
 use skein_fabric::{Compare, KeySpan, Op, Txn};
 use skein_model::{
     EventKind, EventSubject, PhaseName, ProjectName, ProjectRecord, TokenId, TokenRecord,
@@ -91,7 +93,8 @@ pub(crate) async fn create(
     let name: ProjectName = field("name", &new.name)?;
     check_description(&new.description)
         .map_err(|error| Failure::new(Code::Invalid, error.to_string()))?;
-    let record = ProjectRecord { name, description: new.description, created_at: now() };
+    let description = new.description;
+    let record = ProjectRecord { name, description, exit: None, created_at: now() };
     let status = match create_project(&app, &record).await? {
         Created::Now => {
             app.events.emit(subject(&record.name), EventKind::ProjectCreated);
@@ -108,6 +111,48 @@ pub(crate) async fn create(
     };
     let there = found(&app, &scope, record.name.as_str())?.value;
     Ok((status, Json(app.mirror.read(|view| describe(view, &there)))))
+}
+
+/// Change a project: what it is for, and the address that its networks of kind nat have outside
+#[utoipa::path(patch, path = "/v1/projects/{name}", tag = "projects", params(("name" = String, Path, description = "Name")),
+    request_body = ProjectPatch,
+    responses((status = 200, body = Project), (status = 403, description = "FORBIDDEN", body = ErrorBody),
+        (status = 404, description = "PROJECT_UNKNOWN, NODE_UNKNOWN", body = ErrorBody),
+        (status = 422, description = "INVALID", body = ErrorBody)))]
+pub(crate) async fn change(
+    State(app): State<App>,
+    scope: Scope,
+    _: Admin,
+    Path(name): Path<String>,
+    Body(patch): Body<ProjectPatch>,
+) -> Answer<Json<Project>> {
+    if let Some(exit) = &patch.exit {
+        super::networks::check_exit(&app, exit)?;
+    }
+    loop {
+        let Stored { value: project, revision } = found(&app, &scope, &name)?;
+        let mut next = (*project).clone();
+        for part in &patch.clear {
+            match part {
+                ProjectField::Exit => next.exit = None,
+            }
+        }
+        next.exit = patch.exit.clone().or(next.exit);
+        next.description = patch.description.clone().unwrap_or(next.description);
+        check_description(&next.description)
+            .map_err(|error| Failure::new(Code::Invalid, error.to_string()))?;
+        if next != *project {
+            let key = RecordKey::Project(project.name.clone());
+            let txn = Txn::new().when(Compare::unchanged(key.key(), revision));
+            let reply = app.state.txn(txn.then(key.put(&next)?)).await?;
+            app.mirror.reach(reply.revision).await;
+            if !reply.succeeded {
+                continue;
+            }
+            app.events.emit(subject(&next.name), EventKind::ProjectChanged);
+        }
+        return Ok(Json(app.mirror.read(|view| describe(view, &next))));
+    }
 }
 
 /// The first thing that a project owns, in words. Its first network goes with it.
@@ -162,21 +207,12 @@ pub(crate) async fn remove(
         )
     });
     let key = RecordKey::Project(project.name.clone()).key();
-    let mut txn = Txn::new()
-        .when(Compare::unchanged(key.clone(), revision))
-        .when(unused.compare())
-        .then(Op::delete(&key))
-        .then(unused.forget());
+    let mut txn = unused.removal(Txn::new(), &key, revision);
     if let Some((network, revision)) = first {
         let unused = Used::Network(network.vni).look(&app).await?;
         let key = RecordKey::Network(project.name.clone(), network.spec.name.clone()).key();
         let addresses = KeySpan::prefix(&format!("r/address/{}/", network.vni))?;
-        txn = txn
-            .when(Compare::unchanged(key.clone(), revision))
-            .when(unused.compare())
-            .then(Op::delete(&key))
-            .then(Op::Delete(addresses))
-            .then(unused.forget());
+        txn = unused.removal(txn, &key, revision).then(Op::Delete(addresses));
     }
     for digest in tokens {
         txn = txn.then(Op::delete(&RecordKey::Token(digest).key()));

@@ -138,10 +138,36 @@ fn references<'a>(app: &App, record: &'a ServiceRecord) -> Answer<Vec<(Key, Used
     Ok(all)
 }
 
+/// Checks the addresses that a service chooses: its network has them, and no other service chose them. A machine that has
+/// one of them already keeps it, and the service's machines wait.
+fn check_addresses(app: &App, record: &ServiceRecord) -> Answer<()> {
+    let chosen = &record.spec.network.addresses;
+    let key = (record.project.clone(), record.spec.network.name.clone());
+    let problem = app.mirror.read(|view| {
+        let subnet = view.networks.get(&key)?.value.spec.cidr;
+        if let Some(ip) = chosen.iter().find(|ip| subnet.index_of(**ip).is_none()) {
+            let message = format!("network.addresses: {ip} is no machine's address in {subnet}");
+            return Some(Failure::new(Code::Invalid, message));
+        }
+        let others = view.services.values().map(|stored| &stored.value);
+        let mut others = others.filter(|other| {
+            (other.project.clone(), other.spec.network.name.clone()) == key
+                && other.spec.name != record.spec.name
+        });
+        others.find_map(|other| {
+            let ip = chosen.iter().find(|ip| other.spec.network.addresses.contains(ip))?;
+            let message = format!("address {ip} is that of service {}", other.spec.name);
+            Some(Failure::new(Code::AddressTaken, message))
+        })
+    });
+    problem.map_or(Ok(()), Err)
+}
+
 /// Writes a service's record if it was last written at `expected` and all that it refers to exists; whether it did. If
 /// not, the mirror has seen what was written instead.
 async fn write(app: &App, record: &ServiceRecord, expected: Revision) -> Answer<bool> {
     let key = RecordKey::Service(record.project.clone(), record.spec.name.clone());
+    check_addresses(app, record)?;
     let references = references(app, record)?;
     let mut txn = Txn::new()
         .when(Compare::unchanged(key.key(), expected))
@@ -184,7 +210,7 @@ fn subject(record: &ServiceRecord) -> EventSubject {
 /// Create a service. The same specification again is no error
 #[utoipa::path(post, path = "/v1/services", tag = "services", request_body = ServiceSpec,
     responses((status = 201, description = "Created", body = Service), (status = 200, description = "It was there", body = Service),
-        (status = 404, description = "IMAGE_UNKNOWN", body = ErrorBody), (status = 409, description = "SERVICE_EXISTS", body = ErrorBody),
+        (status = 404, description = "IMAGE_UNKNOWN", body = ErrorBody), (status = 409, description = "SERVICE_EXISTS, ADDRESS_TAKEN", body = ErrorBody),
         (status = 422, description = "INVALID", body = ErrorBody)))]
 pub(crate) async fn create(
     State(app): State<App>,
@@ -238,6 +264,7 @@ async fn change(
 #[utoipa::path(put, path = "/v1/services/{service}", tag = "services",
     params(("service" = String, Path, description = "Name")), request_body = ServiceSpec,
     responses((status = 200, body = Service), (status = 404, description = "SERVICE_UNKNOWN, IMAGE_UNKNOWN", body = ErrorBody),
+        (status = 409, description = "ADDRESS_TAKEN", body = ErrorBody),
         (status = 422, description = "INVALID", body = ErrorBody)))]
 pub(crate) async fn put(
     State(app): State<App>,

@@ -2,8 +2,9 @@ use super::*;
 use model::{
     AddressRange, Addressing, Attachment, CpuMilli, Direction, ExitCause, Generation, GroupRecord,
     ImageManifest, Limits, MacAddr, MachineGoal, MachinePhase, MachineRecord, MachineStatus,
-    MemoryMib, NetworkName, NetworkSpec, Peer, ProjectName, Protocol, PublicationSpec, QueuePolicy,
-    Rule, RuleId, RuleLog, RuleSpec, ScalingPolicy, ServiceRecord, ServiceSpec, Timestamp,
+    MemoryMib, NetworkName, NetworkSpec, Peer, ProjectName, ProjectRecord, Protocol,
+    PublicationSpec, QueuePolicy, Rule, RuleId, RuleLog, RuleSpec, ScalingPolicy, ServiceRecord,
+    ServiceSpec, Timestamp,
 };
 use skein_fabric::{LeaseId, Revision};
 use skein_registry::{Alive, Stored};
@@ -59,11 +60,19 @@ impl Records {
         self
     }
 
+    fn project(mut self, name: &str, exit: Option<model::Exit>) -> Self {
+        let (name, description) = (project(name), String::new());
+        let record = ProjectRecord { name: name.clone(), description, exit, created_at: NOW };
+        self.0.projects.insert(name, stored(record));
+        self
+    }
+
     fn service(mut self, of: &str, name: &str, groups: &[&str]) -> Self {
         let network = Attachment {
             name: "web".parse().unwrap(),
             groups: groups.iter().map(|group| group.parse().unwrap()).collect(),
             limits: Limits { egress_bits: Some(1_000_000), ..Limits::default() },
+            addresses: Vec::new(),
             addressing: Addressing::Static,
         };
         let spec = ServiceSpec {
@@ -354,6 +363,35 @@ fn a_network_leaves_by_its_exit_as_long_as_that_lives() {
     assert_eq!(way(&records, "n3"), Some(net::Exit::Here { source: "192.0.2.9".parse().ok() }));
     let records = records.lose("n3");
     assert_eq!(way(&records, "n1"), Some(net::Exit::Here { source: None }));
+}
+
+#[test]
+fn a_network_without_an_exit_leaves_by_its_projects() {
+    let at = |node: &str, last: u8| model::Exit {
+        node: node.parse().unwrap(),
+        address: Some(Ipv4Addr::new(192, 0, 2, last)),
+    };
+    let records = Records::default()
+        .node(1, 1)
+        .node(2, 2)
+        .project("blue", Some(at("n2", 7)))
+        .project("red", Some(at("n2", 8)))
+        .network("blue", 5000, |_| {})
+        .network("red", 5001, |spec| spec.exit = Some(at("n1", 9)))
+        .service("blue", "app", &[])
+        .service("red", "app", &[])
+        .machine("blue", "app-1", "n1", 2, ready())
+        .machine("red", "app-2", "n1", 2, ready());
+    let ways = |node: &str| -> Vec<net::NetworkKind> {
+        records.on(node).networks.iter().map(|network| network.kind.clone()).collect()
+    };
+    let two = net::NodeNumber::new(2).unwrap();
+    let here = |last: u8| {
+        let source = Some(Ipv4Addr::new(192, 0, 2, last));
+        net::NetworkKind::Nat(net::Exit::Here { source })
+    };
+    assert_eq!(ways("n1"), [net::NetworkKind::Nat(net::Exit::Via(two)), here(9)]);
+    assert_eq!(ways("n2"), [here(7)]);
 }
 
 #[test]

@@ -116,13 +116,8 @@ impl Live {
             ..CloudConfig::new(folder.path())
         })
         .await?;
-        let mut down = BTreeSet::new();
         let with = (&bundle, batches, &mut stop);
-        let measured = self.measure((&mut cloud, &mut down), scenario, with).await;
-        // What a node that is down left on the host goes with its agent.
-        for node in down {
-            cloud.restart_agent(&node).await?;
-        }
+        let measured = self.measure(&mut cloud, scenario, with).await;
         cloud.stop_all().await;
         folder.remove()?;
         measured
@@ -130,7 +125,7 @@ impl Live {
 
     async fn measure(
         &self,
-        (cloud, down): (&mut Cloud, &mut BTreeSet<String>),
+        cloud: &mut Cloud,
         scenario: &Scenario,
         (bundle, batches, stop): (&Bundle, Option<(u32, u32)>, &mut Stop),
     ) -> Result<Measured> {
@@ -148,10 +143,11 @@ impl Live {
         eprintln!("live: {:.0} s on {} nodes", scenario.run.duration_secs, names.len());
         self.users(&client, scenario, begun, &mut tasks);
         let end = begun + Duration::from_secs_f64(scenario.run.duration_secs);
+        let mut down = BTreeSet::new();
         let changes = node_changes(scenario, 0);
         let stopped_secs = tokio::select! {
             // Owns all it needs; a node that is half ended or started is seen to when the cloud is ended.
-            failed = fail_nodes((cloud, &mut *down), &changes, &names, (begun, end)) => {
+            failed = fail_nodes((cloud, &mut down), &changes, &names, (begun, end)) => {
                 failed?;
                 None
             }
@@ -176,7 +172,7 @@ impl Live {
             client.remove_service(service.name.as_str()).await?;
         }
         if let Some((replicas_max, requests)) = batches.filter(|_| stopped_secs.is_none()) {
-            for node in std::mem::take(down) {
+            for node in down {
                 cloud.restart_agent(&node).await?;
             }
             for replicas in 1..=replicas_max {

@@ -1,0 +1,230 @@
+//! Two hosts, each with its broker and node, and programs on them.
+
+use rustix::process::{Pid, Signal, kill_process_group};
+use skein_link::broker::{Broker, BrokerConfig, Connection, Path, Totals};
+use skein_link::node::{Ethernet, Node, NodeConfig, PORT, PeerConfig, shared_key};
+use skein_link::remote::Remote;
+use skein_link::run;
+use skein_link::testbed::{Host, Testbed};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+use tempfile::TempDir;
+
+/// How long a program may run, seconds; far more than any of them takes on a busy machine.
+const PATIENCE_SECS: u32 = 60;
+
+/// What a program runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum On {
+    Tcp,
+    Link,
+}
+
+pub(crate) struct Hosts {
+    pub(crate) bed: Testbed,
+    pub(crate) folders: [TempDir; 2],
+    pub(crate) brokers: [Option<Broker>; 2],
+    pub(crate) nodes: [Option<Arc<Node>>; 2],
+    library: PathBuf,
+}
+
+/// A program that is ended with its test.
+pub(crate) struct Running(pub(crate) Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // `timeout` leads a process group, in which all that it has started is.
+        if let Some(group) = Pid::from_raw(i32::try_from(self.0.id()).unwrap_or(0)) {
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+pub(crate) fn script(name: &str) -> String {
+    format!("{}/tests/programs/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+pub(crate) const fn index(host: Host) -> usize {
+    match host {
+        Host::A => 0,
+        Host::B => 1,
+    }
+}
+
+const fn name(host: Host) -> &'static str {
+    match host {
+        Host::A => "a",
+        Host::B => "b",
+    }
+}
+
+/// Looks again and again, until there is an answer.
+pub(crate) fn wait<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    for _ in 0..3000 {
+        if let Some(found) = look() {
+            return found;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("waited 30 s in vain: {what}");
+}
+
+impl Hosts {
+    pub(crate) fn new(ethernet: Ethernet) -> Self {
+        let bed = Testbed::new().expect("two hosts");
+        let folder = || tempfile::Builder::new().prefix("skein-link-test-").tempdir().unwrap();
+        let folders = [folder(), folder()];
+        let library = run::library(&folders[0].path().join("lib")).unwrap();
+        let mut hosts = Self { bed, folders, brokers: [None, None], nodes: [None, None], library };
+        for host in Host::BOTH {
+            hosts.start_agent(host, ethernet);
+        }
+        hosts.meet();
+        hosts
+    }
+
+    pub(crate) fn start_agent(&mut self, host: Host, ethernet: Ethernet) {
+        let socket = |host: Host| SocketAddr::new(host.address().into(), PORT);
+        let other = host.other();
+        let addresses = vec![other.overlay_address().into()];
+        let peer = PeerConfig { name: name(other).into(), socket: socket(other), addresses };
+        let config = NodeConfig {
+            peers: vec![peer],
+            ethernet,
+            ..NodeConfig::new(name(host), socket(host), shared_key(b"a secret of the two hosts"))
+        };
+        let node = self.bed.on(host, move || Node::start(&config)).unwrap().unwrap();
+        let node = Arc::new(node);
+        let remote = Arc::clone(&node) as Arc<dyn Remote>;
+        let config = BrokerConfig {
+            remote: Some(remote),
+            ..BrokerConfig::new(self.folders[index(host)].path().join("link.sock"))
+        };
+        self.brokers[index(host)] = Some(Broker::start(config).unwrap());
+        self.nodes[index(host)] = Some(node);
+    }
+
+    /// Ends a host's broker and node; its programs stay.
+    pub(crate) fn stop_agent(&mut self, host: Host) {
+        self.brokers[index(host)] = None;
+        self.nodes[index(host)] = None;
+    }
+
+    /// Waits until the nodes know each other.
+    pub(crate) fn meet(&self) {
+        for host in Host::BOTH {
+            let peer = SocketAddr::new(host.other().address().into(), 1);
+            let node = self.nodes[index(host)].as_ref().unwrap();
+            wait("a session", || node.reaches(peer).then_some(()));
+        }
+    }
+
+    pub(crate) fn path(&self, host: Host, name: &str) -> PathBuf {
+        self.folders[index(host)].path().join(name)
+    }
+
+    /// A command on a host, in its folder; `timeout` ends it and what it has started if it hangs.
+    pub(crate) fn command(&self, host: Host, on: On, words: &[&str]) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.bed.namespace(host), "env"]);
+        if on == On::Link {
+            let broker = PathBuf::from("link.sock");
+            for (name, value) in run::environment(&self.library, &broker, None) {
+                let mut word = name;
+                word.push("=");
+                word.push(value);
+                command.arg(word);
+            }
+        }
+        command.args(["timeout", "--kill-after=2", &PATIENCE_SECS.to_string()]).args(words);
+        command.stdin(Stdio::null()).env_remove("LD_PRELOAD");
+        let far = format!(
+            "/run/netns/{}:{}",
+            self.bed.namespace(host.other()),
+            self.folders[index(host.other())].path().display()
+        );
+        command.env("HERE", host.address().to_string()).env("FAR", far);
+        command.current_dir(self.folders[index(host)].path());
+        command
+    }
+
+    /// Runs it to its end: what it printed on both outputs, and its status.
+    pub(crate) fn output(&self, host: Host, on: On, words: &[&str]) -> (String, Option<i32>) {
+        let Output { status, stdout, stderr } = self.command(host, on, words).output().unwrap();
+        let text = [stdout, stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        (text.concat(), status.code())
+    }
+
+    /// Runs it to its end, which must be a good one.
+    pub(crate) fn run(&self, host: Host, on: On, words: &[&str]) -> String {
+        let (text, status) = self.output(host, on, words);
+        assert_eq!(status, Some(0), "{words:?} on {on:?}: {text}");
+        text
+    }
+
+    /// Starts it, to be ended with the value.
+    pub(crate) fn start(&self, host: Host, on: On, words: &[&str]) -> Running {
+        let mut command = self.command(host, on, words);
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        Running(command.spawn().unwrap())
+    }
+
+    /// Starts a server and waits until it listens.
+    pub(crate) fn serve(&self, host: Host, on: On, port: u16, words: &[&str]) -> Running {
+        let running = self.start(host, on, words);
+        let port = format!(":{port:04X}");
+        wait("a listener", || {
+            let words = ["cat", "/proc/net/tcp", "/proc/net/tcp6"];
+            let (tables, _) = self.output(host, On::Tcp, &words);
+            // Number, local address, remote address, state; 0A: listens.
+            let listens = |line: &str| {
+                let mut words = line.split_whitespace().skip(1);
+                words.next().is_some_and(|local| local.ends_with(&port))
+                    && words.nth(1) == Some("0A")
+            };
+            tables.lines().any(listens).then_some(())
+        });
+        running
+    }
+
+    pub(crate) fn connections(&self, host: Host) -> Vec<Connection> {
+        self.brokers[index(host)].as_ref().map_or(Vec::new(), Broker::connections)
+    }
+
+    pub(crate) fn totals(&self, host: Host) -> Totals {
+        self.brokers[index(host)].as_ref().map_or(Totals::default(), Broker::totals)
+    }
+
+    /// Waits until a connection of a host is on the light protocol and the condition holds.
+    pub(crate) fn until_light(
+        &self,
+        host: Host,
+        holds: impl Fn(&Connection) -> bool,
+    ) -> Connection {
+        self.until("the light protocol", host, |c| c.path == Path::Light && holds(c))
+    }
+
+    /// Waits until the condition holds for a connection of a host.
+    pub(crate) fn until(
+        &self,
+        what: &str,
+        host: Host,
+        holds: impl Fn(&Connection) -> bool,
+    ) -> Connection {
+        let mut latest = Vec::new();
+        for _ in 0..1000 {
+            latest = self.connections(host);
+            if let Some(at) = latest.iter().position(&holds) {
+                return latest.remove(at);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let others = self.connections(host.other());
+        panic!("waited 10 s in vain for {what}: {latest:#?}, on the other host {others:#?}")
+    }
+}

@@ -1,0 +1,196 @@
+//! Programs on two hosts: on the light protocol they see what they see on plain TCP.
+
+mod hosts;
+mod real;
+
+use hosts::{Hosts, On, Running, script, wait};
+use skein_link::broker::Path;
+use skein_link::node::Ethernet;
+use skein_link::testbed::Host;
+use std::io::{BufRead, BufReader, Write};
+use std::process::Stdio;
+
+/// Starts a connection that rests after its traffic, in a state that the word names.
+fn resting(hosts: &Hosts, word: &str) -> (Running, impl Write + use<>) {
+    let script = script("resting.py");
+    let mut command = hosts.command(Host::A, On::Link, &["python3", &script, word]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let stdin = child.stdin.take().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "ready\n");
+    (Running(child), stdin)
+}
+
+fn gone(hosts: &Hosts) {
+    for host in Host::BOTH {
+        wait("the end of the connection", || hosts.connections(host).is_empty().then_some(()));
+    }
+}
+
+#[test]
+fn both_directions_take_the_light_protocol() {
+    for ethernet in [Ethernet::Never, Ethernet::Probe] {
+        let hosts = Hosts::new(ethernet);
+        let (mut running, mut stdin) = resting(&hosts, "nothing");
+        for host in Host::BOTH {
+            let seen = hosts.until_light(host, |c| c.ring_bytes.iter().all(|bytes| *bytes > 1000));
+            assert_eq!(seen.reason, "none");
+        }
+        stdin.write_all(b"more\n").unwrap();
+        hosts.until_light(Host::A, |c| c.ring_bytes.iter().all(|bytes| *bytes > 25_000));
+        drop(stdin);
+        assert!(running.0.wait().unwrap().success());
+        gone(&hosts);
+    }
+}
+
+/// Random calls in lockstep, seed by seed.
+fn seeds(from: u32, count: u32, steps: u32) {
+    let hosts = Hosts::new(Ethernet::Never);
+    let script = script("exercise.py");
+    for seed in from..from + count {
+        let (seed, steps) = (seed.to_string(), steps.to_string());
+        let words = ["python3", &script, &seed, &steps];
+        let tcp = hosts.output(Host::A, On::Tcp, &words);
+        let link = hosts.output(Host::A, On::Link, &words);
+        if tcp == link {
+            continue;
+        }
+        // What plain TCP answers may depend on the moment on a machine that has no time.
+        let again = hosts.output(Host::A, On::Tcp, &words);
+        let both = tcp.0.lines().zip(link.0.lines()).find(|(one, other)| one != other);
+        assert!(link == again, "seed {seed}: {both:?}");
+    }
+    let totals = hosts.totals(Host::A);
+    assert!(totals.light_bytes > 10_000 * u64::from(count), "{totals:?}");
+}
+
+#[test]
+fn random_calls() {
+    seeds(1, 12, 120);
+}
+
+#[test]
+#[cfg(feature = "long-tests")]
+fn many_random_calls() {
+    seeds(1000, 300, 300);
+}
+
+/// A hard case of `scenarios.py`.
+fn scenario(name: &str) {
+    let hosts = Hosts::new(Ethernet::Never);
+    let script = script("scenarios.py");
+    let words = ["python3", &script, name];
+    let tcp = hosts.output(Host::A, On::Tcp, &words);
+    let link = hosts.output(Host::A, On::Link, &words);
+    assert_eq!(link, tcp, "{name}: the link beside plain TCP");
+    gone(&hosts);
+    for host in Host::BOTH {
+        let totals = hosts.totals(host);
+        assert!(totals.light_bytes > 1000, "{name} went over TCP: {totals:?}");
+        assert!(!totals.steps_back.contains_key("light-lost"), "{name}: {totals:?}");
+    }
+}
+
+macro_rules! scenarios {
+    ($($name:ident)*) => {
+        $(
+            #[test]
+            fn $name() {
+                scenario(stringify!($name));
+            }
+        )*
+    };
+}
+
+scenarios! {
+    bulk slow_reader edge_reader fork_writers fork_readers last_holder exec_same exec_without spawn passed out_of_band
+    stdio sandbox timeout interrupted shutdown_wakes kill_writer kill_reader
+}
+
+#[test]
+fn steps_back_are_told_with_their_reason() {
+    let hosts = Hosts::new(Ethernet::Never);
+    for (word, reason) in [
+        ("stdio", "stdio"),
+        ("option", "socket-option"),
+        ("sandbox", "sandbox"),
+        ("uring", "io-uring"),
+        ("urgent", "out-of-band"),
+        ("passed", "descriptor-passed"),
+    ] {
+        let (mut running, mut stdin) = resting(&hosts, word);
+        hosts.until(word, Host::A, |c| c.reason == reason);
+        // It goes on, over TCP.
+        stdin.write_all(b"more\n").unwrap();
+        hosts.until(word, Host::A, |c| c.path == Path::Tcp && c.reason == reason);
+        drop(stdin);
+        assert!(running.0.wait().unwrap().success());
+        gone(&hosts);
+    }
+}
+
+/// Bytes that go past the library end the connection with an error; none is taken for another.
+#[test]
+fn foreign_bytes_end_the_connection() {
+    let hosts = Hosts::new(Ethernet::Never);
+    let script = script("scenarios.py");
+    let (text, _) = hosts.output(Host::A, On::Link, &["python3", &script, "foreign"]);
+    assert!(text.contains("ECONNRESET"), "{text}");
+}
+
+/// The broker of one host ends while bytes go over the light protocol: a connection error at both ends, soon. New connections
+/// stay on TCP; when the broker is back, they take the light protocol again.
+#[test]
+fn an_agent_that_ends_is_a_clean_error_and_its_successor_is_used() {
+    let mut hosts = Hosts::new(Ethernet::Never);
+    let (mut running, mut stdin) = resting(&hosts, "nothing");
+    hosts.until_light(Host::A, |c| c.ring_bytes.iter().all(|bytes| *bytes > 1000));
+    hosts.stop_agent(Host::B);
+    let _ = stdin.write_all(b"more\n");
+    drop(stdin);
+    assert!(!running.0.wait().unwrap().success(), "it saw the error");
+    let (mut running, mut stdin) = resting(&hosts, "nothing");
+    stdin.write_all(b"more\n").unwrap();
+    drop(stdin);
+    assert!(running.0.wait().unwrap().success(), "TCP is as it was");
+    hosts.start_agent(Host::B, Ethernet::Never);
+    hosts.meet();
+    let (mut running, stdin) = resting(&hosts, "nothing");
+    hosts.until_light(Host::A, |c| c.ring_bytes.iter().all(|bytes| *bytes > 1000));
+    drop(stdin);
+    assert!(running.0.wait().unwrap().success());
+}
+
+/// The wire is unplugged for longer than the nodes bear: an error at both ends, and no byte is wrong.
+#[test]
+fn an_unplugged_wire_is_a_clean_error() {
+    let hosts = Hosts::new(Ethernet::Never);
+    let (mut running, mut stdin) = resting(&hosts, "nothing");
+    hosts.until_light(Host::A, |c| c.ring_bytes.iter().all(|bytes| *bytes > 1000));
+    hosts.bed.plug(false).unwrap();
+    stdin.write_all(b"more\n").unwrap();
+    assert!(!running.0.wait().unwrap().success());
+    hosts.bed.plug(true).unwrap();
+    hosts.meet();
+    let (mut running, stdin) = resting(&hosts, "nothing");
+    hosts.until_light(Host::A, |c| c.ring_bytes.iter().all(|bytes| *bytes > 1000));
+    drop(stdin);
+    assert!(running.0.wait().unwrap().success());
+}
+
+/// A wire that loses: bytes of both paths come late and in another order, and nothing is wrong.
+#[test]
+fn a_bad_wire() {
+    let hosts = Hosts::new(Ethernet::Probe);
+    hosts.bed.lose(50).unwrap();
+    let script = script("scenarios.py");
+    for name in ["bulk", "slow_reader", "edge_reader"] {
+        let words = ["python3", &script, name];
+        let tcp = hosts.output(Host::A, On::Tcp, &words);
+        let link = hosts.output(Host::A, On::Link, &words);
+        assert_eq!(link, tcp, "{name}: the link beside plain TCP");
+    }
+    hosts.bed.heal().unwrap();
+}
