@@ -5,7 +5,7 @@ use crate::output::{self, column, wide};
 use anyhow::{Context as _, Result, bail};
 use skein_api::{ApiError, Client, ClientError, Code, ScaleRequest, Service as ApiService};
 use skein_model::{
-    Addressing, Attachment, GroupName, MemoryMib, NetworkName, Placement, PublishTarget,
+    Addressing, Attachment, GroupName, MemoryMib, Migration, NetworkName, Placement, PublishTarget,
     QueuePolicy, RetryPolicy, ScalingPolicy, ScalingRule, ServiceSpec, ThresholdScope,
 };
 use std::collections::BTreeMap;
@@ -110,6 +110,9 @@ pub(crate) struct Create {
     /// 'kind = "predictive", wait_ms = 50'
     #[arg(long, value_parser = scaling_rule, conflicts_with_all = ["replicate_above", "dereplicate_at"])]
     rule: Option<ScalingRule>,
+    /// Let machines leave cordoned nodes; with keys such as 'leave_above = 0.8, go_below = 0.5' crowded ones too
+    #[arg(long, value_name = "KEYS", num_args = 0..=1, default_missing_value = "", value_parser = migration)]
+    migration: Option<Migration>,
     /// Jobs per machine to aim at, as a share of its capacity
     #[arg(long, value_name = "SHARE", conflicts_with_all = ["replicate_above", "dereplicate_at"])]
     target: Option<f64>,
@@ -161,6 +164,36 @@ pub(crate) fn scaling_rule(text: &str) -> Result<ScalingRule, String> {
             error.message()
         )
     })
+}
+
+/// When machines move, in words.
+fn migration_words(migration: Option<&Migration>) -> String {
+    let Some(it) = migration else { return "none: machines stay where they are".to_owned() };
+    let mut from = vec![];
+    if it.leave_cordoned {
+        from.push("cordoned nodes".to_owned());
+    }
+    if let Some(above) = it.leave_above {
+        from.push(format!("nodes used above {:.0} %", above * 100.0));
+    }
+    match from.is_empty() {
+        true => "none: no node is left".to_owned(),
+        false => format!("away from {}, {} at once", from.join(" and "), it.at_once),
+    }
+}
+
+/// The keys of a migration; none for its defaults.
+fn migration(keys: &str) -> Result<Migration, String> {
+    #[derive(serde::Deserialize)]
+    struct Table {
+        migration: Migration,
+    }
+    let keys = keys.trim().trim_start_matches('{').trim_end_matches('}');
+    toml::from_str::<Table>(&format!("migration = {{ {keys} }}"))
+        .map(|table| table.migration)
+        .map_err(|error| {
+            format!("{}; such as 'leave_above = 0.8, go_below = 0.5'", error.message())
+        })
 }
 
 fn placement(text: &str) -> Result<Placement, String> {
@@ -238,6 +271,7 @@ impl Create {
         set(&mut scaling.cooldown, self.cooldown);
         set(&mut scaling.placement, self.placement);
         set(&mut scaling.rule, self.rule.clone());
+        set(&mut scaling.migration, self.migration.map(Some));
         if let Some(share) = self.target {
             match &mut scaling.rule {
                 ScalingRule::Concurrency { target, .. } => *target = share,
@@ -396,6 +430,7 @@ fn show(context: &Context, s: &ApiService) -> Result<()> {
             format!("{} to {}, {} warm", scaling.replicas_min, scaling.replicas_max, scaling.warm),
         ),
         ("rule", rule),
+        ("migration", migration_words(scaling.migration.as_ref())),
         (
             "queue",
             format!("{} waiting, {} running, bound {}", s.waiting, s.running, s.spec.queue.bound),
