@@ -309,19 +309,7 @@ impl<'a> Call<'a> {
                     }
                 }
                 Next::Empty if got > 0 => {
-                    if settle::is_lazy(self.conn) && settle::remember(self.conn) {
-                        return Ok(Part::Got(got));
-                    }
-                    if self.pipe.is_far() && self.dir().is_asked() {
-                        // Its bell may be in the queue already, unsettled: with edges it would tell of nothing any more.
-                        let dir = self.dir();
-                        match self.hold(Reason::Stuck, || !dir.is_asked()) {
-                            Some(_) => return Ok(Part::Got(got)),
-                            None => continue,
-                        }
-                    }
-                    self.settle()?;
-                    if self.rx.next(self.pipe)? == Next::Empty {
+                    if self.may_stop()? {
                         return Ok(Part::Got(got));
                     }
                 }
@@ -335,6 +323,21 @@ impl<'a> Call<'a> {
                 }
             }
         }
+    }
+
+    /// Some bytes were read and the ring is empty: whether the call may end with fewer than it was asked for. A program may take
+    /// that for the end of what there is, so the socket must become unreadable before.
+    fn may_stop(&mut self) -> Result<bool, Broken> {
+        if settle::is_lazy(self.conn) && settle::remember(self.conn) {
+            return Ok(true);
+        }
+        let dir = self.dir();
+        if self.pipe.is_far() && dir.is_asked() {
+            // Its bell may be in the queue already, unsettled: with edges it would tell of nothing any more.
+            return Ok(self.hold(Reason::Stuck, || !dir.is_asked()).is_some());
+        }
+        self.settle()?;
+        Ok(self.rx.next(self.pipe)? == Next::Empty)
     }
 
     /// As `read`, but everything stays where it is.

@@ -143,6 +143,63 @@ fn a_refused_ring_stays_as_it_is() {
     });
 }
 
+/// The last bell of a phase and a node that rings: each bell is counted, and none follows the phase.
+#[test]
+fn a_node_rings_in_its_phase_only() {
+    loom::model(|| {
+        let shared = shared();
+        let mut tx = Tx::new(0);
+        tx.to_ring(&shared.direction).unwrap();
+        shared.direction.set_placed(Phase(1));
+        let node = {
+            let shared = Arc::clone(&shared);
+            thread::spawn(move || {
+                far::Taker::default().ring(&shared.direction, Phase(1), || {
+                    shared.wire.lock().unwrap().bells += 1;
+                    Some(true)
+                })
+            })
+        };
+        let left = tx.leave_far(&shared.direction, || {
+            shared.wire.lock().unwrap().bells += 1;
+            true
+        });
+        node.join().unwrap();
+        let bells = shared.wire.lock().unwrap().bells;
+        let counted = if left.is_ok() { tx.tcp() } else { shared.direction.bell().end };
+        assert_eq!(bells, counted);
+    });
+}
+
+/// A refusal that a node passes on, and a sender that leaves the ring: either it rings before the node finds it at rest, or not at
+/// all.
+#[test]
+fn no_bell_follows_a_refusal_that_was_heard() {
+    loom::model(|| {
+        let shared = shared();
+        let mut tx = Tx::new(0);
+        tx.to_ring(&shared.direction).unwrap();
+        shared.direction.set_placed(Phase(1));
+        let sender = {
+            let shared = Arc::clone(&shared);
+            thread::spawn(move || {
+                let _ = tx.leave_far(&shared.direction, || {
+                    shared.wire.lock().unwrap().bells += 1;
+                    true
+                });
+            })
+        };
+        shared.direction.refuse(Refusal::NoMore);
+        // At rest in the phase that the node knows: what it has told the receiver is all.
+        let is_at_rest = !shared.direction.is_changing() && shared.direction.phase() == Phase(1);
+        let bells = shared.wire.lock().unwrap().bells;
+        sender.join().unwrap();
+        if is_at_rest {
+            assert_eq!(shared.wire.lock().unwrap().bells, bells);
+        }
+    });
+}
+
 /// Names the type that the models look into.
 #[test]
 fn a_bell_is_armed_at_first() {
