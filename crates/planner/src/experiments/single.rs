@@ -103,8 +103,10 @@ fn steps(curve: &[(f64, f64, f64)]) -> Vec<Finding> {
         .filter(|(_, pair)| pair[1].0 - pair[0].0 > 0.5)
         .map(|(at, _)| at)
         .collect();
-    // The queue grows up to a step, and falls where replicas step up.
-    let together = rises.iter().filter(|at| curve[**at + 1].1 < curve[**at].1).count();
+    // The queue grows up to a step, and falls where replicas step up: at the next load that is past the step, not on it.
+    let settled = |at: usize| curve[at + 1..].iter().find(|(.., rate)| *rate < 1e-9);
+    let falls = |at: &&usize| settled(**at).is_some_and(|(_, queue, _)| *queue < curve[**at].1);
+    let together = rises.iter().filter(falls).count();
     let still = curve.iter().filter(|(.., rate)| *rate < 1e-9).count();
     vec![
         Finding {
