@@ -6,6 +6,7 @@
 //! ```
 //! A profile is a set of groups; machines with the same groups share its chains.
 
+use super::shortcut::AGREED;
 use super::steps::{
     ESTABLISHED, FAMILY_4, FAMILY_6, ICMP, ICMP6, INVALID, RELATED, Steps, TCP, UDP, base, chain,
     nat,
@@ -51,7 +52,7 @@ pub(super) fn table(network: &DesiredNetwork, around: &Surroundings) -> Table {
     }
     let chains = [
         ("clamp", clamp(network)),
-        ("forward", forward(network)),
+        ("forward", forward(network, around)),
         ("deliver", deliver(network)),
         ("input", input(network, around)),
     ];
@@ -269,7 +270,7 @@ fn clamp(network: &DesiredNetwork) -> Chain {
 }
 
 /// Of packets between machines, and between machines and the outside.
-fn forward(network: &DesiredNetwork) -> Chain {
+fn forward(network: &DesiredNetwork, around: &Surroundings) -> Chain {
     let opening = Steps::new().protocol(TCP).masked(Field::TCP_FLAGS, &[SYN_RST], &[SYN]);
     // Most packets end here: both ends have spoken, so sizes are agreed on too.
     let assured = STATUS_ASSURED.to_ne_bytes().to_vec();
@@ -277,7 +278,18 @@ fn forward(network: &DesiredNetwork) -> Chain {
         .then(Expression::ConnectionStatus { to: 0 })
         .then(Expression::Mask { register: 0, mask: assured })
         .then(Expression::NotEqual { register: 0, value: vec![0; 4] });
-    let mut rules = vec![known.accept(), opening.jump("clamp")];
+    let mut rules = Vec::new();
+    if super::shortens(network, around) {
+        // Tells the interface that sends it that the next packet may take the short way.
+        let agreed = known
+            .clone()
+            .then(Expression::Meta { key: Key::Mark, to: 0 })
+            .then(Expression::NotEqual { register: 0, value: vec![0; 4] })
+            .then(Expression::Raise { register: 0, bits: AGREED })
+            .then(Expression::SetMark { from: 0 });
+        rules.push(agreed.accept());
+    }
+    rules.extend([known.accept(), opening.jump("clamp")]);
     rules.push(Steps::new().state(ESTABLISHED | RELATED).accept());
     rules.push(Steps::new().state(INVALID).drop("invalid"));
     // A machine that could send to the tunnels could speak for every network.

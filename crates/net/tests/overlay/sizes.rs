@@ -56,7 +56,7 @@ fn streams(from: &str, to: (&str, Ipv4Addr)) -> Result<bool> {
 }
 
 /// Both ways.
-fn check(a: &Machine, b: &Machine, sizes: &[usize]) -> Result<()> {
+pub(crate) fn check(a: &Machine, b: &Machine, sizes: &[usize]) -> Result<()> {
     for (from, to) in [(a, b), (b, a)] {
         for size in sizes {
             let four = arrives(from.name(), (to.name(), to.address.into()), *size)?;

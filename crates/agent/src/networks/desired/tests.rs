@@ -37,6 +37,7 @@ impl Records {
             number,
             underlay: Ipv4Addr::new(192, 0, 2, host),
             vxlan_port: 4789 + number,
+            wire_key: None,
             joined_at: NOW,
         };
         self.0.nodes.insert(name.clone(), stored(record));
