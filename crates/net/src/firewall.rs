@@ -17,6 +17,7 @@ mod bridge;
 mod host;
 mod inet;
 mod policy;
+mod published;
 mod shortcut;
 mod steps;
 

@@ -7,8 +7,9 @@ use skein_api::{
     ApiError, Client, ClientError, Code, ScaleRequest, Service as ApiService, ServicePatch,
 };
 use skein_model::{
-    Addressing, Attachment, GroupName, MemoryMib, Migration, NetworkName, Placement, PublishTarget,
-    QueuePolicy, RetryPolicy, ScalingPolicy, ScalingRule, ServiceSpec, ThresholdScope,
+    Addressing, Affinity, Attachment, GroupName, MemoryMib, Migration, NetworkName, Placement,
+    PublishTarget, QueuePolicy, RetryPolicy, ScalingPolicy, ScalingRule, ServiceSpec,
+    ThresholdScope,
 };
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -48,13 +49,17 @@ pub(crate) enum Service {
     },
     /// Change the firewall groups or bounds of a service's ports, while its machines run
     Set(Set),
-    /// Open ports of the nodes that lead to the service's ready machines, in turn
+    /// Open ports of the nodes that lead to the service's ready machines
     Publish {
         /// Name of the service
         service: String,
         /// Port of the nodes and port of the machines, such as 80:80
         #[arg(short, long = "publish", required = true, value_name = "PORT:PORT[/udp]")]
         ports: Vec<super::port::PortMap>,
+        /// Which machine takes a connection: the next one in turn (none), or the same one for all connections of one client's
+        /// address while it is ready (client)
+        #[arg(long, default_value = "none", value_name = "none|client")]
+        affinity: Affinity,
     },
     /// Remove services, their machines and their waiting jobs
     Rm {
@@ -368,9 +373,9 @@ impl Service {
                 }
             }
             Self::Set(set) => set.run(context).await?,
-            Self::Publish { service, ports } => {
+            Self::Publish { service, ports, affinity } => {
                 let target = PublishTarget::Service(service.parse()?);
-                super::port::publish(&context.client()?, &target, &ports).await?;
+                super::port::publish(&context.client()?, &target, affinity, &ports).await?;
             }
             Self::Rm { services } => {
                 let client = context.client()?;

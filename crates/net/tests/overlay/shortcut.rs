@@ -27,7 +27,8 @@ fn plan(vni: u32) -> Plan {
 /// How many connections a network of a node knows the short way of; none if its kernel has no short way.
 fn known(bed: &Bed, at: usize, plan: &Plan) -> Option<usize> {
     let space = bed.nodes[at].networks().name(plan.network.vni).namespace();
-    let text = run(&format!("timeout 5 ip netns exec {space} nft list map netdev skein known")).ok()?;
+    let text =
+        run(&format!("timeout 5 ip netns exec {space} nft list map netdev skein known")).ok()?;
     Some(text.matches("expires").count())
 }
 
