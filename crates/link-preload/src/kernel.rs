@@ -1,6 +1,7 @@
 //! What the kernel knows of a connection.
 
-use crate::sys;
+use crate::{real, sys};
+use core::sync::atomic::{AtomicU32, Ordering};
 use libc::c_int;
 
 /// Established, in the kernel's numbering.
@@ -118,25 +119,73 @@ pub(crate) fn blocks(fd: c_int, flags: c_int) -> bool {
     status < 0 || status as c_int & libc::O_NONBLOCK == 0
 }
 
-/// Whether some signal's handler wants calls to end with EINTR rather than go on. Looked up when a call of ours that the
-/// kernel would restart was interrupted; which signal it was, nobody tells.
-pub(crate) fn wants_eintr() -> bool {
-    (1..=64).any(|signal| {
+/// What the process's handlers of signals want of the calls that they interrupt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Handlers {
+    /// That they go on; or there are none.
+    GoOn = 1,
+    /// That they end with EINTR.
+    End = 2,
+    /// Some this, some that.
+    Mixed = 3,
+}
+
+/// What was found last, in the lowest two bits (0: not known), and above them how often handlers have changed.
+static HANDLERS: AtomicU32 = AtomicU32::new(0);
+const FOUND: u32 = 3;
+
+/// Some handler may have changed.
+pub(crate) fn forget_handlers() {
+    let _ = HANDLERS.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |word| {
+        Some((word & !FOUND).wrapping_add(FOUND + 1))
+    });
+}
+
+/// Looks up what the handlers want; from memory while none has changed.
+pub(crate) fn handlers() -> Handlers {
+    let word = HANDLERS.load(Ordering::Acquire);
+    match word & FOUND {
+        1 => Handlers::GoOn,
+        2 => Handlers::End,
+        3 => Handlers::Mixed,
+        _ => look_up_handlers(word),
+    }
+}
+
+#[cold]
+fn look_up_handlers(word: u32) -> Handlers {
+    let (mut go_on, mut end) = (false, false);
+    for signal in 1..=64 {
         // SAFETY: all-zero is a valid `sigaction`.
         let mut action: libc::sigaction = unsafe { core::mem::zeroed() };
         // SAFETY: only reads the disposition.
-        let known = unsafe { libc::sigaction(signal, core::ptr::null(), &raw mut action) } == 0;
-        known
-            && action.sa_sigaction != libc::SIG_DFL
-            && action.sa_sigaction != libc::SIG_IGN
-            && action.sa_flags & libc::SA_RESTART == 0
-    })
+        let known = unsafe { real::sigaction(signal, core::ptr::null(), &raw mut action) } == 0;
+        if known && action.sa_sigaction != libc::SIG_DFL && action.sa_sigaction != libc::SIG_IGN {
+            *if action.sa_flags & libc::SA_RESTART == 0 { &mut end } else { &mut go_on } = true;
+        }
+    }
+    let found = match (go_on, end) {
+        (true, true) => Handlers::Mixed,
+        (false, true) => Handlers::End,
+        (_, false) => Handlers::GoOn,
+    };
+    // Not if one has changed meanwhile.
+    let known = word | found as u32;
+    let _ = HANDLERS.compare_exchange(word, known, Ordering::SeqCst, Ordering::Relaxed);
+    found
 }
 
-/// A timeout of a socket, milliseconds; `None`: none.
-pub(crate) fn send_timeout_ms(fd: c_int) -> Option<u64> {
+/// Whether some signal's handler wants calls to end with EINTR rather than go on: of use when a call of ours that the
+/// kernel would restart was interrupted. Which signal it was, nobody tells.
+pub(crate) fn wants_eintr() -> bool {
+    handlers() != Handlers::GoOn
+}
+
+/// A timeout of a socket (`SO_RCVTIMEO` or `SO_SNDTIMEO`), milliseconds; `None`: none.
+pub(crate) fn timeout_ms(fd: c_int, name: c_int) -> Option<u64> {
     let mut time = [0i64; 2];
-    if sys::get_option(fd, libc::SOL_SOCKET, libc::SO_SNDTIMEO, &mut time) < 0 || time == [0, 0] {
+    if sys::get_option(fd, libc::SOL_SOCKET, name, &mut time) < 0 || time == [0, 0] {
         return None;
     }
     u64::try_from(time[0].saturating_mul(1000) + time[1] / 1000).ok()

@@ -50,6 +50,8 @@ pub(crate) struct Side {
     pub(crate) ask_at: AtomicU64,
     /// The program has shut its sending down.
     pub(crate) shut: AtomicU32,
+    /// The program has shut its receiving down.
+    pub(crate) read_shut: AtomicU32,
     /// No more changes to the ring on this side's account.
     pub(crate) forbidden: AtomicU32,
     /// The error of an aborted connection, for every further call.
