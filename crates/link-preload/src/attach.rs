@@ -7,7 +7,7 @@
 //! Nothing here waits for the peer: each step is taken in some later call of the program, or never.
 
 use crate::conn::{self, Conn};
-use crate::kernel;
+use crate::kernel::{self, Opener};
 use crate::side::{Side, Stage};
 use crate::{far, leave, send, spin, sys};
 use core::cell::UnsafeCell;
@@ -61,7 +61,7 @@ pub(crate) fn set_broker(path: &[u8]) {
 }
 
 /// A socket is connected, or about to be: takes note of it if it is TCP.
-pub(crate) fn track(fd: c_int) {
+pub(crate) fn track(fd: c_int, opener: Opener) {
     if BROKER.len.load(Ordering::Relaxed) == 0 || leave::is_frozen() || conn::is_ours(fd) {
         return;
     }
@@ -70,10 +70,11 @@ pub(crate) fn track(fd: c_int) {
     if known && protocol == libc::IPPROTO_TCP && conn::add(fd, spin::START.load(Ordering::Relaxed))
     {
         let status = sys::fcntl(fd, libc::F_GETFL, 0);
-        if status >= 0
-            && let Some(held) = conn::get(fd)
-        {
-            held.set_nonblocking(status as c_int & libc::O_NONBLOCK != 0);
+        if let Some(held) = conn::get(fd) {
+            held.side().set_opener(opener);
+            if status >= 0 {
+                held.set_nonblocking(status as c_int & libc::O_NONBLOCK != 0);
+            }
         }
     }
 }
@@ -270,7 +271,7 @@ fn confirm(conn: &Conn, fd: c_int, segment: &Segment) {
         segment.header().set_hello(conn.role(), Hello::Gone);
         return;
     }
-    let Some((written, read)) = kernel::positions(fd) else {
+    let Some((written, read)) = kernel::positions(fd, side.opener()) else {
         return;
     };
     *tx = Tx::new(written);

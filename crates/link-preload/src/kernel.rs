@@ -12,21 +12,22 @@ pub(crate) const ESTABLISHED: u8 = 1;
 pub(crate) struct TcpInfo {
     pub(crate) state: u8,
     options: u8,
+    /// Bytes that the peer has acknowledged; its answer to our SYN counts as one.
+    acknowledged: u64,
     received: u64,
     unsent: u64,
-    sent: u64,
-    resent: u64,
 }
 
-/// The structure's length in Linux 4.19, the first with `tcpi_bytes_sent`.
-const LEN: usize = 216;
+/// What is read of the structure. `tcpi_bytes_sent` behind that is no position: what the interface's own queue drops
+/// counts twice.
+const LEN: usize = 148;
 /// `TCPI_OPT_SYN_DATA`: there were bytes in the SYN, and the counters do not tell how many were taken.
 const OPTION_SYN_DATA: u8 = 32;
 
 /// Asks the kernel. `None`: no TCP socket, or an older kernel.
 pub(crate) fn tcp_info(fd: c_int) -> Option<TcpInfo> {
     #[derive(Clone, Copy)]
-    #[repr(C, align(8))]
+    #[repr(C, align(4))]
     struct Raw([u8; LEN]);
     let mut raw = Raw([0; LEN]);
     if sys::get_option(fd, libc::IPPROTO_TCP, libc::TCP_INFO, &mut raw) < 0 {
@@ -43,19 +44,13 @@ pub(crate) fn tcp_info(fd: c_int) -> Option<TcpInfo> {
     Some(TcpInfo {
         state: raw.0[0],
         options: raw.0[5],
+        acknowledged: word64(120),
         received: word64(128),
         unsent: word32(144),
-        sent: word64(200),
-        resent: word64(208),
     })
 }
 
 impl TcpInfo {
-    /// Position of the next byte that is written, counted from the connection's first.
-    pub(crate) const fn write_position(&self) -> u64 {
-        self.sent - self.resent + self.unsent
-    }
-
     /// Whether all that was written has gone out at least once.
     pub(crate) const fn is_sent(&self) -> bool {
         self.unsent == 0
@@ -67,9 +62,39 @@ impl TcpInfo {
     }
 }
 
+/// Which end made a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Opener {
+    /// This one, by `connect`.
+    Us,
+    /// The peer.
+    Peer,
+}
+
+/// States after our FIN: FIN_WAIT1, FIN_WAIT2, TIME_WAIT, LAST_ACK, CLOSING.
+const AFTER_OUR_FIN: [u8; 5] = [4, 5, 6, 9, 11];
+
+/// What the kernel knows, and the position of the next byte that is written, counted from the connection's first: what has been
+/// acknowledged and what waits for that. The caller holds the sender's lock; acknowledgements may come meanwhile.
+pub(crate) fn write_position(fd: c_int, opener: Opener) -> Option<(TcpInfo, u64)> {
+    for _ in 0..16 {
+        let before = tcp_info(fd)?;
+        let waiting = u64::try_from(sys::unacknowledged(fd)).ok()?;
+        let after = tcp_info(fd)?;
+        if before.acknowledged == after.acknowledged {
+            // SYN and FIN are counted like bytes.
+            let syn = u64::from(opener == Opener::Us);
+            let fin = u64::from(AFTER_OUR_FIN.contains(&after.state));
+            return Some((after, (after.acknowledged + waiting).checked_sub(syn + fin)?));
+        }
+    }
+    None
+}
+
 /// Positions of the next byte to be written and to be read, counted from the connection's first. The caller holds both
 /// locks, so that nobody of ours reads or writes; the peer may send meanwhile.
-pub(crate) fn positions(fd: c_int) -> Option<(u64, u64)> {
+pub(crate) fn positions(fd: c_int, opener: Opener) -> Option<(u64, u64)> {
+    let (_, written) = write_position(fd, opener)?;
     for _ in 0..16 {
         let before = tcp_info(fd)?;
         let queued = u64::try_from(sys::queued(fd)).ok()?;
@@ -78,7 +103,7 @@ pub(crate) fn positions(fd: c_int) -> Option<(u64, u64)> {
             return None;
         }
         if before.received == after.received {
-            return Some((after.write_position(), after.received.checked_sub(queued)?));
+            return Some((written, after.received.checked_sub(queued)?));
         }
     }
     None

@@ -281,7 +281,7 @@ fn take_ring(
     {
         return Ok(());
     }
-    let Some(info) = kernel::tcp_info(fd) else {
+    let Some((info, position)) = kernel::write_position(fd, side.opener()) else {
         return Ok(());
     };
     let is_carried = segment.header().behind() == Behind::Node;
@@ -290,7 +290,7 @@ fn take_ring(
     if info.state != kernel::ESTABLISHED || !is_free || !is_carried {
         return Ok(());
     }
-    if info.write_position() != tx.tcp() {
+    if position != tx.tcp() {
         // Something else has written to the socket, or the kernel's counters are not what they seem. On TCP both is fine.
         side.forbidden.store(1, Ordering::Relaxed);
         return Ok(());
@@ -374,10 +374,10 @@ pub(crate) fn onto_tcp(conn: &Conn, fd: c_int) -> bool {
 
 /// Mends what a process left that died within a call of this side.
 pub(crate) fn mend(conn: &Conn, fd: c_int, tx: &mut Tx, out: Pipe<'_>) -> Result<(), c_int> {
-    let Some(info) = kernel::tcp_info(fd) else {
+    let Some((_, position)) = kernel::write_position(fd, conn.side().opener()) else {
         return Ok(());
     };
-    match tx.recover(out, info.write_position()) {
+    match tx.recover(out, position) {
         Ok(true) => {
             ring_bell(fd, 0);
             Ok(())

@@ -72,6 +72,19 @@ fn python_tests_of_its_own() {
     });
 }
 
+/// All that it has for sockets and what stands on them.
+#[test]
+#[cfg(feature = "long-tests")]
+fn python_tests_in_whole() {
+    both(|ground, on| {
+        // Virtual machines' sockets have one port on the whole host.
+        let mut words = vec!["python3", "-m", "test", "-i", "*VSOCK*"];
+        words.extend(["test_socket", "test_selectors", "test_select", "test_poll", "test_epoll"]);
+        words.extend(["test_socketserver", "test_ftplib", "test_httplib", "test_asyncio"]);
+        ground.run(End::Client, on, &words);
+    });
+}
+
 #[test]
 fn open_mpi_over_tcp() {
     let ground = Ground::new();

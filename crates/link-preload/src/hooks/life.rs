@@ -1,6 +1,7 @@
 //! Calls that make, copy and end descriptors.
 
 use crate::conn::{self, Held};
+use crate::kernel::Opener;
 use crate::{attach, doze, leave, real, recv, settle, sys};
 use core::sync::atomic::Ordering;
 use libc::{c_char, c_int, c_uint, c_ulong, c_void, sockaddr, socklen_t};
@@ -25,7 +26,7 @@ pub unsafe extern "C-unwind" fn connect(
     if family == libc::AF_INET || family == libc::AF_INET6 {
         let error = sys::errno();
         if result == 0 || error == libc::EINPROGRESS || error == libc::EINTR {
-            attach::track(fd);
+            attach::track(fd, Opener::Us);
         }
         sys::set_errno(error);
     }
@@ -43,7 +44,7 @@ fn accepted(fd: c_int, nonblocking: bool) -> c_int {
     if fd >= 0 {
         let error = sys::errno();
         conn::forget(fd);
-        attach::track(fd);
+        attach::track(fd, Opener::Peer);
         if nonblocking && let Some(held) = conn::get(fd) {
             held.set_nonblocking(true);
         }

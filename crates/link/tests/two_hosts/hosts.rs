@@ -100,11 +100,15 @@ impl Hosts {
 
     /// A command on a host, in its folder; `timeout` ends it and what it has started if it hangs.
     pub(crate) fn command(&self, host: Host, on: On, words: &[&str]) -> Command {
+        // By a relative path: a process that goes to the other host goes to its folder, and asks the broker there.
+        self.command_of(host, on, words, &PathBuf::from("link.sock"))
+    }
+
+    fn command_of(&self, host: Host, on: On, words: &[&str], broker: &std::path::Path) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.bed.namespace(host), "env"]);
         if on == On::Link {
-            let broker = PathBuf::from("link.sock");
-            for (name, value) in run::environment(&self.library, &broker, None) {
+            for (name, value) in run::environment(&self.library, broker, None) {
                 let mut word = name;
                 word.push("=");
                 word.push(value);
@@ -187,6 +191,8 @@ impl Site for Hosts {
     }
 
     fn command(&self, end: End, on: On, words: &[&str]) -> Command {
-        self.command(host_of(end), on, words)
+        // A server may change its folder.
+        let broker = self.folder(end).join("link.sock");
+        self.command_of(host_of(end), on, words, &broker)
     }
 }

@@ -71,6 +71,14 @@ fn netcat() {
         hosts.shell(End::Client, on, &send);
         assert!(receiver.0.wait().unwrap().success());
         let sent = fs::read(&data).unwrap().repeat(4);
-        assert!(fs::read(hosts.path(Host::A, "got")).unwrap() == sent, "bytes differ");
+        let got = fs::read(hosts.path(Host::A, "got")).unwrap();
+        let first = got.iter().zip(&sent).position(|(got, sent)| got != sent);
+        let totals = hosts.totals(Host::A);
+        assert!(
+            got == sent,
+            "{} of {} bytes, the first wrong one is {first:?}, on {on:?}: {totals:?}",
+            got.len(),
+            sent.len()
+        );
     });
 }
