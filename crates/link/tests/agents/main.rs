@@ -1,0 +1,6 @@
+//! Brokers and nodes whose peers, projects and rules change while programs run.
+
+#[allow(dead_code, reason = "shared with the tests of two hosts")]
+#[path = "../two_hosts/hosts.rs"]
+mod hosts;
+mod peers;
