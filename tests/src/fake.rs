@@ -79,6 +79,8 @@ impl FakeWorld {
                 address: Ipv4Addr::LOCALHOST,
                 vxlan_port: 40_000 + rand::random_range(0..8000_u16),
             },
+            namespace: None,
+            link: None,
             uid_base: None,
             launches_max: 4,
             boot_timeout: Duration::from_secs(20),

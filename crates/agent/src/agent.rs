@@ -1,6 +1,7 @@
 //! The agent itself: joins, converges, leaves.
 
 use crate::config::{AgentConfig, ConfigError};
+use crate::link::{self, Link};
 use crate::machine::Keeper;
 use crate::networks::{self, Networks, Opened, Own};
 use crate::node::{Node, NodeParts};
@@ -109,9 +110,12 @@ impl Agent {
         let none = Desired::new(config.underlay);
         let wanted = mirror.read(|view| networks::desired(view, own, &none));
         let Opened { networks, adopted, events: happens } =
-            Networks::open(config.network.clone(), wanted).await?;
+            Networks::open(config.network.clone(), config.namespace.clone(), wanted).await?;
         let events = EventSink::start(parts.bus.clone(), &last_tasks);
-        let lease = join(&config, &parts).await?;
+        // Before the node is known: its record tells the others where its light protocol is.
+        let link = Link::start(&config, &parts.state, &mirror).await;
+        let light_port = link.as_ref().map_or(0, Link::light_port);
+        let lease = join(&config, &parts, light_port).await?;
         let (tell, lease_in) = watch::channel(Some(lease.id()));
         let copy = parts.clone();
         let node = Node::new(NodeParts {
@@ -122,6 +126,7 @@ impl Agent {
             images: parts.images,
             driver: parts.driver,
             networks,
+            link,
             slots,
             mirror,
             events,
@@ -136,6 +141,7 @@ impl Agent {
         networks::start(&node, happens);
         tasks.spawn(converge(node.clone()));
         tasks.spawn(figures::run(node.clone()));
+        tasks.spawn(link::follow(node.clone()));
         Ok(Self { node, last_tasks })
     }
 
@@ -178,6 +184,7 @@ impl Agent {
     /// faults.
     pub async fn crash(self) {
         self.node.tasks.crash().await;
+        self.node.link.iter().for_each(Link::stop);
         self.last_tasks.crash().await;
     }
 }
@@ -187,7 +194,11 @@ fn subject(node: &Node) -> EventSubject {
 }
 
 /// Grants a lease and writes the node's records under it.
-async fn join(config: &AgentConfig, parts: &Parts) -> Result<HeldLease, AgentError> {
+async fn join(
+    config: &AgentConfig,
+    parts: &Parts,
+    light_port: u16,
+) -> Result<HeldLease, AgentError> {
     let lease = HeldLease::take(parts.state.clone(), config.lease).await?;
     let record = NodeRecord {
         name: config.name.clone(),
@@ -200,6 +211,7 @@ async fn join(config: &AgentConfig, parts: &Parts) -> Result<HeldLease, AgentErr
         number: config.underlay.number.get(),
         underlay: config.underlay.address,
         vxlan_port: config.underlay.vxlan_port,
+        light_port,
         joined_at: now(),
     };
     let alive = Alive { lease: lease.id(), since: now() };
@@ -238,7 +250,8 @@ async fn keep_lease(
             if stop.is_cancelled() {
                 return;
             }
-            match join(&node.config, &parts).await {
+            let light_port = node.link.as_ref().map_or(0, Link::light_port);
+            match join(&node.config, &parts, light_port).await {
                 Ok(lease) => break lease,
                 Err(error) => warn!(error = %report::chain(&error), "joining failed"),
             }

@@ -2,6 +2,7 @@
 
 use crate::config::AgentConfig;
 use crate::dispatch::Dispatchers;
+use crate::link::Link;
 use crate::machine::Live;
 use crate::networks::{Networks, Plug};
 use crate::slots::Slots;
@@ -27,6 +28,8 @@ pub(crate) struct Node {
     pub(crate) images: ImageStore,
     pub(crate) driver: Arc<dyn Driver>,
     pub(crate) networks: Networks,
+    /// The link of the host's programs, if the node has it.
+    pub(crate) link: Option<Link>,
     /// User ids of machines.
     pub(crate) slots: Slots,
     pub(crate) mirror: Mirror,
@@ -53,6 +56,7 @@ pub(crate) struct NodeParts {
     pub(crate) images: ImageStore,
     pub(crate) driver: Arc<dyn Driver>,
     pub(crate) networks: Networks,
+    pub(crate) link: Option<Link>,
     pub(crate) slots: Slots,
     pub(crate) mirror: Mirror,
     pub(crate) events: EventSink,
@@ -81,6 +85,7 @@ impl Node {
             images: parts.images,
             driver: parts.driver,
             networks: parts.networks,
+            link: parts.link,
             slots: parts.slots,
             mirror: parts.mirror,
             events: parts.events,

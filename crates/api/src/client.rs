@@ -1,5 +1,6 @@
 //! A typed client of the API, over HTTP/1.1 with keep-alive.
 
+use crate::link::LinkList;
 use crate::error::{ApiError, Code, ErrorBody};
 use crate::types::{
     BatchItem, BatchReply, BlobReply, EventLine, EventPage, Image, ImagePut, Job, JobPage, Machine,
@@ -318,6 +319,14 @@ impl Client {
     /// Any [`ClientError`].
     pub async fn nodes(&self) -> Result<Vec<Node>, ClientError> {
         self.get("/v1/nodes").await
+    }
+
+    /// The project's connections that take the link, or could, on all nodes.
+    ///
+    /// # Errors
+    /// Any [`ClientError`].
+    pub async fn links(&self) -> Result<LinkList, ClientError> {
+        self.get("/v1/links").await
     }
 
     /// All images.

@@ -55,6 +55,8 @@ pub struct Node {
     pub number: u16,
     /// Where other nodes send what is for its machines.
     pub underlay: String,
+    /// UDP port of its light protocol, at the same address; 0: it has none.
+    pub light_port: u16,
     /// When it joined, RFC 3339.
     pub joined_at: String,
 }
@@ -83,6 +85,7 @@ impl Node {
             vmm: record.vmm.clone(),
             number: record.number,
             underlay: format!("{}:{}", record.underlay, record.vxlan_port),
+            light_port: record.light_port,
             joined_at: time_text(record.joined_at),
         }
     }

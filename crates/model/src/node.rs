@@ -32,6 +32,9 @@ pub struct NodeRecord {
     /// UDP port for that.
     #[serde(default)]
     pub vxlan_port: u16,
+    /// UDP port of its light protocol, at the same address; 0: it has none.
+    #[serde(default)]
+    pub light_port: u16,
     /// When it joined.
     pub joined_at: Timestamp,
 }

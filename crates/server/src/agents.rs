@@ -25,7 +25,8 @@ pub(crate) async fn ask(app: &App, node: &NodeName, request: &AgentRequest) -> A
         AgentReply::Log { .. }
         | AgentReply::Opened
         | AgentReply::Trace { .. }
-        | AgentReply::Counters { .. } => Ok(reply),
+        | AgentReply::Counters { .. }
+        | AgentReply::Link { .. } => Ok(reply),
     }
 }
 
@@ -38,6 +39,7 @@ fn refused(node: &NodeName, request: &AgentRequest, error: AgentError) -> Failur
             format!("machine {machine} on node {node}: {error}")
         }
         AgentRequest::Counters { group, .. } => format!("group {group} on node {node}: {error}"),
+        AgentRequest::Link { .. } => format!("the link of node {node}: {error}"),
     };
     match error {
         AgentError::MachineUnknown | AgentError::NotRunning => {

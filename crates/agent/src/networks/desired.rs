@@ -31,7 +31,7 @@ fn number(node: &NodeRecord) -> Option<net::NodeNumber> {
     net::NodeNumber::new(node.number)
 }
 
-pub(super) fn underlay(node: &NodeRecord) -> Option<net::Underlay> {
+fn underlay(node: &NodeRecord) -> Option<net::Underlay> {
     let (address, vxlan_port) = (node.underlay, node.vxlan_port);
     Some(net::Underlay { number: number(node)?, address, vxlan_port })
 }
@@ -54,6 +54,16 @@ pub(crate) fn desired(view: &View, own: Own<'_>, before: &net::Desired) -> net::
         peers: others.filter_map(|other| underlay(&other.value)).collect(),
         networks: networks.collect(),
     }
+}
+
+/// What the networks of all nodes shall be.
+pub(crate) fn of_all_nodes(view: &View) -> Vec<net::Desired> {
+    let nodes = view.nodes.values().filter_map(|stored| {
+        let underlay = underlay(&stored.value)?;
+        let own = Own { name: &stored.value.name, underlay };
+        Some(desired(view, own, &net::Desired::new(underlay)))
+    });
+    nodes.collect()
 }
 
 /// What is plugged in and published, by network.
@@ -344,4 +354,4 @@ fn publication(
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -14,11 +14,12 @@ mod demand;
 mod desired;
 mod look;
 
-pub(crate) use desired::{Own, desired};
+pub(crate) use desired::{Own, desired, of_all_nodes, vni};
+#[cfg(test)]
+pub(crate) use desired::tests::{Records, ready};
 pub(crate) use look::{capture, counters, trace};
 
 use crate::node::Node;
-use desired::vni;
 use skein_model::{EventKind, EventSubject, MachineId, PortRecord};
 use skein_net::{
     Connector, Desired, EVENTS_WAITING_MAX, NetError, NetworkEvent, NetworkName, NodeNetworks,
@@ -28,6 +29,7 @@ use skein_registry::network_with;
 use skein_shell::report;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -93,14 +95,18 @@ pub(crate) struct Opened {
 }
 
 impl Networks {
-    /// The node's networks as `wanted`, with the ports that an earlier agent left in them.
+    /// The node's networks as `wanted`, above the host's namespace `underlay` (none: this process's), with the ports that an earlier agent left in them.
     ///
     /// # Errors
     /// What the kernel says.
-    pub(crate) async fn open(group: NetworkName, wanted: Desired) -> Result<Opened, NetError> {
+    pub(crate) async fn open(
+        group: NetworkName,
+        underlay: Option<PathBuf>,
+        wanted: Desired,
+    ) -> Result<Opened, NetError> {
         let (tell, events) = mpsc::channel(EVENTS_WAITING_MAX);
-        let config =
-            NodeNetworksConfig { group, underlay: None, resolvers: Vec::new(), events: Some(tell) };
+        let resolvers = Vec::new();
+        let config = NodeNetworksConfig { group, underlay, resolvers, events: Some(tell) };
         let kernel = NodeNetworks::start(config).await?;
         let (applied, _) = watch::channel(Desired::new(wanted.underlay));
         let networks = Self { kernel, applied };

@@ -29,6 +29,7 @@ pub use hub::{CarrierIndex, Hub, PeerIndex, Taker, Way};
 pub use status::PeerStatus;
 
 use crate::carrier::CarrierError;
+use crate::place::own_namespace;
 use crate::remote::{Local, Meeting, Remote};
 use daemon::{Command, Daemon};
 use rustix::event::{EventfdFlags, eventfd};
@@ -104,6 +105,8 @@ pub struct Node {
     shared: Arc<Shared>,
     name: String,
     socket: SocketAddr,
+    /// Where it runs; `None` on a kernel that does not tell.
+    namespace: Option<u64>,
     peers: RwLock<Peers>,
     /// Held while peers are added or removed: one change at a time.
     changing: Mutex<()>,
@@ -132,6 +135,7 @@ impl Node {
             shared,
             name: config.name.clone(),
             socket: config.socket,
+            namespace: own_namespace(),
             peers: RwLock::default(),
             changing: Mutex::default(),
             thread: Some(thread),
@@ -258,6 +262,10 @@ impl Node {
 impl Remote for Node {
     fn reaches(&self, peer: SocketAddr) -> bool {
         self.index_of(peer).is_some_and(|index| self.shared.is_up(index))
+    }
+
+    fn namespace(&self) -> Option<u64> {
+        self.namespace
     }
 
     fn open(&self, meeting: Meeting, peer: SocketAddr, local: Box<dyn Local>) {
