@@ -1,7 +1,7 @@
 //! A typed client of the API, over HTTP/1.1 with keep-alive.
 
-use crate::link::LinkList;
 use crate::error::{ApiError, Code, ErrorBody};
+use crate::link::LinkList;
 use crate::types::{
     BatchItem, BatchReply, BlobReply, EventLine, EventPage, Image, ImagePut, Job, JobPage, Machine,
     Node, ScaleRequest, Service, Version,

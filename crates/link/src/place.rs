@@ -43,8 +43,7 @@ pub fn within<T: Send>(namespace: &Path, body: impl FnOnce() -> T + Send) -> io:
 /// behind `link` where the broker serves that one.
 pub fn socket_path(folder: &Path, namespace: Option<u64>, project: &str) -> PathBuf {
     let of_namespace = namespace.map(|number| format!("-{number}")).unwrap_or_default();
-    let of_project =
-        if project == PROJECT { String::new() } else { format!(".{project}") };
+    let of_project = if project == PROJECT { String::new() } else { format!(".{project}") };
     folder.join(format!("link{of_namespace}{of_project}.sock"))
 }
 

@@ -23,6 +23,7 @@ use skein_link::broker::{Broker, BrokerConfig, BrokerError, Connection, Totals};
 use skein_link::node::{Node as Light, NodeConfig, PeerConfig, shared_key};
 use skein_link::place;
 use skein_link::remote::Remote;
+use skein_link::run;
 use skein_registry::{LinkConnection, LinkFigures, Mirror};
 use skein_shell::report;
 use std::path::PathBuf;
@@ -75,6 +76,10 @@ impl Link {
         if let Err(error) = std::fs::create_dir_all(&folder) {
             warn!(folder = %link.folder, %error, "the link's folder cannot be made");
             return None;
+        }
+        // Programs of users who may ask, but not write here, find it.
+        if let Err(error) = run::library(&folder.join(run::FOLDER)) {
+            warn!(code = error.code(), error = %report::chain(&error), "the link's library cannot be kept beside its sockets");
         }
         let body = || open(config, link, key.ok().as_deref(), mirror);
         // A few system calls, none of which waits for anybody.

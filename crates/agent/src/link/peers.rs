@@ -67,7 +67,8 @@ mod tests {
             node("n4", [10, 0, 0, 4], 0),
             node("n5", [0, 0, 0, 0], 4077),
         ] {
-            let stored = Stored { value: Arc::new(record.clone()), revision: Revision::ZERO.next() };
+            let stored =
+                Stored { value: Arc::new(record.clone()), revision: Revision::ZERO.next() };
             view.nodes.insert(record.name, stored);
         }
         let own = "n1".parse().unwrap();

@@ -42,7 +42,8 @@ fn lets_through(view: &View, project: &ProjectName, key: &ConnectionKey) -> bool
         .filter(|port| port.value.project == *project)
         .filter(|port| {
             let six = port.value.ipv6.map(IpAddr::from);
-            ends.contains(&IpAddr::from(port.value.ipv4)) || six.is_some_and(|ip| ends.contains(&ip))
+            ends.contains(&IpAddr::from(port.value.ipv4))
+                || six.is_some_and(|ip| ends.contains(&ip))
         })
         .filter_map(|port| networks::vni(port.value.vni))
         .collect();

@@ -14,9 +14,9 @@ mod demand;
 mod desired;
 mod look;
 
-pub(crate) use desired::{Own, desired, of_all_nodes, vni};
 #[cfg(test)]
 pub(crate) use desired::tests::{Records, ready};
+pub(crate) use desired::{Own, desired, of_all_nodes, vni};
 pub(crate) use look::{capture, counters, trace};
 
 use crate::node::Node;

@@ -4,6 +4,7 @@ use crate::Context;
 use crate::commands::up::Stop;
 use crate::output::{self, column, wide};
 use anyhow::{Context as _, Result, bail};
+use rustix::fs::Access;
 use skein_api::Link as ApiLink;
 use skein_bench::{LINK_COUNT_DEFAULT, LinkOptions, Traffic};
 use skein_link::broker::{self, Broker as Server, BrokerConfig, Connection, Project};
@@ -160,7 +161,11 @@ impl Run {
         let is_found = self.broker.is_none();
         let broker = socket(self.broker, context);
         let folder = broker.parent().unwrap_or(Path::new("/"));
-        let library = run::library(&folder.join("link-lib"))?;
+        let library = run::library(&folder.join(run::FOLDER)).or_else(|error| {
+            // A user who may ask a broker of root's, and has another release of the library.
+            let own = own_folder().map(|own| run::library(&own.join(run::FOLDER)));
+            own.unwrap_or(Err(error))
+        })?;
         if let Err(error) = started(&broker, is_found, context) {
             // The program matters more than its speed.
             eprintln!("warning: without a broker all stays on TCP: {error:#}");
@@ -179,7 +184,22 @@ fn project_of(context: &Context) -> &str {
 
 /// The broker's socket.
 fn socket(given: Option<PathBuf>, context: &Context) -> PathBuf {
-    given.unwrap_or_else(|| place::find_socket(Path::new(place::FOLDER), project_of(context)))
+    let find = |folder: &Path| place::find_socket(folder, project_of(context));
+    given.unwrap_or_else(|| {
+        let of_host = find(Path::new(place::FOLDER));
+        if rustix::fs::access(&of_host, Access::WRITE_OK).is_ok() {
+            return of_host;
+        }
+        // One's own, which `run` starts.
+        own_folder().map_or(of_host, |own| find(&own))
+    })
+}
+
+/// Where a user who is not root has brokers of his own.
+fn own_folder() -> Option<PathBuf> {
+    let is_root = rustix::process::geteuid().is_root();
+    let folder = std::env::var_os("XDG_RUNTIME_DIR").filter(|_| !is_root)?;
+    Some(PathBuf::from(folder).join("skein"))
 }
 
 /// Starts a broker on a socket if none answers there. A project's broker is its cloud's: none is started in its stead.
@@ -262,6 +282,7 @@ impl Broker {
             connections_max: self.connections_max,
             remote: node.map(|node| node as Arc<dyn Remote>),
             guard: None,
+            yields: self.until_unused,
             tables_ignored: None,
         })?;
         let mut stop = Stop::new()?;

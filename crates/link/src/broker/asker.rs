@@ -3,8 +3,8 @@
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, recvmsg, sendmsg, sockopt,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg, sockopt,
 };
 use skein_link_core::negotiate::{Answer, Ask, LIST, MESSAGE_LEN};
 use std::collections::VecDeque;
@@ -18,6 +18,25 @@ use tracing::debug;
 /// has waited longest goes. So nobody keeps others from asking by connecting and saying nothing.
 pub(super) const ASKERS_MAX: usize = 64;
 
+/// Lists of one project that are being told at a time: of 4,096 connections each is two megabytes. When one more is asked
+/// for, the one that has gone on least goes.
+const LISTS_MAX: usize = 4;
+
+/// Keeps an asker, and lets those of its project go that are too many.
+pub(super) fn keep(askers: &mut Vec<Asker>, asker: Asker) {
+    let project = Arc::clone(&asker.project);
+    askers.push(asker);
+    let mut limit = |most: usize, counts: fn(&Asker) -> bool| {
+        let is_one = |other: &Asker| other.project == project && counts(other);
+        while askers.iter().filter(|other| is_one(other)).count() > most {
+            let Some(oldest) = askers.iter().position(is_one) else { return };
+            askers.remove(oldest);
+        }
+    };
+    limit(LISTS_MAX, Asker::is_told);
+    limit(ASKERS_MAX, |_| true);
+}
+
 /// Somebody who has connected.
 pub(super) struct Asker {
     pub(super) socket: OwnedFd,
@@ -28,12 +47,17 @@ pub(super) struct Asker {
     telling: VecDeque<Vec<u8>>,
 }
 
+/// Asks a broker that was only started for want of another to leave its sockets.
+pub(super) const LEAVE: [u8; MESSAGE_LEN] = *b"SkLv\x02\0\0\0\0\0\0\0\0\0\0\0";
+
 /// What somebody wants.
 pub(super) enum Wish {
     /// Nothing yet.
     Waits,
     /// A list of the project's connections.
     List,
+    /// That the broker leaves its sockets to him.
+    Leave,
     /// A segment for a socket.
     Segment(Ask, OwnedFd),
     /// Nothing that means anything.
@@ -61,6 +85,13 @@ impl Asker {
             .map_or(0, |peer| u32::try_from(peer.pid.as_raw_nonzero().get()).unwrap_or(0))
     }
 
+    /// Whether it is root's, or this process's own user's.
+    fn is_ours(&self) -> bool {
+        let own = rustix::process::geteuid();
+        sockopt::socket_peercred(&self.socket)
+            .is_ok_and(|peer| peer.uid.is_root() || peer.uid == own)
+    }
+
     /// Takes what it says.
     pub(super) fn hear(&self) -> Wish {
         let mut bytes = [0; MESSAGE_LEN];
@@ -80,6 +111,7 @@ impl Asker {
         let socket = passed.next().and_then(|mut files| files.next());
         match (Ask::decode(&bytes), socket) {
             _ if bytes == LIST => Wish::List,
+            _ if bytes == LEAVE && self.is_ours() => Wish::Leave,
             (Ok(ask), Some(socket)) => Wish::Segment(ask, socket),
             _ => Wish::Nonsense,
         }

@@ -5,7 +5,9 @@
 
 use crate::place::own_namespace;
 use nix::sched::{CloneFlags, setns};
-use nix::sys::socket::{AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, socket};
+use nix::sys::socket::{
+    AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, socket,
+};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 use skein_link_core::ring::host::{last_heard, network_namespace_file};
@@ -28,6 +30,9 @@ const ATTRIBUTE_TABLE: u16 = 1;
 /// Kernel clocks tick at least so often; what was heard within a tick of a change may have come before it.
 const TICK: Duration = Duration::from_millis(10);
 
+/// 64 KiB: the kernel makes the messages of a change no longer than half of it.
+const BUFFER: usize = 64 * 1024;
+
 struct Watch {
     /// `None`: the kernel does not let us.
     socket: Option<OwnedFd>,
@@ -41,6 +46,7 @@ pub(super) struct Watches {
     /// Changes of tables whose names begin so are left alone.
     ignored: Option<String>,
     watches: HashMap<u64, Watch>,
+    buffer: Vec<u8>,
 }
 
 impl Watches {
@@ -52,7 +58,7 @@ impl Watches {
         });
         let watch = Watch { socket: socket.ok(), changed: None };
         let watches = own.map(|own| (own, watch)).into_iter().collect();
-        Self { own, ignored, watches }
+        Self { own, ignored, watches, buffer: vec![0; BUFFER] }
     }
 
     /// Watches the namespace of a socket, if it does not yet; whether connections there may leave TCP.
@@ -86,12 +92,13 @@ impl Watches {
         let Some(watch) = self.watches.get_mut(&namespace) else { return false };
         let Some(socket) = &watch.socket else { return false };
         let mut changed = false;
-        let mut bytes = vec![0; 64 * 1024];
         loop {
-            match rustix::net::recv(socket, &mut bytes[..], RecvFlags::DONTWAIT) {
+            match rustix::net::recv(socket, &mut self.buffer[..], RecvFlags::DONTWAIT) {
                 Ok((0, _)) | Err(Errno::AGAIN) => break,
+                // More than fits is a change of many things.
+                Ok((length, _)) if length >= BUFFER => changed = true,
                 Ok((length, _)) => {
-                    changed |= tells_change(&bytes[..length], self.ignored.as_deref());
+                    changed |= tells_change(&self.buffer[..length], self.ignored.as_deref());
                 }
                 // So many changes that some were not told.
                 Err(Errno::NOBUFS) => changed = true,
@@ -157,9 +164,9 @@ fn tells_change(mut bytes: &[u8], ignored: Option<&str>) -> bool {
         let kind = u16::from_ne_bytes([rest[0], rest[1]]).to_be_bytes();
         if kind[0] == NFTABLES && kind[1] != NEW_GENERATION {
             let table = table_of(&bytes[16..length]);
-            let is_ignored = ignored.zip(table).is_some_and(|(prefix, table)| {
-                table.strip_prefix(prefix.as_bytes()).is_some()
-            });
+            let is_ignored = ignored
+                .zip(table)
+                .is_some_and(|(prefix, table)| table.strip_prefix(prefix.as_bytes()).is_some());
             if !is_ignored {
                 return true;
             }

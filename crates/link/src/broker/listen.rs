@@ -1,18 +1,23 @@
 //! The sockets on which projects ask.
 
+use super::asker::LEAVE;
 use super::{BrokerError, Project};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Asks that may wait for the thread in the kernel.
 const BACKLOG: i32 = 1024;
+/// A broker answers from memory, within a tick of its thread.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Who may connect to a socket: owner and group.
 const MODE: u32 = 0o660;
 
@@ -26,16 +31,22 @@ pub(super) struct Listener {
 }
 
 impl Listener {
-    /// Listens. A file that nobody listens on is replaced.
+    /// Listens. A file that nobody listens on is replaced; a broker that yields is asked to, if `asks`.
     ///
     /// # Errors
     /// [`BrokerError::Running`], [`BrokerError::Path`], [`BrokerError::Listen`].
-    pub(super) fn open(project: &Project) -> Result<Self, BrokerError> {
+    pub(super) fn open(project: &Project, asks: bool) -> Result<Self, BrokerError> {
         let path = &project.socket;
         let address =
             SocketAddrUnix::new(path).map_err(|_| BrokerError::Path { path: path.to_owned() })?;
         let failed = |source: Errno| listening(path, source.into());
-        let lock = lock(path)?;
+        let lock = match lock(path) {
+            Err(BrokerError::Running { .. }) if asks => {
+                ask_to_leave(&address);
+                lock(path)?
+            }
+            locked => locked?,
+        };
         if path.symlink_metadata().is_ok() {
             // One that holds no lock: a broker of an earlier release.
             match rustix::net::connect(unix().map_err(failed)?, &address) {
@@ -76,6 +87,25 @@ fn listening(path: &Path, source: io::Error) -> BrokerError {
 fn unix() -> rustix::io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+}
+
+/// Asks the broker on a socket to leave it, and waits until it has heard.
+fn ask_to_leave(address: &SocketAddrUnix) {
+    let ask = || -> rustix::io::Result<()> {
+        let flags = SocketFlags::CLOEXEC;
+        let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
+        let asker = rustix::net::socket_with(family, kind, flags, None)?;
+        for way in [Timeout::Send, Timeout::Recv] {
+            set_socket_timeout(&asker, way, Some(PATIENCE))?;
+        }
+        rustix::net::connect(&asker, address)?;
+        rustix::net::send(&asker, &LEAVE, SendFlags::NOSIGNAL)?;
+        // The end of the connection is the answer.
+        rustix::net::recv(&asker, &mut [0; 1][..], RecvFlags::empty())?;
+        Ok(())
+    };
+    // The lock tells whether it went.
+    let _ = ask();
 }
 
 /// The right to make and remove the socket's file. The lock's own file stays: one that is removed could be locked twice.

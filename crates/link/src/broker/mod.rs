@@ -71,6 +71,9 @@ pub struct BrokerConfig {
     pub remote: Option<Arc<dyn Remote>>,
     /// What else is forbidden.
     pub guard: Option<Arc<dyn Guard>>,
+    /// Leaves its sockets to another broker that wants them; connections that it knows stay. For one that is started for want
+    /// of another.
+    pub yields: bool,
     /// Tables of nftables whose names begin so do not concern programs of the host: their changes are left alone.
     pub tables_ignored: Option<String>,
 }
@@ -87,6 +90,7 @@ impl BrokerConfig {
             connections_max: CONNECTIONS_MAX_DEFAULT,
             remote: None,
             guard: None,
+            yields: false,
             tables_ignored: None,
         }
     }

@@ -1,6 +1,6 @@
 //! The broker's thread: takes asks, answers them.
 
-use super::asker::{ASKERS_MAX, Asker, Wish};
+use super::asker::{ASKERS_MAX, Asker, Wish, keep};
 use super::far::{self, Asker as FarAsker, Doorman, Program};
 use super::firewall::Watches;
 use super::holders::holders;
@@ -12,7 +12,7 @@ use crate::remote::{ConnectionKey, Meeting, PROJECT_BYTES_MAX, Remote};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SocketFlags, sockopt};
 use skein_link_core::negotiate::{Answer, Ask};
-use skein_link_core::ring::host::{Memory, network_namespace};
+use skein_link_core::ring::host::{Memory, network_namespace, wake_all};
 use skein_link_core::ring::{Hello, Reach, Reason, Refusal, Role};
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
@@ -62,7 +62,8 @@ impl Server {
         orders: Receiver<Order>,
         wake: Arc<OwnedFd>,
     ) -> Result<Self, BrokerError> {
-        let listeners = config.projects.iter().map(Listener::open).collect::<Result<_, _>>()?;
+        let open = |project| Listener::open(project, !config.yields);
+        let listeners = config.projects.iter().map(open).collect::<Result<_, _>>()?;
         let doorman = config.remote.as_ref().and_then(|_| match Doorman::new() {
             Ok(doorman) => Some(Arc::new(doorman)),
             Err(error) => {
@@ -109,9 +110,10 @@ impl Server {
         let watches = self.watches.sockets().map(|(namespace, socket)| {
             (Ready::Namespace(namespace), PollFd::from_borrowed_fd(socket, PollFlags::IN))
         });
-        let askers = self.askers.iter().enumerate().map(|(at, asker)| {
-            (Ready::Asker(at), PollFd::new(&asker.socket, asker.interest()))
-        });
+        let askers =
+            self.askers.iter().enumerate().map(|(at, asker)| {
+                (Ready::Asker(at), PollFd::new(&asker.socket, asker.interest()))
+            });
         let all = wake.chain(listeners).chain(watches).chain(askers);
         let (sources, mut set): (Vec<Ready>, Vec<PollFd<'_>>) = all.unzip();
         let tick = Timespec::try_from(TICK).ok();
@@ -140,12 +142,14 @@ impl Server {
             }
         }
         // Orders may have taken askers away since: then a place is another's, who is asked in vain.
-        let mut rest = Vec::new();
-        for (at, asker) in std::mem::take(&mut self.askers).into_iter().enumerate() {
-            let stays = if asking.contains(&at) { self.answer(asker) } else { Some(asker) };
-            rest.extend(stays);
+        let all = std::mem::take(&mut self.askers).into_iter().enumerate();
+        let (ready, rest): (Vec<_>, Vec<_>) = all.partition(|(at, _)| asking.contains(at));
+        self.askers = rest.into_iter().map(|(_, asker)| asker).collect();
+        for (_, asker) in ready {
+            if let Some(asker) = self.answer(asker) {
+                keep(&mut self.askers, asker);
+            }
         }
-        self.askers = rest;
         for at in listening {
             self.accept(at);
         }
@@ -166,13 +170,9 @@ impl Server {
             let Ok(socket) = rustix::net::accept_with(&listener.socket, flags) else { return };
             let project = Arc::clone(&listener.project);
             // Mostly the ask is there already.
-            let Some(asker) = self.answer(Asker::new(socket, project)) else { continue };
-            let of_project = |other: &Asker| other.project == asker.project;
-            if self.askers.iter().filter(|other| of_project(other)).count() >= ASKERS_MAX {
-                let oldest = self.askers.iter().position(of_project);
-                oldest.map(|at| self.askers.remove(at));
+            if let Some(asker) = self.answer(Asker::new(socket, project)) {
+                keep(&mut self.askers, asker);
             }
-            self.askers.push(asker);
         }
     }
 
@@ -187,6 +187,13 @@ impl Server {
                 let list = self.list(Some(&asker.project));
                 let packets = list.iter().filter_map(|one| serde_json::to_vec(one).ok());
                 return asker.tell(packets.collect()).then_some(asker);
+            }
+            Wish::Leave => {
+                // Before the asker is let go, who then finds the sockets free.
+                if self.config.yields {
+                    self.listeners.clear();
+                }
+                return None;
             }
             Wish::Segment(ask, socket) => (ask, socket),
             Wish::Nonsense => {
@@ -335,7 +342,7 @@ impl Server {
             if self.listeners.iter().any(|listener| listener.is_of(project)) {
                 continue;
             }
-            match Listener::open(project) {
+            match Listener::open(project, !self.config.yields) {
                 Ok(listener) => self.listeners.push(listener),
                 Err(error) => result = Err(error),
             }
@@ -416,6 +423,10 @@ impl Shared {
         for role in [Role::Low, Role::High] {
             segment.pipe(role).direction().refuse(Refusal::NoMore);
             segment.header().leave(role, Reason::Operator);
+        }
+        // The other host's program hears of it from its node, which ours has to tell.
+        if segment.reach() == Reach::Far && segment.header().call_node() {
+            wake_all(segment.header().calls());
         }
     }
 }

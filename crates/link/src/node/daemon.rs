@@ -35,9 +35,16 @@ const WAKES: usize = 64;
 
 /// What broker and agent ask for.
 pub(super) enum Command {
-    Open { meeting: Meeting, peer: PeerIndex, local: Box<dyn Local> },
+    Open {
+        meeting: Meeting,
+        peer: PeerIndex,
+        local: Box<dyn Local>,
+    },
     /// There is another peer; the answer is its index.
-    Add { peer: PeerConfig, answer: SyncSender<PeerIndex> },
+    Add {
+        peer: PeerConfig,
+        answer: SyncSender<PeerIndex>,
+    },
     /// A peer is none any more.
     Remove(PeerIndex),
     Stop,

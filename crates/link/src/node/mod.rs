@@ -38,8 +38,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::thread::JoinHandle;
 
 /// 1024: a burst of programs' connections between two rounds of the thread; beyond it they stay on TCP.
@@ -228,7 +228,7 @@ impl Node {
         self.peers.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is known of each peer, with its name; one that has just been added is told a fifth of a second later.
+    /// What is known of each peer, with its name. One that was added this moment may be missing.
     pub fn peers(&self) -> Vec<(String, PeerStatus)> {
         let statuses = self.shared.peers();
         let peers = self.peers_now();

@@ -30,6 +30,8 @@ impl Daemon {
         self.hub.session(index).call(now);
         self.smaller.insert(index, me < id);
         self.choices.insert(index, Choice::new(index, peer.socket.ip()));
+        // Told in the next round: who has added it may ask for it.
+        self.status_at = Moment::default();
         index
     }
 

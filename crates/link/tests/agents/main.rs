@@ -3,4 +3,12 @@
 #[allow(dead_code, reason = "shared with the tests of two hosts")]
 #[path = "../two_hosts/hosts.rs"]
 mod hosts;
+
+#[allow(dead_code, reason = "shared with the tests of one host")]
+#[path = "../common/mod.rs"]
+mod common;
+
+mod firewall;
+mod hostile;
 mod peers;
+mod projects;

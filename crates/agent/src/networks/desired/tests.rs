@@ -51,7 +51,12 @@ impl Records {
         self
     }
 
-    pub(crate) fn network(mut self, of: &str, vni: u32, change: impl FnOnce(&mut NetworkSpec)) -> Self {
+    pub(crate) fn network(
+        mut self,
+        of: &str,
+        vni: u32,
+        change: impl FnOnce(&mut NetworkSpec),
+    ) -> Self {
         let mut spec = NetworkSpec::new("web".parse().unwrap(), "10.20.0.0/24".parse().unwrap());
         change(&mut spec);
         let key = (project(of), spec.name.clone());
@@ -94,7 +99,14 @@ impl Records {
     }
 
     /// A machine of a service, plugged in at 10.20.0.`at`.
-    pub(crate) fn machine(mut self, of: &str, id: &str, node: &str, at: u8, phase: MachinePhase) -> Self {
+    pub(crate) fn machine(
+        mut self,
+        of: &str,
+        id: &str,
+        node: &str,
+        at: u8,
+        phase: MachinePhase,
+    ) -> Self {
         let (service, _) = id.split_once('-').unwrap();
         let machine: MachineId = id.parse().unwrap();
         let image = ImageManifest {
