@@ -8,8 +8,8 @@ use skein_api::{
     PortField, PortPatch, ProjectField, ProjectNew, ProjectPatch, Target, TokenNew,
 };
 use skein_model::{
-    Direction, EventKind, Exit, Limits, NetworkKind, NetworkSpec, Peer, PhaseName, Protocol,
-    PublicationSpec, PublishTarget, RuleLog, RuleSpec, ServiceSpec, Transport,
+    Affinity, Direction, EventKind, Exit, Limits, NetworkKind, NetworkSpec, Peer, PhaseName,
+    Protocol, PublicationSpec, PublishTarget, RuleLog, RuleSpec, ServiceSpec, Transport,
 };
 use skein_tests::{Setup, World, echo_elf, run, service, until};
 use std::net::{Ipv4Addr, UdpSocket};
@@ -438,7 +438,13 @@ fn a_published_port_is_one_projects() {
         let number = 20_000 + rand::random_range(0..10_000);
         let leads = |port: u16, target_port: u16| -> Result<PublicationSpec> {
             let target = PublishTarget::Service("echo".parse()?);
-            Ok(PublicationSpec { protocol: Transport::Tcp, port, target, target_port })
+            Ok(PublicationSpec {
+                protocol: Transport::Tcp,
+                port,
+                target,
+                target_port,
+                affinity: Affinity::None,
+            })
         };
         blue.publish(&leads(number, 80)?).await?;
         blue.publish(&leads(number, 80)?).await?;
@@ -508,8 +514,13 @@ fn a_connection_wakes_a_service_and_its_rules_decide_who_stays() {
         world.serve(&spec).await?;
         let number = 20_000 + rand::random_range(0..10_000);
         let target = PublishTarget::Service("echo".parse()?);
-        let spec =
-            PublicationSpec { protocol: Transport::Tcp, port: number, target, target_port: 80 };
+        let spec = PublicationSpec {
+            protocol: Transport::Tcp,
+            port: number,
+            target,
+            target_port: 80,
+            affinity: Affinity::None,
+        };
         client.publish(&spec).await?;
         ensure!(world.machines("echo").await?.is_empty());
         // From zero: the connection waits for the machine that it starts.
@@ -714,8 +725,13 @@ fn three_nodes_of_one_host_are_one_segment() {
         // One node takes the connections and gives them out in turns, through tunnels with ports of their own.
         let number = 20_000 + rand::random_range(0..10_000);
         let target = PublishTarget::Service("echo".parse()?);
-        let spec =
-            PublicationSpec { protocol: Transport::Tcp, port: number, target, target_port: 80 };
+        let spec = PublicationSpec {
+            protocol: Transport::Tcp,
+            port: number,
+            target,
+            target_port: 80,
+            affinity: Affinity::None,
+        };
         client.publish(&spec).await?;
         let all_answer = async || {
             let mut good = 0;

@@ -40,7 +40,8 @@ pub use network::{
 pub use node::{NodeRecord, NodeState, NodeStatus};
 pub use project::{DESCRIPTION_MAX, HexIdError, ProjectRecord, TokenDigest, TokenId, TokenRecord};
 pub use publication::{
-    PublicationRecord, PublicationSpec, PublishTarget, Transport, TransportError,
+    Affinity, AffinityError, PublicationRecord, PublicationSpec, PublishTarget, Transport,
+    TransportError,
 };
 pub use rule::{
     Direction, GROUP_RULES_MAX, GroupRecord, Peer, PortRange, PortRangeError, Protocol, Rule,

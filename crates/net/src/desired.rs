@@ -495,12 +495,24 @@ pub struct Publication {
     pub port: u16,
     /// Which port of the machine.
     pub target_port: u16,
-    /// The machines that take connections, in turns; local ones see the client's address, others
+    /// The machines that take connections; local ones see the client's address, others
     /// this node's router address. Rule groups of the machines still decide.
     pub backends: Vec<Ipv4Addr>,
+    /// Which of them takes a connection.
+    pub balance: Balance,
     /// Who is told when a connection comes and no machine is there ([`crate::NetworkEvent::Wake`]); it is held
     /// until there is one. `None`: it is refused. TCP only.
     pub wake: Option<PortLabel>,
+}
+
+/// Which of several machines takes a connection.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Balance {
+    /// The next one.
+    #[default]
+    Turns,
+    /// One client's address comes to the same one, through every node, as long as that one is among them.
+    Clients,
 }
 
 /// A transport protocol with ports.

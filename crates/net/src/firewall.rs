@@ -15,6 +15,7 @@ mod bridge;
 mod host;
 mod inet;
 mod policy;
+mod published;
 mod steps;
 
 pub(crate) use host::{HostRules, Way, host_rules};

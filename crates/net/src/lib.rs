@@ -49,11 +49,11 @@ pub use answer::{Answer4, Directory, DnsAnswer, Way, advertisement, answer_dns, 
 pub use capture::{Capture, CaptureOptions, pcap_header, pcap_record};
 pub use connector::{CONNECT_TIMEOUT_DEFAULT, Connector};
 pub use desired::{
-    Desired, DesiredNetwork, DhcpSettings, Direction, DnsRecord, DnsSettings, Exit, GatewayService,
-    GroupName, HostInterface, InvalidDesired, Ipv6Range, LocalPort, Log, NetworkKind, NodeNumber,
-    OtherNames, PortLimits, PortRange, Publication, RULES_MAX, Rate, RemotePort, Route, Rule,
-    RuleGroup, RuleId, RulePeer, RuleProtocol, Transport, Underlay, VXLAN_OVERHEAD_BYTES,
-    VXLAN_PORT_DEFAULT, Vni,
+    Balance, Desired, DesiredNetwork, DhcpSettings, Direction, DnsRecord, DnsSettings, Exit,
+    GatewayService, GroupName, HostInterface, InvalidDesired, Ipv6Range, LocalPort, Log,
+    NetworkKind, NodeNumber, OtherNames, PortLimits, PortRange, Publication, RULES_MAX, Rate,
+    RemotePort, Route, Rule, RuleGroup, RuleId, RulePeer, RuleProtocol, Transport, Underlay,
+    VXLAN_OVERHEAD_BYTES, VXLAN_PORT_DEFAULT, Vni,
 };
 pub use error::NetError;
 pub use events::{EVENTS_WAITING_MAX, NetworkEvent};

@@ -349,6 +349,10 @@ fn publication(
         port: spec.port,
         target_port: spec.target_port,
         backends: backends.into_iter().collect(),
+        balance: match spec.affinity {
+            model::Affinity::None => net::Balance::Turns,
+            model::Affinity::Client => net::Balance::Clients,
+        },
         wake,
     })
 }

@@ -5,8 +5,9 @@ use crate::output::{self, column, wide};
 use anyhow::{Context as _, Result, bail};
 use skein_api::{ApiError, Client, ClientError, Code, ScaleRequest, Service as ApiService};
 use skein_model::{
-    Addressing, Attachment, GroupName, MemoryMib, Migration, NetworkName, Placement, PublishTarget,
-    QueuePolicy, RetryPolicy, ScalingPolicy, ScalingRule, ServiceSpec, ThresholdScope,
+    Addressing, Affinity, Attachment, GroupName, MemoryMib, Migration, NetworkName, Placement,
+    PublishTarget, QueuePolicy, RetryPolicy, ScalingPolicy, ScalingRule, ServiceSpec,
+    ThresholdScope,
 };
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -44,13 +45,17 @@ pub(crate) enum Service {
         #[arg(long, value_name = "COUNT")]
         wait: Option<u32>,
     },
-    /// Open ports of the nodes that lead to the service's ready machines, in turn
+    /// Open ports of the nodes that lead to the service's ready machines
     Publish {
         /// Name of the service
         service: String,
         /// Port of the nodes and port of the machines, such as 80:80
         #[arg(short, long = "publish", required = true, value_name = "PORT:PORT[/udp]")]
         ports: Vec<super::port::PortMap>,
+        /// Which machine takes a connection: the next one in turn (none), or the same one for all connections of one client's
+        /// address while it is ready (client)
+        #[arg(long, default_value = "none", value_name = "none|client")]
+        affinity: Affinity,
     },
     /// Remove services, their machines and their waiting jobs
     Rm {
@@ -334,9 +339,9 @@ impl Service {
                     wait_ready(&client, &service, count).await?;
                 }
             }
-            Self::Publish { service, ports } => {
+            Self::Publish { service, ports, affinity } => {
                 let target = PublishTarget::Service(service.parse()?);
-                super::port::publish(&context.client()?, &target, &ports).await?;
+                super::port::publish(&context.client()?, &target, affinity, &ports).await?;
             }
             Self::Rm { services } => {
                 let client = context.client()?;

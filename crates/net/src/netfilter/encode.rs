@@ -40,6 +40,8 @@ const ELEMENTS_BYTES_MAX: usize = 60_000;
 const LOG_BYTES: u32 = 80;
 /// Lines of a rule that logs, per second and in a burst.
 const LOG_PER_SECOND: u64 = 10;
+/// `NFT_HASH_JENKINS`.
+const JENKINS: u32 = 0;
 
 /// One batch: all of it happens, or nothing. The identifiers of sets only matter within it.
 pub(super) fn batch(changes: &[Change<'_>]) -> Vec<u8> {
@@ -315,6 +317,7 @@ fn expression(writer: &mut Writer, step: &Expression) {
         | Expression::VerdictMap { .. }
         | Expression::ObjectMap { .. } => matching(writer, step),
         Expression::Turn { .. }
+        | Expression::Hash { .. }
         | Expression::Limit { .. }
         | Expression::Counter
         | Expression::Log { .. }
@@ -346,6 +349,7 @@ fn name_of(step: &Expression) -> &'static str {
         | Expression::VerdictMap { .. } => "lookup",
         Expression::ObjectMap { .. } => "objref",
         Expression::Turn { .. } => "numgen",
+        Expression::Hash { .. } => "hash",
         Expression::Limit { .. } => "limit",
         Expression::Counter => "counter",
         Expression::Log { .. } => "log",
@@ -473,6 +477,13 @@ fn acting(writer: &mut Writer, step: &Expression) {
             writer.u32(1, register(*to));
             writer.u32(2, *modulus);
             writer.u32(3, 0);
+        }
+        Expression::Hash { from, len, seed, modulus, to } => {
+            writer.u32(1, register(*from));
+            writer.u32(2, register(*to));
+            for (attribute, value) in [(3, *len), (4, *modulus), (5, *seed), (7, JENKINS)] {
+                writer.u32(attribute, value);
+            }
         }
         Expression::Limit { per_second, burst } => {
             limit_attributes(writer, *per_second, *burst, 0, false);

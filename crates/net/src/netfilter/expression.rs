@@ -147,6 +147,14 @@ pub(crate) enum Expression {
         modulus: u32,
         to: u32,
     },
+    /// Jenkins' hash of the `len` bytes that begin in a register, modulo `modulus`.
+    Hash {
+        from: u32,
+        len: u32,
+        seed: u32,
+        modulus: u32,
+        to: u32,
+    },
     /// Goes on while under the limit.
     Limit {
         per_second: u64,
