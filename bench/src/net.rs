@@ -51,7 +51,13 @@ pub async fn run_net(
     let checks = checks?;
     ended?;
     let host = host::without_guests();
-    Ok(Report { bench: bench.name(), version: env!("CARGO_PKG_VERSION"), host, checks })
+    Ok(Report {
+        bench: bench.name(),
+        version: env!("CARGO_PKG_VERSION"),
+        host,
+        checks,
+        plots: Vec::new(),
+    })
 }
 
 /// Throughput and round trip beside a bare bridge and a bare tunnel, then plugging, programming and changing.
