@@ -9,7 +9,7 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFla
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,7 +47,8 @@ impl Listener {
             }
             locked => locked?,
         };
-        if path.symlink_metadata().is_ok() {
+        // Anything but a socket stays, and is in the way.
+        if path.symlink_metadata().is_ok_and(|meta| meta.file_type().is_socket()) {
             // One that holds no lock: a broker of an earlier release.
             match rustix::net::connect(unix().map_err(failed)?, &address) {
                 Ok(()) | Err(Errno::AGAIN) => {

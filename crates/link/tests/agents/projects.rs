@@ -87,7 +87,13 @@ fn a_socket_is_one_brokers() {
     drop(second);
     drop(std::os::unix::net::UnixListener::bind(&one.socket).unwrap());
     assert!(one.socket.exists());
-    drop(broker(&ground, vec![one], None));
+    drop(broker(&ground, vec![one.clone()], None));
+    // What is no socket is somebody's.
+    std::fs::write(&one.socket, "mine").unwrap();
+    let config = BrokerConfig::new(one.socket.clone());
+    let refused = Broker::start(config).map(drop);
+    assert!(matches!(refused, Err(BrokerError::Listen { .. })), "{refused:?}");
+    assert_eq!(std::fs::read_to_string(&one.socket).unwrap(), "mine");
 }
 
 /// A broker that was started for want of another leaves its sockets to one that is wanted; rings go on.
