@@ -34,12 +34,12 @@ mod start;
 mod stats;
 
 pub use error::BenchError;
-pub use link::{LINK_COUNT_DEFAULT, LinkOptions, Traffic, peer, run_link};
+pub use link::{LinkOptions, Traffic, peer, run_link};
 pub use net::run_net;
 pub use options::{Bench, BenchImage, ImageModule, Options, Progress};
 pub use plan::{PlanOptions, run_plan};
 pub use render::{markdown, table};
-pub use report::{Baseline, Check, Goal, Host, Report};
+pub use report::{Baseline, Check, Curve, Goal, Host, Plot, Report};
 pub use rig::run;
 pub use stats::Sample;
 

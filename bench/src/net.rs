@@ -51,7 +51,13 @@ pub async fn run_net(
     let checks = checks?;
     ended?;
     let host = host::without_guests();
-    Ok(Report { bench: bench.name(), version: env!("CARGO_PKG_VERSION"), host, checks })
+    Ok(Report {
+        bench: bench.name(),
+        version: env!("CARGO_PKG_VERSION"),
+        host,
+        checks,
+        plots: Vec::new(),
+    })
 }
 
 /// Throughput and round trip beside a bare bridge and a bare tunnel, then plugging, programming and changing.
@@ -63,7 +69,7 @@ async fn measure(lab: &Lab, count: u32, progress: Progress<'_>) -> Result<Vec<Ch
     ] {
         checks.extend(talk(ids, pairs, count, progress).await?);
     }
-    checks.push(plug(lab, count, progress).await?);
+    checks.extend(plug(lab, count, progress).await?);
     checks.extend(program(lab, count, progress).await?);
     Ok(checks)
 }
@@ -105,15 +111,41 @@ const STREAM_ABOUT: &str = "One TCP stream between two machines (network namespa
 const RTT_ABOUT: &str =
     "64 bytes there and back over one TCP connection; the median of 1,000. Beside it: as above.";
 
-/// From the desired state with one more port to the gateway's first answer to its machine.
-async fn plug(lab: &Lab, count: u32, progress: Progress<'_>) -> Result<Check, BenchError> {
+/// From the desired state with one more port to the gateway's first answer to its machine: alone, and among many.
+async fn plug(lab: &Lab, count: u32, progress: Progress<'_>) -> Result<[Check; 2], BenchError> {
+    let few = plugs(lab, ("net.plug", 0), count, progress).await?;
+    progress(&format!("net.plug.many: plugging {MANY} ports"));
+    let crowd = lab.crowd(MANY).await?;
+    let many = plugs(lab, ("net.plug.many", MANY), count, progress).await;
+    lab.disperse(crowd).await?;
+    let alone = Check::new("net.plug", "ms", few.clone(), PLUG_ABOUT);
+    let among = Check::new("net.plug.many", "ms", many?, MANY_ABOUT);
+    let beside = Baseline { name: "the same among 2", sample: few };
+    Ok([
+        alone.with_goal(Goal::AtMost(50.0)),
+        among.beside(beside).with_goal(Goal::RatioAtMost(2.0)),
+    ])
+}
+
+/// One port after the other, each gone before the next, in a network with `others` besides its own.
+async fn plugs(
+    lab: &Lab,
+    (id, others): (&str, u16),
+    count: u32,
+    progress: Progress<'_>,
+) -> Result<Sample, BenchError> {
     let mut times = Vec::new();
     for turn in 0..count * CHANGES {
-        progress(&format!("net.plug: {} of {}", turn + 1, count * CHANGES));
-        times.push(lab.plug().await?.as_secs_f64() * 1e3);
+        progress(&format!("{id}: {} of {}", turn + 1, count * CHANGES));
+        times.push(lab.plug(others).await?.as_secs_f64() * 1e3);
     }
-    Ok(Check::new("net.plug", "ms", Sample::new(times), PLUG_ABOUT).with_goal(Goal::AtMost(50.0)))
+    Ok(Sample::new(times))
 }
+
+/// Ports that are plugged in besides.
+const MANY: u16 = 500;
+const MANY_ABOUT: &str = "The same in a network with 500 ports more, all plugged in. Beside it: net.plug. What a port costs does \
+    not grow with those that are there, but for what is compared in memory.";
 
 const PLUG_ABOUT: &str = "A port is added to what the node should have and plugged in: from there to the gateway's answer \
     to the machine's first packet. Rules, forwarding and neighbours are in place by then.";

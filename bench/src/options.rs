@@ -18,11 +18,14 @@ pub enum Bench {
     Net,
     /// How fast the planner simulates and solves.
     Plan,
+    /// How fast programs talk on the link.
+    Link,
 }
 
 impl Bench {
     /// All of them, in the order in which they run.
-    pub const ALL: [Self; 5] = [Self::Start, Self::Density, Self::Dispatch, Self::Net, Self::Plan];
+    pub const ALL: [Self; 6] =
+        [Self::Start, Self::Density, Self::Dispatch, Self::Net, Self::Plan, Self::Link];
 
     /// Its name.
     pub const fn name(self) -> &'static str {
@@ -32,10 +35,12 @@ impl Bench {
             Self::Dispatch => "dispatch",
             Self::Net => "net",
             Self::Plan => "plan",
+            Self::Link => "link",
         }
     }
 
-    /// How many measurements unless told: starts of each kind, idle machines, pairs of sequential jobs, or runs of the planner.
+    /// How many measurements unless told: starts of each kind, idle machines, pairs of sequential jobs, runs of the planner, or
+    /// of each pair of programs.
     pub const fn count_default(self) -> u32 {
         match self {
             Self::Start => 30,
@@ -43,6 +48,8 @@ impl Bench {
             Self::Dispatch => 500,
             Self::Net => 10,
             Self::Plan => 5,
+            // The median of seven is not moved by two that were disturbed.
+            Self::Link => 7,
         }
     }
 
@@ -55,6 +62,8 @@ impl Bench {
             Self::Dispatch => (1, 1_000_000),
             Self::Net => (1, 1_000),
             Self::Plan => (1, 1000),
+            // Half a minute each.
+            Self::Link => (1, 100),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::error::BenchError;
 use crate::render::markdown;
-use crate::report::{Check, Report};
+use crate::report::{Check, Plot, Report};
 use crate::stats::Sample;
 use plotters::prelude::*;
 use std::fs;
@@ -14,7 +14,7 @@ const OURS: RGBColor = RGBColor(31, 98, 168);
 const BASELINE: RGBColor = RGBColor(200, 120, 30);
 
 /// Writes the reports into a folder, which is made if absent: `report.md`, and for each bench `BENCH.json`, for each
-/// check `ID.svg`.
+/// check and each plot `ID.svg`.
 ///
 /// # Errors
 /// [`BenchError::Io`], [`BenchError::Plot`].
@@ -29,9 +29,68 @@ pub fn write_folder(folder: &Path, reports: &[Report]) -> Result<(), BenchError>
             let path = folder.join(format!("{}.svg", check.id));
             fs::write(&path, draw(check, &path)?).map_err(failed(&path))?;
         }
+        for plot in &report.plots {
+            let path = folder.join(format!("{}.svg", plot.id));
+            fs::write(&path, draw_plot(plot, &path)?).map_err(failed(&path))?;
+        }
     }
     let path = folder.join("report.md");
     fs::write(&path, markdown(reports)).map_err(failed(&path))
+}
+
+/// A plot's curves over logarithmic axes.
+fn draw_plot(plot: &Plot, path: &Path) -> Result<String, BenchError> {
+    let mut svg = String::new();
+    lines(plot, &mut svg).map_err(|error| BenchError::Plot {
+        path: path.display().to_string(),
+        problem: error.to_string(),
+    })?;
+    Ok(svg)
+}
+
+/// Colours of curves, in their order; ours are even, what is beside them odd.
+const COLORS: [RGBColor; 6] = [
+    OURS,
+    BASELINE,
+    RGBColor(60, 150, 90),
+    RGBColor(190, 60, 60),
+    RGBColor(120, 80, 170),
+    RGBColor(110, 110, 110),
+];
+
+/// The least and the greatest of what is above zero; from 1 to 10 if there is nothing.
+fn range(values: impl Iterator<Item = f64>) -> std::ops::Range<f64> {
+    let (least, most) = values
+        .filter(|value| *value > 0.0)
+        .fold((f64::MAX, 0.0_f64), |(least, most), value| (least.min(value), most.max(value)));
+    if least > most { 1.0..10.0 } else { least / 1.2..most * 1.2 }
+}
+
+fn lines(plot: &Plot, svg: &mut String) -> Drawn {
+    let area = SVGBackend::with_string(svg, SIZE).into_drawing_area();
+    area.fill(&WHITE)?;
+    let points = || plot.curves.iter().flat_map(|curve| curve.points.iter().copied());
+    let (across, up) = (range(points().map(|(x, _)| x)), range(points().map(|(_, y)| y)));
+    let mut chart = ChartBuilder::on(&area)
+        .caption(plot.id, ("sans-serif", 18))
+        .margin(12)
+        .x_label_area_size(36)
+        .y_label_area_size(64)
+        .build_cartesian_2d(across.log_scale(), up.log_scale())?;
+    chart.configure_mesh().x_desc(plot.x).y_desc(plot.y).light_line_style(WHITE).draw()?;
+    for (curve, color) in plot.curves.iter().zip(COLORS.into_iter().cycle()) {
+        let shown = curve.points.iter().copied().filter(|(x, y)| *x > 0.0 && *y > 0.0);
+        let line = chart.draw_series(LineSeries::new(shown, color.stroke_width(2)))?;
+        line.label(curve.name.as_str()).legend(move |(x, y)| key(x, y, color));
+    }
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperLeft)
+        .background_style(WHITE.mix(0.8))
+        .border_style(BLACK.mix(0.3))
+        .draw()?;
+    area.present()?;
+    Ok(())
 }
 
 /// The cumulative distribution of ours and of the baseline.
@@ -100,7 +159,7 @@ fn steps(sample: &Sample, most: f64) -> Vec<(f64, f64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::{Baseline, Goal, Host};
+    use crate::report::{Baseline, Curve, Goal, Host, Plot};
 
     #[test]
     fn a_distribution_has_a_step_for_each_value() {
@@ -119,11 +178,27 @@ mod tests {
             .with_goal(Goal::RatioAtMost(1.5));
         let zero = Check::new("dispatch.lost", "jobs", Sample::new([0.0]), "about");
         let host = Host { cpu: "a CPU".into(), cores: 1, accel: "tcg".into() };
-        let report = Report { bench: "start", version: "0", host, checks: vec![check, zero] };
+        let points = vec![(1.0, 3.0), (1024.0, 5.0)];
+        let line = Plot {
+            id: "start.sizes",
+            about: "about",
+            x: "bytes",
+            y: "us",
+            curves: vec![Curve { name: "ours".into(), points }],
+        };
+        let report = Report {
+            bench: "start",
+            version: "0",
+            host,
+            checks: vec![check, zero],
+            plots: vec![line],
+        };
         let folder = tempfile::tempdir().expect("folder");
         let inside = folder.path().join("report");
         write_folder(&inside, &[report]).expect("written");
-        for name in ["report.md", "start.json", "start.cold.svg", "dispatch.lost.svg"] {
+        for name in
+            ["report.md", "start.json", "start.cold.svg", "dispatch.lost.svg", "start.sizes.svg"]
+        {
             let text = fs::read_to_string(inside.join(name)).expect(name);
             assert!(
                 !text.is_empty() && (!name.ends_with("svg") || text.contains("</svg>")),

@@ -43,6 +43,9 @@ pub fn markdown(reports: &[Report]) -> String {
             }
             let _ = write!(text, "\n**{}**: {}\n\n![{0}]({0}.svg)\n", check.id, check.about);
         }
+        for plot in &report.plots {
+            let _ = write!(text, "\n**{}**: {}\n\n![{0}]({0}.svg)\n", plot.id, plot.about);
+        }
     }
     text
 }
@@ -108,7 +111,13 @@ mod tests {
         let warm = Check::new("start.warm", "ms", Sample::new([6.5]), "warm.")
             .with_goal(Goal::AtMost(5.0));
         let host = Host { cpu: "a CPU".into(), cores: 2, accel: "tcg".into() };
-        Report { bench: "start", version: "0.1.0", host, checks: vec![cold, warm] }
+        Report {
+            bench: "start",
+            version: "0.1.0",
+            host,
+            checks: vec![cold, warm],
+            plots: Vec::new(),
+        }
     }
 
     #[test]

@@ -15,6 +15,34 @@ pub struct Report {
     pub host: Host,
     /// What was measured.
     pub checks: Vec<Check>,
+    /// Curves, without goals.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub plots: Vec<Plot>,
+}
+
+/// Curves over one quantity.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Plot {
+    /// Stable id, `BENCH.WHAT`.
+    pub id: &'static str,
+    /// What is over what, and what is beside what.
+    #[serde(skip)]
+    pub about: &'static str,
+    /// What the points' first numbers are, with its unit.
+    pub x: &'static str,
+    /// And the second.
+    pub y: &'static str,
+    /// The curves.
+    pub curves: Vec<Curve>,
+}
+
+/// One curve.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Curve {
+    /// What it is of.
+    pub name: String,
+    /// Its points, from left to right.
+    pub points: Vec<(f64, f64)>,
 }
 
 impl Report {
@@ -281,6 +309,7 @@ mod tests {
             version: "0.1.0",
             host: Host { cpu: "a processor".into(), cores: 2, accel: "tcg".into() },
             checks: vec![cold, told],
+            plots: Vec::new(),
         };
         let expect = r#"{
   "bench": "start",

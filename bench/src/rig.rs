@@ -62,7 +62,13 @@ pub async fn run(
     };
     folder.close().map_err(BenchError::io("removing the folder of the bench"))?;
     let (host, checks) = measured?;
-    Ok(Report { bench: bench.name(), version: env!("CARGO_PKG_VERSION"), host, checks })
+    Ok(Report {
+        bench: bench.name(),
+        version: env!("CARGO_PKG_VERSION"),
+        host,
+        checks,
+        plots: Vec::new(),
+    })
 }
 
 async fn measure(
@@ -76,7 +82,7 @@ async fn measure(
         Bench::Density => density::measure(rig, count, progress).await,
         Bench::Dispatch => dispatch::measure(rig, count, progress).await,
         // They have ways of their own, without a cloud.
-        Bench::Plan | Bench::Net => Ok(vec![]),
+        Bench::Plan | Bench::Net | Bench::Link => Ok(vec![]),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Builds the preload library, so that the one binary carries it.
 //!
-//! A crate cannot depend on another's shared library with stable cargo, and the library must be built without unwinding and
+//! A crate cannot depend on another's shared library with stable cargo, and the library must be
 //! optimised whatever the profile of the rest; so cargo is called once more, into a folder of its own below this
 //! crate's output. That takes three seconds once, and is repeated only when the sources of the library change.
 
@@ -31,8 +31,8 @@ fn build(library: &Path, target: &Path) -> PathBuf {
     let mut cargo = Command::new(env::var_os("CARGO").expect("cargo sets it"));
     cargo
         .args(["build", "--release", "--quiet", "--offline", "--locked", "--lib"])
-        // Unwinding out of a library that stands in the C library's place would be no better than ending.
-        .args(["--config", "profile.release.panic=\"abort\""])
+        // A thread that is cancelled unwinds through the library; its own panics end the process (`lib.rs`).
+        .args(["--config", "profile.release.panic=\"unwind\""])
         .args(["--config", "profile.release.lto=true"])
         .args(["--config", "profile.release.codegen-units=1"])
         .args(["--config", "profile.release.debug=false"])

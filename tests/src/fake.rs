@@ -10,7 +10,7 @@ use futures_util::FutureExt;
 use skein_agent::{Agent, AgentConfig, Parts};
 use skein_api::{Client, ImagePut, Machine, Target};
 use skein_fabric::{BlobStore, Bus, EmbeddedOptions, EmbeddedState, LocalBus, Queue, State};
-use skein_model::{CpuMilli, PhaseName, ServiceSpec};
+use skein_model::{CpuMilli, Encryption, PhaseName, ServiceSpec};
 use skein_net::{NodeNumber, Underlay};
 use skein_server::{Server, ServerConfig, ServerParts, Token};
 use skein_vmm::testing::{FakeDriver, FakeHost};
@@ -78,7 +78,9 @@ impl FakeWorld {
                 number: NodeNumber::new(1).context("a node's number")?,
                 address: Ipv4Addr::LOCALHOST,
                 vxlan_port: 40_000 + rand::random_range(0..8000_u16),
+                wire: None,
             },
+            encryption: Encryption::Off,
             uid_base: None,
             launches_max: 4,
             boot_timeout: Duration::from_secs(20),

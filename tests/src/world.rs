@@ -10,7 +10,8 @@ use camino::{Utf8Path, Utf8PathBuf};
 use skein_api::{Client, EventLine, Image, ImagePut, Machine, Service};
 use skein_cloud::{Cloud, CloudConfig};
 use skein_model::{
-    Attachment, EventKind, PhaseName, QueuePolicy, ScalingPolicy, ScalingRule, ServiceSpec,
+    Attachment, Encryption, EventKind, PhaseName, QueuePolicy, ScalingPolicy, ScalingRule,
+    ServiceSpec,
 };
 use skein_vmm::AccelChoice;
 use std::collections::BTreeMap;
@@ -26,6 +27,8 @@ pub struct Setup {
     pub lease: Duration,
     /// A machine that is not ready after this long is ended.
     pub boot_timeout: Duration,
+    /// Whether nodes encrypt what they send each other.
+    pub encryption: Encryption,
     /// State folder: a temporary one unless given.
     pub folder: Option<Utf8PathBuf>,
 }
@@ -37,6 +40,7 @@ impl Default for Setup {
             nodes: 1,
             lease: Duration::from_secs(3),
             boot_timeout: Duration::from_secs(30),
+            encryption: Encryption::Off,
             folder: None,
         }
     }
@@ -116,6 +120,7 @@ impl World {
             accel: AccelChoice::Tcg,
             lease: setup.lease,
             boot_timeout: setup.boot_timeout,
+            encryption: setup.encryption,
             ..CloudConfig::new(folder)
         };
         let cloud = Cloud::start(config.clone()).await?;

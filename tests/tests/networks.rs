@@ -5,11 +5,11 @@ use bytes::Bytes;
 use http::Method;
 use skein_api::{
     Client, ClientError, Code, GroupPut, ImagePut, JobOptions, NetworkField, NetworkPatch,
-    PortField, PortPatch, ProjectField, ProjectNew, ProjectPatch, Target, TokenNew,
+    PortField, PortPatch, ProjectField, ProjectNew, ProjectPatch, ServicePatch, Target, TokenNew,
 };
 use skein_model::{
-    Direction, EventKind, Exit, Limits, NetworkKind, NetworkSpec, Peer, PhaseName, Protocol,
-    PublicationSpec, PublishTarget, RuleLog, RuleSpec, ServiceSpec, Transport,
+    Affinity, Direction, EventKind, Exit, Limits, NetworkKind, NetworkSpec, Peer, PhaseName,
+    Protocol, PublicationSpec, PublishTarget, RuleLog, RuleSpec, ServiceSpec, Transport,
 };
 use skein_tests::{Setup, World, echo_elf, run, service, until};
 use std::net::{Ipv4Addr, UdpSocket};
@@ -438,7 +438,13 @@ fn a_published_port_is_one_projects() {
         let number = 20_000 + rand::random_range(0..10_000);
         let leads = |port: u16, target_port: u16| -> Result<PublicationSpec> {
             let target = PublishTarget::Service("echo".parse()?);
-            Ok(PublicationSpec { protocol: Transport::Tcp, port, target, target_port })
+            Ok(PublicationSpec {
+                protocol: Transport::Tcp,
+                port,
+                target,
+                target_port,
+                affinity: Affinity::None,
+            })
         };
         blue.publish(&leads(number, 80)?).await?;
         blue.publish(&leads(number, 80)?).await?;
@@ -508,8 +514,13 @@ fn a_connection_wakes_a_service_and_its_rules_decide_who_stays() {
         world.serve(&spec).await?;
         let number = 20_000 + rand::random_range(0..10_000);
         let target = PublishTarget::Service("echo".parse()?);
-        let spec =
-            PublicationSpec { protocol: Transport::Tcp, port: number, target, target_port: 80 };
+        let spec = PublicationSpec {
+            protocol: Transport::Tcp,
+            port: number,
+            target,
+            target_port: 80,
+            affinity: Affinity::None,
+        };
         client.publish(&spec).await?;
         ensure!(world.machines("echo").await?.is_empty());
         // From zero: the connection waits for the machine that it starts.
@@ -714,8 +725,13 @@ fn three_nodes_of_one_host_are_one_segment() {
         // One node takes the connections and gives them out in turns, through tunnels with ports of their own.
         let number = 20_000 + rand::random_range(0..10_000);
         let target = PublishTarget::Service("echo".parse()?);
-        let spec =
-            PublicationSpec { protocol: Transport::Tcp, port: number, target, target_port: 80 };
+        let spec = PublicationSpec {
+            protocol: Transport::Tcp,
+            port: number,
+            target,
+            target_port: 80,
+            affinity: Affinity::None,
+        };
         client.publish(&spec).await?;
         let all_answer = async || {
             let mut good = 0;
@@ -869,6 +885,145 @@ fn addresses_and_interfaces_of_nodes_are_not_a_projects_to_give() {
         refused(guest.create_network(&bridged).await, Code::Forbidden)?;
         let patch = NetworkPatch { mtu: Some(1600), ..NetworkPatch::default() };
         ensure!(guest.change_network("web", &patch).await?.spec.mtu == 1600);
+        Ok(())
+    });
+}
+
+#[test]
+fn of_two_services_that_choose_one_address_at_once_one_gets_it() {
+    run(Setup::default(), async |world| {
+        let client = world.client();
+        world.serve(&service("first", |s| s.scaling.replicas_min = 0)).await?;
+        for turn in 0..10_u8 {
+            let chosen = Ipv4Addr::new(10, 64, 9, 10 + turn);
+            let spec = |at: usize| {
+                service(&format!("s{turn}-{at}"), |s| {
+                    s.network.addresses = vec![chosen];
+                    s.scaling.replicas_min = 0;
+                    s.scaling.replicas_max = 1;
+                })
+            };
+            let specs: Vec<ServiceSpec> = (0..4).map(spec).collect();
+            let all = specs.iter().map(|spec| client.create_service(spec));
+            let all = futures_util::future::join_all(all).await;
+            let (taken, others): (Vec<_>, Vec<_>) = all.into_iter().partition(Result::is_ok);
+            ensure!(taken.len() == 1, "{} services have {chosen}", taken.len());
+            others.into_iter().try_for_each(|other| refused(other, Code::AddressTaken))?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn groups_of_a_service_change_while_its_machines_run() {
+    run(Setup::default(), async |world| {
+        let client = world.client();
+        client.create_group(&group("web", vec![tcp_in("80", Peer::Any)?])).await?;
+        world.serve(&service("echo", |s| s.scaling.replicas_min = 1)).await?;
+        let machine = world.ready("echo", 1).await?.remove(0);
+        let number = 20_000 + rand::random_range(0..10_000);
+        let target = PublishTarget::Service("echo".parse()?);
+        let spec = PublicationSpec {
+            protocol: Transport::Tcp,
+            port: number,
+            target,
+            target_port: 80,
+            affinity: Affinity::None,
+        };
+        client.publish(&spec).await?;
+        let open = async |wanted: bool| {
+            until("the port to follow the groups", async || {
+                let answers = answers(number, Duration::from_secs(1)).await;
+                Ok((answers == wanted).then_some(()))
+            })
+            .await
+        };
+        open(false).await?;
+        let groups = |names: &[&str]| ServicePatch {
+            groups: Some(names.iter().map(|name| (*name).to_owned()).collect()),
+            limits: None,
+        };
+        client.patch_service("echo", &groups(&["web"])).await?;
+        open(true).await?;
+        refused(client.patch_service("echo", &groups(&["none"])).await, Code::GroupUnknown)?;
+        refused(client.remove_group("web").await, Code::GroupInUse)?;
+        client.patch_service("echo", &groups(&[])).await?;
+        open(false).await?;
+        client.remove_group("web").await?;
+        let limits = Limits { egress_packets: Some(5_000), ..Limits::default() };
+        let patch = ServicePatch { groups: None, limits: Some(limits) };
+        client.patch_service("echo", &patch).await?;
+        ensure!(client.port(machine.id.as_str()).await?.limits == limits);
+        let machines = world.machines("echo").await?;
+        ensure!(machines.len() == 1 && machines[0].id == machine.id, "{machines:?}");
+        Ok(())
+    });
+}
+
+/// Asks for the gateway's MAC address until a machine's tap has an answer.
+fn first_answer(
+    tap: std::os::fd::OwnedFd,
+    port: &skein_api::Port,
+    gateway: Ipv4Addr,
+) -> Result<()> {
+    use std::io::{Read, Write};
+    /// Bytes of the virtio-net header in front of each frame of a tap.
+    const HEADER: usize = 10;
+    let mac: skein_model::MacAddr = port.mac.parse()?;
+    let ip: Ipv4Addr = port.ipv4.parse()?;
+    let mut frame = vec![0; HEADER];
+    frame.extend([0xff; 6]);
+    frame.extend(mac.octets());
+    frame.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+    frame.extend(mac.octets());
+    frame.extend(ip.octets());
+    frame.extend([0; 6]);
+    frame.extend(gateway.octets());
+    frame.resize(HEADER + 60, 0);
+    let mut tap = std::fs::File::from(tap);
+    tap.write_all(&frame)?;
+    let mut answer = [0; 2048];
+    loop {
+        let count = tap.read(&mut answer)?;
+        if count > HEADER + 40 && answer[HEADER + 12..HEADER + 14] == [8, 6] {
+            return Ok(());
+        }
+    }
+}
+
+/// What a user waits for a port: from the request to the first packet that its machine is answered. No emulator is in it.
+#[test]
+fn a_port_is_there_when_its_machine_begins() {
+    skein_tests::run_fake(async |world| {
+        let (client, taps) = (world.client().clone(), world.host().take_taps());
+        let taps = std::sync::Arc::new(std::sync::Mutex::new(taps));
+        world.serve(&service("first", |s| s.scaling.replicas_min = 0), 1).await?;
+        let gateway: Ipv4Addr = client.network("default").await?.gateway.parse()?;
+        let mut times = Vec::new();
+        for turn in 0..20 {
+            let name = format!("s{turn}");
+            let spec = service(&name, |s| {
+                s.image = "echo".parse().expect("a name");
+                s.scaling.replicas_min = 1;
+            });
+            let asked = std::time::Instant::now();
+            client.create_service(&spec).await?;
+            let taps = taps.clone();
+            let taken = tokio::task::spawn_blocking(move || {
+                let taps = taps.lock().expect("nobody panics");
+                let taken = taps.recv_timeout(Duration::from_secs(20));
+                taken.map(|taken| (taken, std::time::Instant::now()))
+            });
+            let ((machine, tap), held) = taken.await??;
+            let port = client.port(machine.as_str()).await?;
+            let looked = held.elapsed();
+            let answered = tokio::task::spawn_blocking(move || first_answer(tap, &port, gateway));
+            tokio::time::timeout(Duration::from_secs(20), answered).await???;
+            // Without what this test asked meanwhile to know the port's address.
+            times.push(asked.elapsed() - looked);
+        }
+        times.sort();
+        println!("from the request to the first answer: median {:?}, of {times:?}", times[10]);
         Ok(())
     });
 }

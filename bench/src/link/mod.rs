@@ -1,41 +1,96 @@
 //! The link: plain TCP and every path of ours side by side.
 //!
-//! Two hosts are two network namespaces; see [`wire`]. On one host the two programs are this binary, started again as [`peer`]; the same program runs on plain TCP and under the
-//! library, in turn.
+//! Two hosts are two network namespaces; see [`wire`]. On one host the two programs are this binary, started again as [`peer`], or
+//! programs of the distribution ([`programs`], [`mpi`]); the same program runs on plain TCP and under the library, in turn.
+//! What cannot be measured is told in its own check; the others go on.
 
+mod ground;
 mod local;
+mod mpi;
 mod peer;
+mod programs;
+mod sweep;
 mod wire;
 
 pub use peer::{Traffic, peer};
 
 use crate::error::BenchError;
 use crate::host;
-use crate::options::Progress;
-use crate::report::Report;
+use crate::options::{Bench, Progress};
+use crate::report::{Check, Goal, Plot, Report};
+use ground::Ground;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// What the bench of the link is told.
 #[derive(Debug, Clone)]
 pub struct LinkOptions {
-    /// How often each pair of programs runs, with the link and without.
-    pub count: u32,
+    /// How often each pair of programs runs, with the link and without; [`Bench::count_default`] unless given.
+    pub count: Option<u32>,
     /// The program that becomes a peer when it is started with `peer_words` and those of [`Traffic::words`].
     pub program: PathBuf,
     /// Arguments before those of the traffic.
     pub peer_words: Vec<String>,
+    /// Set by who wants it to end before its time; looked at between runs.
+    pub stop: Arc<AtomicBool>,
 }
 
-/// Runs per check unless told: the median of seven is not moved by two that were disturbed.
-pub const LINK_COUNT_DEFAULT: u32 = 7;
-
-/// Measures the link. Blocks for about half a minute per run; between two hosts it needs root.
+/// Measures the link. Blocks for about a minute per run; between two hosts it needs root.
 ///
 /// # Errors
-/// [`BenchError`]; nothing is left behind then either.
+/// [`BenchError`] where nothing can be measured, and [`BenchError::Interrupted`]; nothing is left behind then either. What only
+/// spoils one check is its [`Check::problem`].
 pub fn run_link(options: &LinkOptions, progress: Progress<'_>) -> Result<Report, BenchError> {
+    let bench = Bench::Link;
+    let count = options.count.unwrap_or(bench.count_default());
+    let (least, most) = bench.counts();
+    if !(least..=most).contains(&count) {
+        return Err(BenchError::Count { bench: bench.name(), given: count, least, most });
+    }
     let host = host::without_guests();
-    let mut checks = local::measure(options, progress)?;
-    checks.extend(wire::measure(options.count, progress)?);
-    Ok(Report { bench: "link", version: env!("CARGO_PKG_VERSION"), host, checks })
+    let ground = Ground::new(options, count)?;
+    let mut found = Outcome::default();
+    local::measure(&ground, progress, &mut found)?;
+    programs::measure(&ground, progress, &mut found)?;
+    sweep::measure(&ground, progress, &mut found)?;
+    mpi::measure(&ground, progress, &mut found)?;
+    found.checks.extend(wire::measure(count, &options.stop, progress)?);
+    let Outcome { checks, plots } = found;
+    Ok(Report { bench: bench.name(), version: env!("CARGO_PKG_VERSION"), host, checks, plots })
+}
+
+/// What was found so far.
+#[derive(Debug, Default)]
+struct Outcome {
+    checks: Vec<Check>,
+    plots: Vec<Plot>,
+}
+
+/// What a check is, before there are figures.
+#[derive(Debug, Clone, Copy)]
+struct Head {
+    id: &'static str,
+    unit: &'static str,
+    goal: Option<Goal>,
+    about: &'static str,
+}
+
+impl Head {
+    fn goal(self, check: Check) -> Check {
+        match self.goal {
+            Some(goal) => check.with_goal(goal),
+            None => check,
+        }
+    }
+
+    /// The check without a figure.
+    fn failed(self, problem: impl Into<String>) -> Check {
+        self.goal(Check::without_figure(self.id, self.unit, self.about, problem))
+    }
+}
+
+/// An error and what caused it, in one line.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    skein_shell::report::chain(error)
 }

@@ -4,7 +4,7 @@
 use crate::error::BenchError;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What goes between the two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +26,15 @@ pub enum Traffic {
         /// Round trips.
         rounds: u32,
     },
+    /// One way, a write every so often, for so long.
+    Paced {
+        /// Of one write.
+        write: usize,
+        /// From the beginning of one write to that of the next; 0: as fast as they are taken.
+        interval_us: u32,
+        /// In all.
+        millis: u32,
+    },
 }
 
 /// A message of a round trip, bytes.
@@ -34,12 +43,15 @@ const MESSAGE: usize = 64;
 const ROUNDS_BEFORE: u32 = 2000;
 /// Bytes before those that count.
 const BYTES_BEFORE: u64 = 8 << 20;
+/// The same where writes are few.
+const BYTES_BEFORE_PACED: u64 = 256 << 10;
 
-/// What the connecting side found: seconds for the stream, or for the median round trip; and processor seconds of both
-/// sides.
+/// What the connecting side found: seconds for the stream, or for the median round trip; bytes of the stream; and processor
+/// seconds of both sides.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Found {
     pub(crate) seconds: f64,
+    pub(crate) bytes: u64,
     pub(crate) cpu_seconds: f64,
 }
 
@@ -52,6 +64,10 @@ impl Traffic {
             }
             Self::Spin { rounds } => vec!["spin".into(), rounds.to_string()],
             Self::Sleep { rounds } => vec!["sleep".into(), rounds.to_string()],
+            Self::Paced { write, interval_us, millis } => {
+                let numbers = [write.to_string(), interval_us.to_string(), millis.to_string()];
+                std::iter::once("paced".into()).chain(numbers).collect()
+            }
         }
     }
 
@@ -61,6 +77,11 @@ impl Traffic {
             [kind, write, bytes] if kind == "stream" => {
                 Some(Self::Stream { write: write.parse().ok()?, bytes: bytes.parse().ok()? })
             }
+            [kind, write, interval, millis] if kind == "paced" => Some(Self::Paced {
+                write: write.parse().ok()?,
+                interval_us: interval.parse().ok()?,
+                millis: millis.parse().ok()?,
+            }),
             [kind, rounds] if kind == "spin" => Some(Self::Spin { rounds: rounds.parse().ok()? }),
             [kind, rounds] if kind == "sleep" => Some(Self::Sleep { rounds: rounds.parse().ok()? }),
             _ => None,
@@ -98,6 +119,14 @@ fn serve(traffic: Traffic) -> io::Result<()> {
             take(&mut stream, &mut buffer, bytes)?;
             stream.write_all(&(cpu_nanos() - before).to_le_bytes())?;
         }
+        Traffic::Paced { .. } => {
+            let mut buffer = vec![0; 64 << 10];
+            take(&mut stream, &mut buffer, BYTES_BEFORE_PACED)?;
+            let before = cpu_nanos();
+            stream.write_all(&[1])?;
+            while stream.read(&mut buffer)? > 0 {}
+            stream.write_all(&(cpu_nanos() - before).to_le_bytes())?;
+        }
         Traffic::Spin { rounds } | Traffic::Sleep { rounds } => {
             let spin = matches!(traffic, Traffic::Spin { .. });
             stream.set_nonblocking(spin)?;
@@ -122,8 +151,25 @@ fn serve(traffic: Traffic) -> io::Result<()> {
 fn ask(traffic: Traffic, mut stream: TcpStream) -> io::Result<Found> {
     stream.set_nodelay(true)?;
     let mut answer = [0; 8];
+    let mut sent = 0;
     let (seconds, own) = match traffic {
+        Traffic::Paced { write, interval_us, millis } => {
+            let piece = vec![7; write];
+            give(&mut stream, &piece, BYTES_BEFORE_PACED)?;
+            stream.read_exact(&mut [0])?;
+            let (begun, cpu) = (now(), cpu_nanos());
+            sent = give_paced(
+                &mut stream,
+                &piece,
+                Duration::from_micros(interval_us.into()),
+                Duration::from_millis(millis.into()),
+            )?;
+            stream.shutdown(std::net::Shutdown::Write)?;
+            stream.read_exact(&mut answer)?;
+            (begun.elapsed().as_secs_f64(), cpu_nanos() - cpu)
+        }
         Traffic::Stream { write, bytes } => {
+            sent = bytes;
             let piece = vec![7; write];
             give(&mut stream, &piece, BYTES_BEFORE)?;
             stream.read_exact(&mut [0])?;
@@ -156,7 +202,7 @@ fn ask(traffic: Traffic, mut stream: TcpStream) -> io::Result<Found> {
         }
     };
     let cpu_seconds = (own + u64::from_le_bytes(answer)) as f64 / 1e9;
-    Ok(Found { seconds, cpu_seconds })
+    Ok(Found { seconds, bytes: sent, cpu_seconds })
 }
 
 fn now() -> Instant {
@@ -171,6 +217,29 @@ fn give(stream: &mut TcpStream, piece: &[u8], bytes: u64) -> io::Result<()> {
         left -= count;
     }
     Ok(())
+}
+
+/// Writes pieces at their times until the time is over; how many bytes. Between two it looks at the clock, as whoever has something
+/// to compute does not give up its processor either.
+fn give_paced(
+    stream: &mut TcpStream,
+    piece: &[u8],
+    interval: Duration,
+    span: Duration,
+) -> io::Result<u64> {
+    let begun = now();
+    let (mut bytes, mut due) = (0, Duration::ZERO);
+    while begun.elapsed() < span {
+        if begun.elapsed() < due {
+            std::hint::spin_loop();
+            continue;
+        }
+        stream.write_all(piece)?;
+        bytes += piece.len() as u64;
+        // Who is late does not send twice as often then.
+        due = (due + interval).max(begun.elapsed().saturating_sub(interval));
+    }
+    Ok(bytes)
 }
 
 fn take(stream: &mut TcpStream, buffer: &mut [u8], bytes: u64) -> io::Result<()> {

@@ -8,7 +8,7 @@ use skein_model::MacAddr;
 use skein_net::{
     Desired, DesiredNetwork, DhcpSettings, Direction, DnsSettings, GroupName, InterfaceName,
     LocalPort, Log, NetworkKind, NetworkName, NodeNetworks, NodeNetworksConfig, NodeNumber,
-    OtherNames, Peers, PortLimits, PortRange, RemotePort, Rule, RuleGroup, RuleId, RulePeer,
+    OtherNames, Peers, Port, PortLimits, PortRange, RemotePort, Rule, RuleGroup, RuleId, RulePeer,
     RuleProtocol, Underlay, VXLAN_PORT_DEFAULT, Vni,
 };
 use std::io::{self, Read, Write};
@@ -28,6 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const TAP_HEADER: usize = 10;
 /// The machine that is plugged in and out.
 const NEWCOMER: u16 = 500;
+/// The first of those that are plugged in besides.
+const CROWD: u16 = 1000;
 /// A question that is not answered for so long is asked again.
 const ASK_AGAIN: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 /// What the lab's own namespaces are called, before the process id.
@@ -175,13 +177,15 @@ impl Lab {
             run(&format!("ip -n {host} link set eth0 up"))?;
             let number = NodeNumber::new(at).ok_or(BenchError::Bug)?;
             let address = Ipv4Addr::new(192, 0, 2, u8::try_from(at).unwrap_or(0));
-            underlays.push(Underlay { number, address, vxlan_port: VXLAN_PORT_DEFAULT });
+            let vxlan_port = VXLAN_PORT_DEFAULT;
+            underlays.push(Underlay { number, address, vxlan_port, wire: None });
             let group: Result<NetworkName, _> =
                 format!("{NODES}{}-n{at}", std::process::id()).parse();
             let config = NodeNetworksConfig {
                 group: group.map_err(|_| BenchError::Bug)?,
                 underlay: Some(format!("/run/netns/{host}").into()),
                 resolvers: Vec::new(),
+                wire_key: None,
                 events: None,
             };
             self.networks.push(NodeNetworks::start(config).await?);
@@ -314,9 +318,36 @@ impl Lab {
         whole(&self.bases[0], network)
     }
 
-    /// How long one port takes, from desired to answered.
-    pub(super) async fn plug(&self) -> Result<Duration, BenchError> {
+    /// What the first node has with `others` ports more.
+    fn crowded(&self, others: u16) -> Result<Desired, BenchError> {
         let mut desired = self.of_node(0)?;
+        let network = Arc::make_mut(&mut desired.networks[0]);
+        let ports = (CROWD..CROWD + others).map(|at| desired_with(at, &["open".to_owned()]));
+        network.ports.extend(ports);
+        Ok(desired)
+    }
+
+    /// Plugs in `others` ports, which nobody uses.
+    pub(super) async fn crowd(&self, others: u16) -> Result<Vec<Port>, BenchError> {
+        self.apply(0, self.crowded(others)?).await?;
+        let vni = Vni::new(7).ok_or(BenchError::Bug)?;
+        let mut ports = Vec::new();
+        for at in CROWD..CROWD + others {
+            ports.push(self.networks[0].plug(vni, address(at)).await?);
+        }
+        Ok(ports)
+    }
+
+    /// Unplugs them.
+    pub(super) async fn disperse(&self, ports: Vec<Port>) -> Result<(), BenchError> {
+        // The kernel waits for each tap that goes.
+        tokio::task::spawn_blocking(move || drop(ports)).await.map_err(|_| BenchError::Bug)?;
+        self.apply(0, self.of_node(0)?).await
+    }
+
+    /// How long one port takes, from desired to answered, in a network that has `others` more.
+    pub(super) async fn plug(&self, others: u16) -> Result<Duration, BenchError> {
+        let mut desired = self.crowded(others)?;
         let vni = Vni::new(7).ok_or(BenchError::Bug)?;
         let network = Arc::make_mut(&mut desired.networks[0]);
         network.ports.push(desired_with(NEWCOMER, &["open".to_owned()]));
@@ -329,7 +360,7 @@ impl Lab {
         let took = start.elapsed();
         self.networks[0].unplug(vni, address(NEWCOMER)).await?;
         drop(port);
-        self.apply(0, self.of_node(0)?).await?;
+        self.apply(0, self.crowded(others)?).await?;
         Ok(took)
     }
 

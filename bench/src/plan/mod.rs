@@ -72,7 +72,13 @@ pub async fn run_plan(
         () = stop => return Err(BenchError::Interrupted),         // as the caller says
     }
     let host = host::without_guests();
-    Ok(Report { bench: bench.name(), version: env!("CARGO_PKG_VERSION"), host, checks })
+    Ok(Report {
+        bench: bench.name(),
+        version: env!("CARGO_PKG_VERSION"),
+        host,
+        checks,
+        plots: Vec::new(),
+    })
 }
 
 async fn measure(

@@ -11,7 +11,7 @@ use skein_model::{
     EventKind, EventSubject, MachineGoal, MachineId, MachineRecord, MachineStatus, NodeRecord,
     PhaseName,
 };
-use skein_net::{Desired, NetError};
+use skein_net::{Desired, NetError, Underlay, open_wire_key};
 use skein_registry::{Alive, EventSink, Mirror, RecordKey, RegistryError};
 use skein_shell::{Tasks, now, report};
 use skein_vmm::{AdoptError, Adopted, Driver, ImageStore};
@@ -105,13 +105,14 @@ impl Agent {
         let tasks = Tasks::new();
         let last_tasks = Tasks::new();
         let mirror = Mirror::start(parts.state.clone(), &tasks).await?;
-        let own = Own { name: &config.name, underlay: config.underlay };
-        let none = Desired::new(config.underlay);
+        let underlay = own_underlay(&config)?;
+        let own = Own { name: &config.name, underlay };
+        let none = Desired::new(underlay);
         let wanted = mirror.read(|view| networks::desired(view, own, &none));
         let Opened { networks, adopted, events: happens } =
-            Networks::open(config.network.clone(), wanted).await?;
+            Networks::open(config.network.clone(), config.wire_key(), wanted).await?;
         let events = EventSink::start(parts.bus.clone(), &last_tasks);
-        let lease = join(&config, &parts).await?;
+        let lease = join(&config, underlay, &parts).await?;
         let (tell, lease_in) = watch::channel(Some(lease.id()));
         let copy = parts.clone();
         let node = Node::new(NodeParts {
@@ -122,6 +123,7 @@ impl Agent {
             images: parts.images,
             driver: parts.driver,
             networks,
+            underlay,
             slots,
             mirror,
             events,
@@ -186,8 +188,18 @@ fn subject(node: &Node) -> EventSubject {
     EventSubject { node: Some(node.config.name.clone()), ..EventSubject::default() }
 }
 
+/// Where other nodes reach this one, with its public key if it encrypts.
+fn own_underlay(config: &AgentConfig) -> Result<Underlay, NetError> {
+    let key = config.wire_key().map(|path| open_wire_key(&path)).transpose()?;
+    Ok(Underlay { wire: key, ..config.underlay })
+}
+
 /// Grants a lease and writes the node's records under it.
-async fn join(config: &AgentConfig, parts: &Parts) -> Result<HeldLease, AgentError> {
+async fn join(
+    config: &AgentConfig,
+    underlay: Underlay,
+    parts: &Parts,
+) -> Result<HeldLease, AgentError> {
     let lease = HeldLease::take(parts.state.clone(), config.lease).await?;
     let record = NodeRecord {
         name: config.name.clone(),
@@ -197,9 +209,10 @@ async fn join(config: &AgentConfig, parts: &Parts) -> Result<HeldLease, AgentErr
         performance: config.performance,
         accel: parts.driver.accel().to_string(),
         vmm: config.vmm.clone(),
-        number: config.underlay.number.get(),
-        underlay: config.underlay.address,
-        vxlan_port: config.underlay.vxlan_port,
+        number: underlay.number.get(),
+        underlay: underlay.address,
+        vxlan_port: underlay.vxlan_port,
+        wire_key: underlay.wire,
         joined_at: now(),
     };
     let alive = Alive { lease: lease.id(), since: now() };
@@ -238,7 +251,8 @@ async fn keep_lease(
             if stop.is_cancelled() {
                 return;
             }
-            match join(&node.config, &parts).await {
+            let underlay = *node.underlay.borrow();
+            match join(&node.config, underlay, &parts).await {
                 Ok(lease) => break lease,
                 Err(error) => warn!(error = %report::chain(&error), "joining failed"),
             }

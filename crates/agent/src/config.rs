@@ -1,8 +1,9 @@
 //! What an agent is told about its node.
 
 use camino::Utf8PathBuf;
-use skein_model::{CpuMilli, NodeName};
+use skein_model::{CpuMilli, Encryption, NodeName};
 use skein_net::{NetworkName, Underlay};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// What an agent is told about its node.
@@ -26,6 +27,8 @@ pub struct AgentConfig {
     pub network: NetworkName,
     /// Its number, and where other nodes send what is for its machines.
     pub underlay: Underlay,
+    /// Whether it encrypts what it sends to other nodes. Its secret is in `wire.key` of its folder, made at its first start.
+    pub encryption: Encryption,
     /// Machines run as this user id or one of the `machines_max` that follow; none: as the agent's own user.
     pub uid_base: Option<u32>,
     /// Machines started at the same time. More only take longer each: as many as cores, and one to wait for disks.
@@ -49,6 +52,14 @@ pub struct ConfigError {
 }
 
 impl AgentConfig {
+    /// The file of its secret, if it encrypts.
+    pub(crate) fn wire_key(&self) -> Option<PathBuf> {
+        match self.encryption {
+            Encryption::Off => None,
+            Encryption::WireGuard => Some(self.dir.join("wire.key").into()),
+        }
+    }
+
     /// Checks what the types do not.
     ///
     /// # Errors

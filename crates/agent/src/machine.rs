@@ -5,7 +5,7 @@
 //! record is deleted.
 
 use crate::delivery::Delivery;
-use crate::networks::Plug;
+use crate::networks::{Plug, PlugError, encryption};
 use crate::node::Node;
 use camino::Utf8Path;
 use skein_model::{
@@ -276,9 +276,16 @@ impl Keeper {
         let (port, network) = self.port().ok_or_else(|| failed("it has no port".to_owned()))?;
         let plug = Plug::of(&port).ok_or_else(|| failed("its port has no network".to_owned()))?;
         // Before its turn: who waits for a network keeps nobody from starting.
-        let shown = node.networks.shows(plug).await;
-        shown.map_err(|e| failed(format!("{}: {e}", e.code())))?;
-        let Ok(permit) = node.launches.acquire().await else {
+        let mut wanted = self.wanted.clone();
+        let turn = async {
+            node.networks.shows(plug).await?;
+            Ok(node.launches.acquire().await)
+        };
+        let turn: Result<_, PlugError> = tokio::select! {
+            () = told_to_go(&mut wanted) => return Err(ExitCause::Stopped),    // cancel-safe: watch
+            turn = turn => turn,                                               // it only waits
+        };
+        let Ok(permit) = turn.map_err(|e| failed(format!("{}: {e}", e.code())))? else {
             return Err(ExitCause::Stopped);
         };
         let record = self.record();
@@ -360,7 +367,7 @@ impl Keeper {
             memory: record.memory,
             nic: Some(Nic {
                 mac: MacAddress::new(port.mac.octets()).map_err(|e| e.to_string())?,
-                mtu: Some(spec.mtu),
+                mtu: Some(spec.packet_max(encryption(&node.underlay.borrow()))),
                 tap: plugged.tap,
             }),
             guest: GuestConfig {

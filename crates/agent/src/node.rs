@@ -9,6 +9,7 @@ use bytes::Bytes;
 use camino::Utf8PathBuf;
 use skein_fabric::{Bus, Compare, LeaseId, Queue, State, Txn};
 use skein_model::{EventKind, EventSubject, MachineId, MachineRecord, MachineStatus};
+use skein_net::Underlay;
 use skein_registry::{EventSink, Mirror, RecordKey, RegistryError};
 use skein_shell::{Tasks, report};
 use skein_vmm::{Driver, ImageStore};
@@ -27,6 +28,8 @@ pub(crate) struct Node {
     pub(crate) images: ImageStore,
     pub(crate) driver: Arc<dyn Driver>,
     pub(crate) networks: Networks,
+    /// Where other nodes reach it, with its public key: another one when it is given one.
+    pub(crate) underlay: watch::Sender<Underlay>,
     /// User ids of machines.
     pub(crate) slots: Slots,
     pub(crate) mirror: Mirror,
@@ -53,6 +56,7 @@ pub(crate) struct NodeParts {
     pub(crate) images: ImageStore,
     pub(crate) driver: Arc<dyn Driver>,
     pub(crate) networks: Networks,
+    pub(crate) underlay: Underlay,
     pub(crate) slots: Slots,
     pub(crate) mirror: Mirror,
     pub(crate) events: EventSink,
@@ -81,6 +85,7 @@ impl Node {
             images: parts.images,
             driver: parts.driver,
             networks: parts.networks,
+            underlay: watch::Sender::new(parts.underlay),
             slots: parts.slots,
             mirror: parts.mirror,
             events: parts.events,

@@ -3,12 +3,14 @@
 use crate::networks;
 use crate::node::Node;
 use bytes::Bytes;
-use skein_fabric::{Message, Subscribe};
-use skein_model::MachineId;
+use skein_fabric::{Compare, Message, Subscribe, Txn};
+use skein_model::{MachineId, NodeRecord, WireKey};
+use skein_net::renew_wire_key;
 use skein_registry::{
-    AgentError, AgentReply, AgentRequest, agent_subject, console_input_subject,
+    AgentError, AgentReply, AgentRequest, RecordKey, agent_subject, console_input_subject,
     console_output_subject,
 };
+use skein_shell::report;
 use skein_vmm::{Console, ConsoleStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -64,6 +66,7 @@ async fn answer(node: &Arc<Node>, sessions: &Arc<AtomicU32>, request: AgentReque
             networks::trace(node, &machine, destination, (protocol, port))
                 .map(|trace| AgentReply::Trace { trace })
         }
+        AgentRequest::RenewKey => renew_key(node).await.map(|key| AgentReply::Renewed { key }),
         AgentRequest::Counters { project, group } => {
             let rules = networks::counters(node, &project, &group).await;
             rules.map(|rules| AgentReply::Counters { rules })
@@ -74,6 +77,27 @@ async fn answer(node: &Arc<Node>, sessions: &Arc<AtomicU32>, request: AgentReque
         }
     };
     result.unwrap_or_else(|error| AgentReply::Failed { error })
+}
+
+/// Gives the node another key: in its file, on its interface, and in its record, by which other nodes hear of it. What
+/// fails half-way is finished by the next attempt or the agent's next start, which writes the record from the file.
+async fn renew_key(node: &Arc<Node>) -> Result<WireKey, AgentError> {
+    let path = node.config.wire_key().ok_or(AgentError::NotEncrypted)?;
+    let key = tokio::task::spawn_blocking(move || renew_wire_key(&path)).await;
+    let key = key.map_err(|e| failed(&e))?.map_err(|e| failed(&e))?;
+    node.underlay.send_modify(|underlay| underlay.wire = Some(key));
+    let record = RecordKey::Node(node.config.name.clone());
+    let known = node.mirror.read(|view| view.nodes.get(&node.config.name).cloned());
+    let Some(known) = known else { return Err(AgentError::NotEncrypted) };
+    let next = NodeRecord { wire_key: Some(key), ..(*known.value).clone() };
+    let put = record.put(&next).map_err(|e| failed(&e))?;
+    let txn = Txn::new().when(Compare::exists(record.key())).then(put);
+    node.state.txn(txn).await.map_err(|e| failed(&e))?;
+    Ok(key)
+}
+
+fn failed(error: &(dyn std::error::Error + 'static)) -> AgentError {
+    AgentError::Network { message: report::chain(error) }
 }
 
 /// What a machine wrote: from its ring while it runs, from its folder afterwards.

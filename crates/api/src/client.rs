@@ -3,7 +3,7 @@
 use crate::error::{ApiError, Code, ErrorBody};
 use crate::types::{
     BatchItem, BatchReply, BlobReply, EventLine, EventPage, Image, ImagePut, Job, JobPage, Machine,
-    Node, ScaleRequest, Service, Version,
+    Node, ScaleRequest, Service, ServicePatch, Version,
 };
 use bytes::{Bytes, BytesMut};
 use futures_util::{SinkExt, StreamExt};
@@ -320,6 +320,16 @@ impl Client {
         self.get("/v1/nodes").await
     }
 
+    /// Gives a node another key for what it sends to other nodes.
+    ///
+    /// # Errors
+    /// Any [`ClientError`].
+    pub async fn renew_node_key(&self, node: &str) -> Result<Node, ClientError> {
+        let path = format!("/v1/nodes/{node}/renew-key");
+        let body = self.bytes(Method::POST, &path, &[], Bytes::new()).await?;
+        self.parse(&body)
+    }
+
     /// All images.
     ///
     /// # Errors
@@ -383,6 +393,18 @@ impl Client {
     /// Any [`ClientError`].
     pub async fn put_service(&self, spec: &ServiceSpec) -> Result<Service, ClientError> {
         self.write(Method::PUT, &format!("/v1/services/{}", spec.name), spec).await
+    }
+
+    /// Changes the groups or bounds of a service's ports; its machines run on.
+    ///
+    /// # Errors
+    /// Any [`ClientError`].
+    pub async fn patch_service(
+        &self,
+        name: &str,
+        patch: &ServicePatch,
+    ) -> Result<Service, ClientError> {
+        self.write(Method::PATCH, &format!("/v1/services/{name}"), patch).await
     }
 
     /// Changes how a service is scaled.

@@ -88,6 +88,8 @@ codes! {
     MachineUnknown = "MACHINE_UNKNOWN", NOT_FOUND, 1;
     /// No such node.
     NodeUnknown = "NODE_UNKNOWN", NOT_FOUND, 1;
+    /// The node does not encrypt what it sends to other nodes.
+    NotEncrypted = "NOT_ENCRYPTED", CONFLICT, 1;
     /// No such image.
     ImageUnknown = "IMAGE_UNKNOWN", NOT_FOUND, 1;
     /// No such blob.

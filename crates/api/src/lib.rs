@@ -21,5 +21,5 @@ pub use network_client::Capture;
 pub use types::{
     BatchItem, BatchReply, BatchResult, BlobReply, Decision, EventLine, EventPage, Hold, Image,
     ImageModule, ImagePut, Job, JobPage, Machine, Node, ScaleRequest, Service, ServiceCounters,
-    Version, time_text,
+    ServicePatch, Version, time_text,
 };

@@ -3,8 +3,8 @@
 use jiff::Timestamp as Time;
 use serde::{Deserialize, Serialize};
 use skein_model::{
-    Event, EventKind, ImageManifest, JobRecord, JobState, MachineGoal, MachinePhase, MachineRecord,
-    MachineStatus, NodeRecord, NodeState, NodeStatus, ServiceSpec, Timestamp,
+    Event, EventKind, ImageManifest, JobRecord, JobState, Limits, MachineGoal, MachinePhase,
+    MachineRecord, MachineStatus, NodeRecord, NodeState, NodeStatus, ServiceSpec, Timestamp,
 };
 
 /// RFC 3339 in UTC with microseconds.
@@ -55,6 +55,12 @@ pub struct Node {
     pub number: u16,
     /// Where other nodes send what is for its machines.
     pub underlay: String,
+    /// Its public key if it encrypts what it sends to other nodes (WireGuard).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wire_key: Option<String>,
+    /// Its address on the encrypted way between nodes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wire_address: Option<String>,
     /// When it joined, RFC 3339.
     pub joined_at: String,
 }
@@ -83,6 +89,8 @@ impl Node {
             vmm: record.vmm.clone(),
             number: record.number,
             underlay: format!("{}:{}", record.underlay, record.vxlan_port),
+            wire_key: record.wire_key.map(|key| key.to_string()),
+            wire_address: record.wire_key.map(|_| record.wire_address().to_string()),
             joined_at: time_text(record.joined_at),
         }
     }
@@ -258,6 +266,18 @@ pub struct ScaleRequest {
     pub max: Option<u32>,
     /// Idle machines kept ready.
     pub warm: Option<u32>,
+}
+
+/// A change of a service's ports, while its machines run; absent fields stay as they are.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ServicePatch {
+    /// The groups whose rules hold for them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub groups: Option<Vec<String>>,
+    /// Bounds on what each of them sends and receives.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Limits>,
 }
 
 /// A machine.

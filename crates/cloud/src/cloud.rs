@@ -10,7 +10,7 @@ use skein_fabric::{
     BlobError, BlobStore, Bus, EmbeddedOptions, EmbeddedState, LocalBus, Queue, QueueError, State,
     StateError,
 };
-use skein_model::{CpuMilli, NodeName};
+use skein_model::{CpuMilli, Encryption, NodeName};
 use skein_net::{NetworkName, NodeNetwork, NodeNumber, Underlay};
 use skein_server::{Server, ServerConfig, ServerError, ServerParts, Token, TokenError};
 use skein_shell::report;
@@ -39,6 +39,8 @@ pub struct CloudConfig {
     pub accel: AccelChoice,
     /// QEMU's program; searched for unless given.
     pub qemu: Option<Utf8PathBuf>,
+    /// Whether nodes encrypt what they send each other.
+    pub encryption: Encryption,
     /// How long an agent or leader may be silent before it counts as lost.
     pub lease: Duration,
     /// A machine that is not ready after this long is ended.
@@ -54,6 +56,7 @@ impl CloudConfig {
             nodes: 1,
             accel: AccelChoice::Probe,
             qemu: None,
+            encryption: Encryption::Off,
             lease: Duration::from_secs(10),
             boot_timeout: Duration::from_secs(30),
         }
@@ -131,6 +134,11 @@ impl Cloud {
     pub async fn start(config: CloudConfig) -> Result<Self, CloudError> {
         check(&config)?;
         crate::check_host()?;
+        if config.encryption == Encryption::WireGuard {
+            // Nothing shall be sent as it is because nobody could encrypt it.
+            skein_net::check_encryption().map_err(HostProblem::from)?;
+        }
+        tell_limit_of_host(&config);
         let folder = |source| CloudError::Folder { path: config.state.clone(), source };
         private_folder(&config.state).map_err(folder)?;
         let id = cloud_id(&config.state).map_err(folder)?;
@@ -222,6 +230,7 @@ impl Cloud {
             performance: 1.0,
             vmm: vmm.to_owned(),
             network,
+            encryption: self.config.encryption,
             underlay: underlay(&self.tunnels, number).ok_or_else(|| wrong("a node's number"))?,
             uid_base: may_change_users(nodes).then_some(uid),
             launches_max: host.cores as usize + 1,
@@ -312,6 +321,16 @@ impl Cloud {
     }
 }
 
+/// Tells what several nodes on this host cannot do, if there is something: the cloud runs nevertheless.
+fn tell_limit_of_host(config: &CloudConfig) {
+    if config.nodes > 1
+        && config.encryption == Encryption::Off
+        && let Err(problem) = skein_net::check_shared_host()
+    {
+        warn!(code = problem.code(), error = %report::chain(&problem), "nodes of one host are limited");
+    }
+}
+
 /// Where the node `number` of a cloud that is all on this host is reached by the others: on the loopback interface, and at
 /// a port of its own, because all are in one network namespace.
 fn underlay(tunnels: &TunnelPorts, number: u32) -> Option<Underlay> {
@@ -319,6 +338,7 @@ fn underlay(tunnels: &TunnelPorts, number: u32) -> Option<Underlay> {
         number: NodeNumber::new(u16::try_from(number).ok()?)?,
         address: Ipv4Addr::LOCALHOST,
         vxlan_port: tunnels.port(number)?,
+        wire: None,
     })
 }
 

@@ -7,9 +7,9 @@
 //! Nothing here waits for the peer: each step is taken in some later call of the program, or never.
 
 use crate::conn::{self, Conn};
-use crate::kernel;
+use crate::kernel::{self, Opener};
 use crate::side::{Side, Stage};
-use crate::{far, leave, recv, send, spin, sys};
+use crate::{far, leave, send, spin, sys};
 use core::cell::UnsafeCell;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -61,7 +61,7 @@ pub(crate) fn set_broker(path: &[u8]) {
 }
 
 /// A socket is connected, or about to be: takes note of it if it is TCP.
-pub(crate) fn track(fd: c_int) {
+pub(crate) fn track(fd: c_int, opener: Opener) {
     if BROKER.len.load(Ordering::Relaxed) == 0 || leave::is_frozen() || conn::is_ours(fd) {
         return;
     }
@@ -70,11 +70,11 @@ pub(crate) fn track(fd: c_int) {
     if known && protocol == libc::IPPROTO_TCP && conn::add(fd, spin::START.load(Ordering::Relaxed))
     {
         let status = sys::fcntl(fd, libc::F_GETFL, 0);
-        if status >= 0
-            && status as c_int & libc::O_NONBLOCK != 0
-            && let Some(held) = conn::get(fd)
-        {
-            held.nonblocking.store(recv::KNOWN_NONBLOCKING, Ordering::Relaxed);
+        if let Some(held) = conn::get(fd) {
+            held.side().set_opener(opener);
+            if status >= 0 {
+                held.set_nonblocking(status as c_int & libc::O_NONBLOCK != 0);
+            }
         }
     }
 }
@@ -252,6 +252,11 @@ fn pending(conn: &Conn, fd: c_int) {
     }
 }
 
+/// Whether a socket with this `SO_LINGER` ends with a reset: on, for no time at all.
+pub(crate) const fn resets(linger: [c_int; 2]) -> bool {
+    linger[0] != 0 && linger[1] == 0
+}
+
 #[cold]
 fn confirm(conn: &Conn, fd: c_int, segment: &Segment) {
     let side: &Side = conn.side();
@@ -266,7 +271,7 @@ fn confirm(conn: &Conn, fd: c_int, segment: &Segment) {
         segment.header().set_hello(conn.role(), Hello::Gone);
         return;
     }
-    let Some((written, read)) = kernel::positions(fd) else {
+    let Some((written, read)) = kernel::positions(fd, side.opener()) else {
         return;
     };
     *tx = Tx::new(written);
@@ -280,6 +285,9 @@ fn confirm(conn: &Conn, fd: c_int, segment: &Segment) {
         // A bell must go out at once.
         sys::set_option(fd, libc::IPPROTO_TCP, name, kernel);
     }
+    let mut linger = [0; 2];
+    let known = sys::get_option(fd, libc::SOL_SOCKET, libc::SO_LINGER, &mut linger) >= 0;
+    segment.header().set_resets(conn.role(), known && resets(linger));
     side.set_stage(Stage::Counting);
     segment.header().set_hello(conn.role(), Hello::Confirmed);
     far::call(segment);

@@ -3,8 +3,10 @@
 //! A slot's memory never goes back, so that looking at one that ends meanwhile is harmless: the reference is counted first
 //! and the table looked at again. Nothing here allocates, for calls come from signal handlers and between fork and exec.
 
+use crate::idle::Idle;
+use crate::recv::KNOWN_NONBLOCKING;
 use crate::side::{Side, Stage};
-use crate::{far, sys};
+use crate::{doze, far, sys};
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use libc::c_int;
@@ -33,16 +35,20 @@ pub(crate) struct Conn {
     pub(crate) edges: AtomicU8,
     /// It was last seen not to block (1, a hint), or was set not to by a call of this process (`KNOWN_NONBLOCKING`).
     pub(crate) nonblocking: AtomicU8,
+    /// 1: it was last set to block, and every call of this process that could change that was seen.
+    pub(crate) blocking: AtomicU8,
     /// It is in the list of unsettled ones.
     pub(crate) listed: AtomicU8,
     /// Calls without bytes.
-    pub(crate) misses: AtomicU8,
+    pub(crate) idle: Idle,
     /// How long it pays to spin for the next byte, nanoseconds; and for room.
     pub(crate) spin_read: AtomicU32,
     pub(crate) spin_write: AtomicU32,
     /// A descriptor of it plus one, for calls that have none (settling); zero: none. So that an unused slot is all zero, and the
     /// table takes no room in the file.
     any_fd: AtomicI32,
+    /// The descriptor of it that the program closed last, plus one.
+    closed_fd: AtomicI32,
 }
 
 impl Conn {
@@ -62,11 +68,13 @@ impl Conn {
         polled: AtomicU8::new(0),
         edges: AtomicU8::new(0),
         nonblocking: AtomicU8::new(0),
+        blocking: AtomicU8::new(0),
         listed: AtomicU8::new(0),
-        misses: AtomicU8::new(0),
+        idle: Idle::new(),
         spin_read: AtomicU32::new(0),
         spin_write: AtomicU32::new(0),
         any_fd: AtomicI32::new(0),
+        closed_fd: AtomicI32::new(0),
     };
 }
 
@@ -146,12 +154,13 @@ pub(crate) fn add(fd: c_int, spin: u32) -> bool {
             continue;
         }
         conn.side.store(side.as_ptr(), Ordering::Relaxed);
-        for flag in [&conn.polled, &conn.edges, &conn.nonblocking, &conn.listed] {
+        for flag in [&conn.polled, &conn.edges, &conn.nonblocking, &conn.blocking, &conn.listed] {
             flag.store(0, Ordering::Relaxed);
         }
         conn.spin_read.store(spin, Ordering::Relaxed);
         conn.spin_write.store(spin, Ordering::Relaxed);
         conn.any_fd.store(fd + 1, Ordering::Relaxed);
+        conn.closed_fd.store(0, Ordering::Relaxed);
         conn.entries.store(1, Ordering::Relaxed);
         conn.references.fetch_add(1, Ordering::SeqCst);
         FDS_END.fetch_max(start + 1, Ordering::SeqCst);
@@ -263,6 +272,17 @@ impl Conn {
         self.any_fd.load(Ordering::Relaxed).checked_sub(1).filter(|fd| *fd >= 0)
     }
 
+    /// The program closes this descriptor of it.
+    pub(crate) fn note_closing(&self, fd: c_int) {
+        self.closed_fd.store(fd + 1, Ordering::Release);
+    }
+
+    /// Whether the program has closed this descriptor since the call began, in another thread.
+    pub(crate) fn was_closed(&self, fd: c_int) -> bool {
+        self.closed_fd.load(Ordering::Acquire) == fd + 1
+            && entry(fd).is_none_or(|entry| entry.load(Ordering::Acquire) != self.slot() + 1)
+    }
+
     /// Descriptors of it in this process.
     pub(crate) fn entries(&self) -> u32 {
         self.entries.load(Ordering::SeqCst)
@@ -312,6 +332,19 @@ impl Conn {
         self.entries() <= 1 && self.side().processes.load(Ordering::Acquire) <= 1
     }
 
+    /// The program has set it to wait, or not to, with a call that was seen.
+    pub(crate) fn set_nonblocking(&self, nonblocking: bool) {
+        let word = if nonblocking { KNOWN_NONBLOCKING } else { 0 };
+        self.nonblocking.store(word, Ordering::Relaxed);
+        self.blocking.store(u8::from(!nonblocking), Ordering::Relaxed);
+    }
+
+    /// Whether it waits is not known any more.
+    pub(crate) fn doubt_blocking(&self) {
+        self.nonblocking.store(0, Ordering::Relaxed);
+        self.blocking.store(0, Ordering::Relaxed);
+    }
+
     /// Tells the peer that the connection is closed now.
     pub(crate) fn say_gone(&self) {
         if self.side().stage() != Stage::Candidate
@@ -319,6 +352,7 @@ impl Conn {
         {
             segment.header().set_hello(self.role(), Hello::Gone);
             far::call(&segment);
+            doze::wake_both(self);
         }
     }
 }

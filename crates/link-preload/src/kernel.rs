@@ -1,6 +1,7 @@
 //! What the kernel knows of a connection.
 
-use crate::sys;
+use crate::{real, sys};
+use core::sync::atomic::{AtomicU32, Ordering};
 use libc::c_int;
 
 /// Established, in the kernel's numbering.
@@ -11,21 +12,22 @@ pub(crate) const ESTABLISHED: u8 = 1;
 pub(crate) struct TcpInfo {
     pub(crate) state: u8,
     options: u8,
+    /// Bytes that the peer has acknowledged; its answer to our SYN counts as one.
+    acknowledged: u64,
     received: u64,
     unsent: u64,
-    sent: u64,
-    resent: u64,
 }
 
-/// The structure's length in Linux 4.19, the first with `tcpi_bytes_sent`.
-const LEN: usize = 216;
+/// What is read of the structure. `tcpi_bytes_sent` behind that is no position: what the interface's own queue drops
+/// counts twice.
+const LEN: usize = 148;
 /// `TCPI_OPT_SYN_DATA`: there were bytes in the SYN, and the counters do not tell how many were taken.
 const OPTION_SYN_DATA: u8 = 32;
 
 /// Asks the kernel. `None`: no TCP socket, or an older kernel.
 pub(crate) fn tcp_info(fd: c_int) -> Option<TcpInfo> {
     #[derive(Clone, Copy)]
-    #[repr(C, align(8))]
+    #[repr(C, align(4))]
     struct Raw([u8; LEN]);
     let mut raw = Raw([0; LEN]);
     if sys::get_option(fd, libc::IPPROTO_TCP, libc::TCP_INFO, &mut raw) < 0 {
@@ -42,19 +44,13 @@ pub(crate) fn tcp_info(fd: c_int) -> Option<TcpInfo> {
     Some(TcpInfo {
         state: raw.0[0],
         options: raw.0[5],
+        acknowledged: word64(120),
         received: word64(128),
         unsent: word32(144),
-        sent: word64(200),
-        resent: word64(208),
     })
 }
 
 impl TcpInfo {
-    /// Position of the next byte that is written, counted from the connection's first.
-    pub(crate) const fn write_position(&self) -> u64 {
-        self.sent - self.resent + self.unsent
-    }
-
     /// Whether all that was written has gone out at least once.
     pub(crate) const fn is_sent(&self) -> bool {
         self.unsent == 0
@@ -66,9 +62,39 @@ impl TcpInfo {
     }
 }
 
+/// Which end made a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Opener {
+    /// This one, by `connect`.
+    Us,
+    /// The peer.
+    Peer,
+}
+
+/// States after our FIN: FIN_WAIT1, FIN_WAIT2, TIME_WAIT, LAST_ACK, CLOSING.
+const AFTER_OUR_FIN: [u8; 5] = [4, 5, 6, 9, 11];
+
+/// What the kernel knows, and the position of the next byte that is written, counted from the connection's first: what has been
+/// acknowledged and what waits for that. The caller holds the sender's lock; acknowledgements may come meanwhile.
+pub(crate) fn write_position(fd: c_int, opener: Opener) -> Option<(TcpInfo, u64)> {
+    for _ in 0..16 {
+        let before = tcp_info(fd)?;
+        let waiting = u64::try_from(sys::unacknowledged(fd)).ok()?;
+        let after = tcp_info(fd)?;
+        if before.acknowledged == after.acknowledged {
+            // SYN and FIN are counted like bytes.
+            let syn = u64::from(opener == Opener::Us);
+            let fin = u64::from(AFTER_OUR_FIN.contains(&after.state));
+            return Some((after, (after.acknowledged + waiting).checked_sub(syn + fin)?));
+        }
+    }
+    None
+}
+
 /// Positions of the next byte to be written and to be read, counted from the connection's first. The caller holds both
 /// locks, so that nobody of ours reads or writes; the peer may send meanwhile.
-pub(crate) fn positions(fd: c_int) -> Option<(u64, u64)> {
+pub(crate) fn positions(fd: c_int, opener: Opener) -> Option<(u64, u64)> {
+    let (_, written) = write_position(fd, opener)?;
     for _ in 0..16 {
         let before = tcp_info(fd)?;
         let queued = u64::try_from(sys::queued(fd)).ok()?;
@@ -77,7 +103,7 @@ pub(crate) fn positions(fd: c_int) -> Option<(u64, u64)> {
             return None;
         }
         if before.received == after.received {
-            return Some((after.write_position(), after.received.checked_sub(queued)?));
+            return Some((written, after.received.checked_sub(queued)?));
         }
     }
     None
@@ -118,25 +144,73 @@ pub(crate) fn blocks(fd: c_int, flags: c_int) -> bool {
     status < 0 || status as c_int & libc::O_NONBLOCK == 0
 }
 
-/// Whether some signal's handler wants calls to end with EINTR rather than go on. Looked up when a call of ours that the
-/// kernel would restart was interrupted; which signal it was, nobody tells.
-pub(crate) fn wants_eintr() -> bool {
-    (1..=64).any(|signal| {
+/// What the process's handlers of signals want of the calls that they interrupt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Handlers {
+    /// That they go on; or there are none.
+    GoOn = 1,
+    /// That they end with EINTR.
+    End = 2,
+    /// Some this, some that.
+    Mixed = 3,
+}
+
+/// What was found last, in the lowest two bits (0: not known), and above them how often handlers have changed.
+static HANDLERS: AtomicU32 = AtomicU32::new(0);
+const FOUND: u32 = 3;
+
+/// Some handler may have changed.
+pub(crate) fn forget_handlers() {
+    let _ = HANDLERS.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |word| {
+        Some((word & !FOUND).wrapping_add(FOUND + 1))
+    });
+}
+
+/// Looks up what the handlers want; from memory while none has changed.
+pub(crate) fn handlers() -> Handlers {
+    let word = HANDLERS.load(Ordering::Acquire);
+    match word & FOUND {
+        1 => Handlers::GoOn,
+        2 => Handlers::End,
+        3 => Handlers::Mixed,
+        _ => look_up_handlers(word),
+    }
+}
+
+#[cold]
+fn look_up_handlers(word: u32) -> Handlers {
+    let (mut go_on, mut end) = (false, false);
+    for signal in 1..=64 {
         // SAFETY: all-zero is a valid `sigaction`.
         let mut action: libc::sigaction = unsafe { core::mem::zeroed() };
         // SAFETY: only reads the disposition.
-        let known = unsafe { libc::sigaction(signal, core::ptr::null(), &raw mut action) } == 0;
-        known
-            && action.sa_sigaction != libc::SIG_DFL
-            && action.sa_sigaction != libc::SIG_IGN
-            && action.sa_flags & libc::SA_RESTART == 0
-    })
+        let known = unsafe { real::sigaction(signal, core::ptr::null(), &raw mut action) } == 0;
+        if known && action.sa_sigaction != libc::SIG_DFL && action.sa_sigaction != libc::SIG_IGN {
+            *if action.sa_flags & libc::SA_RESTART == 0 { &mut end } else { &mut go_on } = true;
+        }
+    }
+    let found = match (go_on, end) {
+        (true, true) => Handlers::Mixed,
+        (false, true) => Handlers::End,
+        (_, false) => Handlers::GoOn,
+    };
+    // Not if one has changed meanwhile.
+    let known = word | found as u32;
+    let _ = HANDLERS.compare_exchange(word, known, Ordering::SeqCst, Ordering::Relaxed);
+    found
 }
 
-/// A timeout of a socket, milliseconds; `None`: none.
-pub(crate) fn send_timeout_ms(fd: c_int) -> Option<u64> {
+/// Whether some signal's handler wants calls to end with EINTR rather than go on: of use when a call of ours that the
+/// kernel would restart was interrupted. Which signal it was, nobody tells.
+pub(crate) fn wants_eintr() -> bool {
+    handlers() != Handlers::GoOn
+}
+
+/// A timeout of a socket (`SO_RCVTIMEO` or `SO_SNDTIMEO`), milliseconds; `None`: none.
+pub(crate) fn timeout_ms(fd: c_int, name: c_int) -> Option<u64> {
     let mut time = [0i64; 2];
-    if sys::get_option(fd, libc::SOL_SOCKET, libc::SO_SNDTIMEO, &mut time) < 0 || time == [0, 0] {
+    if sys::get_option(fd, libc::SOL_SOCKET, name, &mut time) < 0 || time == [0, 0] {
         return None;
     }
     u64::try_from(time[0].saturating_mul(1000) + time[1] / 1000).ok()

@@ -16,8 +16,10 @@
 mod attach;
 mod buffers;
 mod conn;
+mod doze;
 mod far;
 mod hooks;
+mod idle;
 mod kernel;
 mod leave;
 mod real;
@@ -55,6 +57,8 @@ unsafe extern "C" {
 }
 
 extern "C" fn init() {
+    // Unwinding of ours out of a hook would be no better than ending. What may unwind through them is a cancelled thread.
+    std::panic::set_hook(Box::new(|_| std::process::abort()));
     let Some(broker) = environment(BROKER) else {
         return;
     };
@@ -71,7 +75,7 @@ extern "C" fn init() {
 }
 
 extern "C" fn fini() {
-    settle::all();
+    settle::at_end();
 }
 
 fn environment(name: &CStr) -> Option<&'static [u8]> {

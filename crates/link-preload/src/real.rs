@@ -10,8 +10,8 @@ use core::ffi::CStr;
 use core::sync::atomic::{AtomicPtr, Ordering};
 use libc::{
     c_char, c_int, c_long, c_uint, c_ulong, c_void, epoll_event, fd_set, iovec, mmsghdr, msghdr,
-    nfds_t, off_t, pid_t, pollfd, posix_spawn_file_actions_t, posix_spawnattr_t, sigset_t, size_t,
-    sockaddr, socklen_t, ssize_t, timespec, timeval,
+    nfds_t, off_t, pid_t, pollfd, posix_spawn_file_actions_t, posix_spawnattr_t, sighandler_t,
+    sigset_t, size_t, sockaddr, socklen_t, ssize_t, timespec, timeval,
 };
 
 /// Looks a symbol up in the libraries after ours. Ends the process if it is nowhere: then the hook should not be
@@ -116,6 +116,11 @@ real! {
     _exit(status: c_int);
     _Exit(status: c_int);
     quick_exit(status: c_int);
+    sigaction(signal: c_int, action: *const libc::sigaction, old: *mut libc::sigaction) -> c_int;
+    signal(signal: c_int, handler: sighandler_t) -> sighandler_t;
+    siginterrupt(signal: c_int, ends: c_int) -> c_int;
+    sigset(signal: c_int, handler: sighandler_t) -> sighandler_t;
+    sysv_signal(signal: c_int, handler: sighandler_t) -> sighandler_t;
     fdopen(fd: c_int, mode: *const c_char) -> *mut c_void;
     prctl(option: c_int, a: c_ulong, b: c_ulong, c: c_ulong, d: c_ulong) -> c_int;
     syscall(number: c_long, a: c_ulong, b: c_ulong, c: c_ulong, d: c_ulong, e: c_ulong, f: c_ulong) -> c_long;

@@ -2,6 +2,7 @@
 
 use crate::buffers::Buffers;
 use crate::conn::Conn;
+use crate::doze::{self, Doze};
 use crate::kernel;
 use crate::side::{Guard, Stage, Taken};
 use crate::{attach, far, leave, real, settle, spin, sys};
@@ -45,8 +46,9 @@ pub(crate) fn recv(conn: &Conn, fd: c_int, mut buffers: Buffers<'_>, flags: c_in
             Ok(guard) => part(conn, fd, guard, &buffers, flags, quiet),
             Err(Taken::Self_ | Taken::Other) => Part::Error(libc::EAGAIN),
         };
-        let end = match part {
+        let error = match part {
             Part::Got(bytes) => {
+                conn.idle.end();
                 if conn.side().stage() != Stage::Counting {
                     attach::advance(conn, fd, bytes);
                 }
@@ -69,49 +71,78 @@ pub(crate) fn recv(conn: &Conn, fd: c_int, mut buffers: Buffers<'_>, flags: c_in
             Part::Nothing(Some(_)) if quiet == Quiet::Leave && may_say_empty(conn, flags) => {
                 libc::EAGAIN
             }
-            Part::Nothing(ring) => {
-                if !*blocks.get_or_insert_with(|| waits(conn, fd, flags)) {
-                    conn.nonblocking.fetch_max(1, Ordering::Relaxed);
-                    if quiet == Quiet::Settle || ring.is_none() {
-                        libc::EAGAIN
-                    } else {
-                        quiet = Quiet::Settle;
+            Part::Nothing(ring) if *blocks.get_or_insert_with(|| waits(conn, fd, flags)) => {
+                match wait(conn, fd, ring, &mut quiet) {
+                    Waited::Look => {
+                        // The peer may have woken us to have its bytes back.
+                        attach::advance(conn, fd, 0);
                         continue;
                     }
-                } else if let Some(rx) = ring
-                    && quiet == Quiet::Leave
-                {
-                    if !spin_for(conn, &rx) {
-                        quiet = Quiet::Settle;
-                    }
-                    continue;
-                } else {
-                    quiet = Quiet::Leave;
-                    let end = sleep(conn, fd);
-                    // The peer may have woken us to have its bytes back.
-                    attach::advance(conn, fd, 0);
-                    end
+                    Waited::End => return buffers.done() as isize,
+                    Waited::Error(error) => error,
                 }
             }
+            Part::Nothing(ring) => {
+                conn.nonblocking.fetch_max(1, Ordering::Relaxed);
+                if quiet == Quiet::Leave && ring.is_some() {
+                    quiet = Quiet::Settle;
+                    continue;
+                }
+                libc::EAGAIN
+            }
         };
-        if end != 0 {
-            return if buffers.done() > 0 { buffers.done() as isize } else { -(end as isize) };
-        }
+        return if buffers.done() > 0 { buffers.done() as isize } else { -(error as isize) };
+    }
+}
+
+/// How waiting for bytes ended.
+enum Waited {
+    /// Look again.
+    Look,
+    /// With the connection.
+    End,
+    /// With an error number for the program.
+    Error(c_int),
+}
+
+/// Waits for bytes: on the ring by spinning, then dozing; in the kernel once the socket is settled.
+fn wait(conn: &Conn, fd: c_int, ring: Option<Rx>, quiet: &mut Quiet) -> Waited {
+    let Some(rx) = ring.filter(|_| *quiet == Quiet::Leave) else {
+        *quiet = Quiet::Leave;
+        return sleep(conn, fd);
+    };
+    if spin_for(conn, &rx) {
+        return Waited::Look;
+    }
+    match doze::doze(conn, fd, &rx) {
+        Doze::Interrupted => return Waited::Error(libc::EINTR),
+        Doze::Woken => {}
+        Doze::Over => *quiet = Quiet::Settle,
+    }
+    // By another thread; the number may be somebody else's by now, or in a moment.
+    let is_shut = conn.side().read_shut.load(Ordering::Acquire) != 0;
+    match (conn.was_closed(fd), is_shut && !stirs(conn, &rx)) {
+        (_, true) => Waited::End,
+        (true, false) => Waited::Error(libc::EBADF),
+        (false, false) => Waited::Look,
     }
 }
 
 /// Whether the call may wait. The kernel need not be asked if this process has said so and shares the socket with none.
 fn waits(conn: &Conn, fd: c_int, flags: c_int) -> bool {
-    let known = conn.nonblocking.load(Ordering::Relaxed) == KNOWN_NONBLOCKING
-        && conn.side().processes.load(Ordering::Relaxed) == 1;
-    !known && kernel::blocks(fd, flags)
+    if conn.side().processes.load(Ordering::Relaxed) == 1 {
+        if conn.nonblocking.load(Ordering::Relaxed) == KNOWN_NONBLOCKING {
+            return false;
+        }
+        if conn.blocking.load(Ordering::Relaxed) != 0 {
+            return flags & libc::MSG_DONTWAIT == 0;
+        }
+    }
+    kernel::blocks(fd, flags)
 }
 
 /// The program has set the socket not to block, with a call that the library saw.
 pub(crate) const KNOWN_NONBLOCKING: u8 = 2;
-
-/// Every so many calls without bytes, of a program that asks again and again, the kernel is asked too.
-const MISSES: u8 = 32;
 
 /// Whether a call that does not wait may answer from the ring alone: the program does not let the kernel tell it when to
 /// read, so that the end of the connection may be told by one of the next calls.
@@ -122,7 +153,11 @@ fn may_say_empty(conn: &Conn, flags: c_int) -> bool {
     waits_not
         && conn.polled.load(Ordering::Relaxed) == 0
         && conn.edges.load(Ordering::Relaxed) == 0
-        && !conn.misses.fetch_add(1, Ordering::Relaxed).is_multiple_of(MISSES)
+        && conn.idle.may_go_on()
+}
+
+fn stirs(conn: &Conn, rx: &Rx) -> bool {
+    conn.segment().is_some_and(|segment| rx.stirs(conn.pipes(&segment).1.direction()))
 }
 
 /// Spins for bytes in the ring.
@@ -135,24 +170,32 @@ fn spin_for(conn: &Conn, rx: &Rx) -> bool {
 }
 
 /// Sleeps in the kernel until the socket is readable: with its timeouts, its restarts after signals, its shutdown by
-/// another thread, as a point of cancellation. The answer is an error number or zero.
-fn sleep(conn: &Conn, fd: c_int) -> c_int {
+/// another thread, as a point of cancellation.
+fn sleep(conn: &Conn, fd: c_int) -> Waited {
     if let Some(segment) = conn.segment() {
         conn.pipes(&segment).1.direction().count_sleep();
     }
     let mut byte = 0u8;
     let place = (&raw mut byte).cast();
-    // SAFETY: one byte of ours; nothing with a destructor is alive in this frame and those above when a thread is cancelled.
+    // SAFETY: one byte of ours. A thread that is cancelled here unwinds through our frames, whose destructors only count
+    // references down.
     let result = unsafe { real::recv(fd, place, 1, libc::MSG_PEEK) };
-    if result >= 0 {
-        return 0;
+    let error = if result < 0 { sys::errno() } else { 0 };
+    if conn.was_closed(fd) {
+        // By another thread: the kernel's answer is the last of this descriptor, and its bytes are out of reach.
+        return match result {
+            0 => Waited::End,
+            1.. => Waited::Error(libc::EBADF),
+            _ => Waited::Error(error),
+        };
     }
-    match sys::errno() {
-        error @ (libc::EINTR | libc::EAGAIN) => error,
+    match error {
+        0 => Waited::Look,
+        libc::EINTR | libc::EAGAIN => Waited::Error(error),
         error => {
             // Bytes in the ring come before the error.
             conn.side().error.store(error, Ordering::Release);
-            0
+            Waited::Look
         }
     }
 }
@@ -519,8 +562,9 @@ impl<'a> Call<'a> {
             return Part::Error(error);
         };
         let (out, _) = self.conn.pipes(self.segment);
-        let is_cut = self.segment.header().left(self.conn.role().other()).is_cut();
-        if error == libc::ECONNRESET && tx.all_taken(out.direction()) && !is_cut {
+        let (header, other) = (self.segment.header(), self.conn.role().other());
+        let is_meant = header.left(other).is_cut() || header.resets(other);
+        if error == libc::ECONNRESET && tx.all_taken(out.direction()) && !is_meant {
             return Part::End;
         }
         Part::Error(error)
@@ -653,14 +697,6 @@ pub(crate) fn in_ring(conn: &Conn) -> u64 {
     let (_, inward) = conn.pipes(&segment);
     let dir = inward.direction();
     dir.head().wrapping_sub(dir.tail())
-}
-
-/// Bytes that were sent and not yet read by the peer, beyond what TCP knows of: for SIOCOUTQ.
-pub(crate) fn unread_by_peer(conn: &Conn) -> u64 {
-    let Some(segment) = conn.segment() else { return 0 };
-    let (out, _) = conn.pipes(&segment);
-    let dir = out.direction();
-    dir.head().wrapping_sub(dir.tail()).min(out.capacity() as u64)
 }
 
 /// Leaves the ring in this direction, as far as this side can: see [`leave`].

@@ -8,7 +8,7 @@ use crate::buffers::Buffers;
 use crate::conn::Conn;
 use crate::kernel;
 use crate::side::{Guard, Side, Stage, Taken};
-use crate::{attach, far, leave, spin, sys};
+use crate::{attach, doze, far, leave, spin, sys};
 use core::sync::atomic::Ordering;
 use libc::c_int;
 use skein_link_core::ring::{Behind, Hello, Pipe, Reason, Refusal, Segment, Tx};
@@ -46,6 +46,14 @@ pub(crate) fn send(conn: &Conn, fd: c_int, mut buffers: Buffers<'_>, flags: c_in
     let mut blocks = None;
     let deadline = &mut None;
     while buffers.left() > 0 {
+        if blocks == Some(true) && conn.was_closed(fd) {
+            // By another thread, while this one slept. The number may be somebody else's by now.
+            return if buffers.done() > 0 {
+                buffers.done() as isize
+            } else {
+                -(libc::EBADF as isize)
+            };
+        }
         let onto_tcp = sleeps >= ROOM_SLEEPS || blocks == Some(false);
         let part = match side.sender() {
             Ok(guard) => part(conn, fd, guard, &mut buffers, flags, onto_tcp),
@@ -177,14 +185,20 @@ fn ring(
             look(conn.side(), fd);
             Ring::Sent(bytes)
         }
-        Ring::Sent(bytes) => match tx.bell(dir) {
-            Ok(true) => ring_bell(fd, bytes),
-            Ok(false) => {
-                look(conn.side(), fd);
-                Ring::Sent(bytes)
+        Ring::Sent(bytes) => {
+            let rings = tx.bell(dir);
+            if dir.seems_dozing() {
+                doze::wake(dir);
             }
-            Err(_) => Ring::Broken(Reason::Broken),
-        },
+            match rings {
+                Ok(true) => ring_bell(fd, bytes),
+                Ok(false) => {
+                    look(conn.side(), fd);
+                    Ring::Sent(bytes)
+                }
+                Err(_) => Ring::Broken(Reason::Broken),
+            }
+        }
         other => other,
     };
     dir.wrote();
@@ -267,7 +281,7 @@ fn take_ring(
     {
         return Ok(());
     }
-    let Some(info) = kernel::tcp_info(fd) else {
+    let Some((info, position)) = kernel::write_position(fd, side.opener()) else {
         return Ok(());
     };
     let is_carried = segment.header().behind() == Behind::Node;
@@ -276,7 +290,7 @@ fn take_ring(
     if info.state != kernel::ESTABLISHED || !is_free || !is_carried {
         return Ok(());
     }
-    if info.write_position() != tx.tcp() {
+    if position != tx.tcp() {
         // Something else has written to the socket, or the kernel's counters are not what they seem. On TCP both is fine.
         side.forbidden.store(1, Ordering::Relaxed);
         return Ok(());
@@ -316,6 +330,7 @@ fn to_tcp(
         };
         if left.is_ok() {
             far::call(segment);
+            doze::wake(dir);
             return Ok(());
         }
         if blocked {
@@ -359,10 +374,10 @@ pub(crate) fn onto_tcp(conn: &Conn, fd: c_int) -> bool {
 
 /// Mends what a process left that died within a call of this side.
 pub(crate) fn mend(conn: &Conn, fd: c_int, tx: &mut Tx, out: Pipe<'_>) -> Result<(), c_int> {
-    let Some(info) = kernel::tcp_info(fd) else {
+    let Some((_, position)) = kernel::write_position(fd, conn.side().opener()) else {
         return Ok(());
     };
-    match tx.recover(out, info.write_position()) {
+    match tx.recover(out, position) {
         Ok(true) => {
             ring_bell(fd, 0);
             Ok(())
@@ -390,7 +405,7 @@ fn sleep_for_room(conn: &Conn, segment: &Segment) -> c_int {
 
 /// Sleeps until TCP takes bytes again. The answer is an error number or zero.
 fn sleep_for_tcp(fd: c_int, deadline: &mut Option<u64>) -> c_int {
-    let timeout = match kernel::send_timeout_ms(fd) {
+    let timeout = match kernel::timeout_ms(fd, libc::SO_SNDTIMEO) {
         None => 1000,
         Some(ms) => {
             let now = sys::nanos();
@@ -434,5 +449,6 @@ pub(crate) fn wake(conn: &Conn, fd: c_int) -> bool {
     } else if tx.bell(dir) == Ok(true) {
         ring_bell(fd, 0);
     }
+    doze::wake(dir);
     true
 }

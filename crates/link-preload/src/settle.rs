@@ -4,7 +4,7 @@
 
 use crate::conn::{self, Conn};
 use crate::side::Stage;
-use crate::{recv, spin};
+use crate::{doze, recv, spin};
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 /// How many there may be. A process that reads from more connections than this between two waits settles the others
@@ -48,12 +48,18 @@ pub(crate) fn start(spin: u32) {
     SPIN.store(spin, Ordering::Relaxed);
 }
 
-/// Before the process waits in the kernel, or ends.
+/// Before the process waits in the kernel.
 #[inline]
 pub(crate) fn all() {
     if COUNT.load(Ordering::Relaxed) != 0 {
         each();
     }
+}
+
+/// Before the process ends: whoever dozes at the other end of one of its connections looks at what the kernel says.
+pub(crate) fn at_end() {
+    all();
+    conn::for_each_connection(|conn| doze::wake_both(conn));
 }
 
 /// Before the process waits in the kernel for readiness. If bytes come while it pays to wait for them, the kernel is asked

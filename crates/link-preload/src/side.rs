@@ -1,5 +1,6 @@
 //! What one side of a connection knows: in memory that this side's processes share after a fork and nobody else maps.
 
+use crate::kernel::Opener;
 use crate::sys;
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
@@ -50,6 +51,10 @@ pub(crate) struct Side {
     pub(crate) ask_at: AtomicU64,
     /// The program has shut its sending down.
     pub(crate) shut: AtomicU32,
+    /// 1: this end made the connection.
+    opened: AtomicU32,
+    /// The program has shut its receiving down.
+    pub(crate) read_shut: AtomicU32,
     /// No more changes to the ring on this side's account.
     pub(crate) forbidden: AtomicU32,
     /// The error of an aborted connection, for every further call.
@@ -234,6 +239,15 @@ impl Side {
         let calls = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
         let bytes = self.bytes.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
         calls >= enough.0 || bytes >= enough.1
+    }
+
+    pub(crate) fn set_opener(&self, opener: Opener) {
+        self.opened.store(u32::from(opener == Opener::Us), Ordering::Relaxed);
+    }
+
+    /// Which end made the connection.
+    pub(crate) fn opener(&self) -> Opener {
+        if self.opened.load(Ordering::Relaxed) != 0 { Opener::Us } else { Opener::Peer }
     }
 
     pub(crate) fn aborted(&self) -> Option<c_int> {

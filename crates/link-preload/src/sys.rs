@@ -79,11 +79,20 @@ pub(crate) fn fcntl(file: c_int, command: c_int, argument: c_int) -> isize {
 
 /// Bytes in a socket's receive queue.
 pub(crate) fn queued(sock: c_int) -> isize {
+    ask(sock, libc::FIONREAD)
+}
+
+/// Bytes in a socket's send queue: not sent, or not acknowledged.
+pub(crate) fn unacknowledged(sock: c_int) -> isize {
+    ask(sock, libc::TIOCOUTQ)
+}
+
+/// An `ioctl` that answers a number.
+fn ask(sock: c_int, request: libc::c_ulong) -> isize {
     let mut bytes: c_int = 0;
     let place = ptr::from_mut(&mut bytes).addr();
     // SAFETY: the kernel writes an int.
-    let result =
-        unsafe { call(libc::SYS_ioctl, [fd(sock), libc::FIONREAD as usize, place, 0, 0, 0]) };
+    let result = unsafe { call(libc::SYS_ioctl, [fd(sock), request as usize, place, 0, 0, 0]) };
     if result < 0 { result } else { bytes as isize }
 }
 

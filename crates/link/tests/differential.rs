@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Ground, On, program, wait};
+use common::{Ground, On, make_hostile, program, wait};
 use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
 
@@ -64,6 +64,33 @@ macro_rules! scenarios {
 scenarios! {
     bulk slow_reader edge_reader fork_writers fork_readers last_holder exec_same exec_without spawn passed out_of_band
     stdio sandbox timeout interrupted shutdown_wakes kill_writer kill_reader
+}
+
+/// A hard case of `hostile.c`.
+fn hostile(name: &str) {
+    let ground = Ground::new();
+    make_hostile(ground.folder.path());
+    let tcp = ground.output(On::Tcp, &["./hostile", name]);
+    let link = ground.output(On::Link, &["./hostile", name]);
+    assert_eq!(link, tcp, "{name}: the link beside plain TCP");
+}
+
+macro_rules! hostile {
+    ($($name:ident)*) => {
+        $(
+            #[test]
+            fn $name() {
+                hostile(stringify!($name));
+            }
+        )*
+    };
+}
+
+hostile! {
+    vfork_child spawned static_program dup2_over ranges passed_in_a_list signalled handler_writes close_while_reading cancelled
+    shutdown_own_reader shutdown_while_peer_sleeps waitall truncation receive_timeout broken_pipe empty_pieces queues
+    information reset_by_linger reset_behind_bytes nonblocking_connect refused by_signal two_threads_read polled_by_another
+    io_uring
 }
 
 /// Bytes that go past the library end the connection with an error; none is taken for another.

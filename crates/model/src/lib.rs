@@ -19,6 +19,7 @@ mod scaling_rules;
 mod service;
 mod time;
 mod units;
+mod wire_key;
 
 pub use address::{AddressError, AddressRange, MacAddr, Prefix6, Subnet};
 pub use event::{Event, EventKind, EventSubject};
@@ -33,14 +34,16 @@ pub use machine::{
 };
 pub use name::{GroupName, ImageName, NameError, NetworkName, NodeName, ProjectName, ServiceName};
 pub use network::{
-    ADDRESS_QUARANTINE, ADDRESSES_MAX, AddressRecord, Addressing, Attachment, Exit, Limits,
-    MTU_DEFAULT, MTU_MAX, MTU_MIN, NetworkKind, NetworkRecord, NetworkSpec, PORT_GROUPS_MAX,
-    PortRecord, ROUTES_MAX, Route, VXLAN_OVERHEAD, Vni, VniError, check_groups,
+    ADDRESS_QUARANTINE, ADDRESSES_MAX, AddressRecord, Addressing, Attachment, Encryption, Exit,
+    Limits, MTU_DEFAULT, MTU_MAX, MTU_MIN, NetworkKind, NetworkRecord, NetworkSpec,
+    PORT_GROUPS_MAX, PortRecord, ROUTES_MAX, Route, VXLAN_OVERHEAD, Vni, VniError, WIRE_OVERHEAD,
+    check_groups,
 };
 pub use node::{NodeRecord, NodeState, NodeStatus};
 pub use project::{DESCRIPTION_MAX, HexIdError, ProjectRecord, TokenDigest, TokenId, TokenRecord};
 pub use publication::{
-    PublicationRecord, PublicationSpec, PublishTarget, Transport, TransportError,
+    Affinity, AffinityError, PublicationRecord, PublicationSpec, PublishTarget, Transport,
+    TransportError,
 };
 pub use rule::{
     Direction, GROUP_RULES_MAX, GroupRecord, Peer, PortRange, PortRangeError, Protocol, Rule,
@@ -55,3 +58,4 @@ pub use service::{
 };
 pub use time::Timestamp;
 pub use units::{CpuMilli, MemoryMib, UnitError};
+pub use wire_key::{WireKey, WireKeyError};

@@ -10,6 +10,9 @@ use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+/// Octets that the seal of WireGuard adds to each packet between nodes, as its own tools count: header and tag, up to 15 of
+/// padding, UDP and IP headers.
+pub const WIRE_OVERHEAD: u16 = 80;
 /// Octets that VXLAN over IPv4 adds to each frame (RFC 7348, section 5, less the outer Ethernet header and checksum).
 pub const VXLAN_OVERHEAD: u16 = 50;
 /// Smallest MTU of a network: what IPv6 asks for (RFC 8200, section 5).
@@ -183,6 +186,16 @@ const fn default_mtu() -> u16 {
     MTU_DEFAULT
 }
 
+/// Whether nodes encrypt what they send each other.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Encryption {
+    /// It leaves as it is.
+    #[default]
+    Off,
+    /// WireGuard seals it.
+    WireGuard,
+}
+
 impl NetworkSpec {
     /// Of the name and addresses given, and the default for the rest.
     pub const fn new(name: NetworkName, cidr: Subnet) -> Self {
@@ -205,6 +218,17 @@ impl NetworkSpec {
     pub fn first() -> Self {
         let cidr = Subnet::new(Ipv4Addr::new(10, 64, 0, 0), 16).expect("a constant network");
         Self::new(NetworkName::default(), cidr)
+    }
+
+    /// Largest packet of its machines, octets. Where what nodes send each other is encrypted, the seal takes its part of each
+    /// packet that may cross nodes: [`WIRE_OVERHEAD`], but never below [`MTU_MIN`].
+    pub fn packet_max(&self, between_nodes: Encryption) -> u16 {
+        match (between_nodes, self.kind) {
+            (Encryption::Off, _) | (Encryption::WireGuard, NetworkKind::Bridged) => self.mtu,
+            (Encryption::WireGuard, NetworkKind::Nat | NetworkKind::Isolated) => {
+                self.mtu.saturating_sub(WIRE_OVERHEAD).max(MTU_MIN)
+            }
+        }
     }
 
     /// Checks every range that the types do not.
@@ -513,5 +537,18 @@ mod tests {
         let resting = AddressRecord { released_at: Some(at(100)), ..held };
         assert!(!resting.is_rested(at(159)));
         assert!(resting.is_rested(at(160)));
+    }
+
+    #[test]
+    fn the_seal_takes_its_part_of_what_may_cross_nodes() {
+        let check = |mtu, kind, expect| {
+            let spec = NetworkSpec { mtu, kind, ..NetworkSpec::first() };
+            assert_eq!(spec.packet_max(Encryption::Off), mtu);
+            assert_eq!(spec.packet_max(Encryption::WireGuard), expect, "{mtu} {kind:?}");
+        };
+        check(1450, NetworkKind::Nat, 1370);
+        check(8950, NetworkKind::Isolated, 8870);
+        check(1300, NetworkKind::Nat, 1280);
+        check(1500, NetworkKind::Bridged, 1500);
     }
 }

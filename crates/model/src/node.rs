@@ -3,6 +3,7 @@
 use crate::name::NodeName;
 use crate::time::Timestamp;
 use crate::units::CpuMilli;
+use crate::wire_key::WireKey;
 use serde::{Deserialize, Serialize};
 use std::net::Ipv4Addr;
 
@@ -32,8 +33,19 @@ pub struct NodeRecord {
     /// UDP port for that.
     #[serde(default)]
     pub vxlan_port: u16,
+    /// Its public key if it encrypts what it sends to other nodes; its secret never leaves its host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wire_key: Option<WireKey>,
     /// When it joined.
     pub joined_at: Timestamp,
+}
+
+impl NodeRecord {
+    /// Its address on the encrypted way between nodes, if it has one there: 100.126 and its number.
+    pub fn wire_address(&self) -> Ipv4Addr {
+        let [high, low] = self.number.to_be_bytes();
+        Ipv4Addr::new(100, 126, high, low)
+    }
 }
 
 /// Of a record that an older release wrote: nothing is sent there.

@@ -55,7 +55,7 @@ pub enum PublishTarget {
     /// To one machine, as long as it is there.
     #[cfg_attr(feature = "schema", schema(value_type = String))]
     Machine(MachineId),
-    /// To the ready replicas of a service, in turn. With none ready the first connection starts one, and waits for it.
+    /// To the ready replicas of a service. With none ready the first connection starts one, and waits for it.
     #[cfg_attr(feature = "schema", schema(value_type = String))]
     Service(ServiceName),
 }
@@ -65,6 +65,47 @@ impl fmt::Display for PublishTarget {
         match self {
             Self::Machine(id) => write!(f, "machine {id}"),
             Self::Service(name) => write!(f, "service {name}"),
+        }
+    }
+}
+
+/// Which of several machines takes a connection.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub enum Affinity {
+    /// The next one, in turn.
+    #[default]
+    None,
+    /// For one client's address the same one, at whichever node it arrives, as long as that one is ready. A machine more or
+    /// less among n moves about one client in n.
+    Client,
+}
+
+impl Affinity {
+    /// As written in the API and the CLI.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Client => "client",
+        }
+    }
+}
+
+/// A text is not an affinity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("must be none or client")]
+pub struct AffinityError;
+
+impl std::str::FromStr for Affinity {
+    type Err = AffinityError;
+    fn from_str(text: &str) -> Result<Self, AffinityError> {
+        match text {
+            "none" => Ok(Self::None),
+            "client" => Ok(Self::Client),
+            _ => Err(AffinityError),
         }
     }
 }
@@ -83,6 +124,9 @@ pub struct PublicationSpec {
     pub target: PublishTarget,
     /// The port of the machines, 1 to 65,535.
     pub target_port: u16,
+    /// Which of several machines takes a connection.
+    #[serde(default)]
+    pub affinity: Affinity,
 }
 
 impl PublicationSpec {

@@ -8,9 +8,9 @@
 
 use crate::names::{InvalidName, PortLabel};
 use crate::port::Peers;
-use skein_model::{AddressRange, MacAddr, Subnet};
+use skein_model::{AddressRange, MacAddr, Subnet, WireKey};
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,14 +32,20 @@ pub struct Desired {
 }
 
 impl Desired {
+    /// The other nodes that this one can talk to.
+    pub(crate) fn peers(&self) -> impl Iterator<Item = &Underlay> {
+        let own = &self.underlay;
+        self.peers.iter().filter(|peer| peer.talks_to(own) && peer.number != own.number)
+    }
+
     /// A node without networks.
     pub fn new(underlay: Underlay) -> Self {
         Self { underlay, peers: Vec::new(), networks: Vec::new() }
     }
 
-    /// The node with this number, this one included.
+    /// The node with this number that this one can talk to, this one included.
     pub fn node(&self, number: NodeNumber) -> Option<&Underlay> {
-        std::iter::once(&self.underlay).chain(&self.peers).find(|node| node.number == number)
+        std::iter::once(&self.underlay).chain(self.peers()).find(|node| node.number == number)
     }
 }
 
@@ -50,8 +56,26 @@ pub struct Underlay {
     pub number: NodeNumber,
     /// Where it receives VXLAN. Several nodes may share an address if their ports differ.
     pub address: Ipv4Addr,
-    /// UDP port of VXLAN: [`VXLAN_PORT_DEFAULT`] unless nodes share a host's network namespace.
+    /// UDP port of VXLAN: [`VXLAN_PORT_DEFAULT`] unless nodes share a host's network namespace. Where traffic is encrypted,
+    /// WireGuard has this port.
     pub vxlan_port: u16,
+    /// The node's public key if it encrypts what it sends to other nodes. Nodes that do talk only to nodes that do.
+    pub wire: Option<WireKey>,
+}
+
+impl Underlay {
+    /// Where the node's tunnels are, for others and for itself.
+    pub(crate) fn tunnel_end(&self) -> SocketAddrV4 {
+        match self.wire {
+            Some(_) => SocketAddrV4::new(self.number.wire_address(), VXLAN_PORT_DEFAULT),
+            None => SocketAddrV4::new(self.address, self.vxlan_port),
+        }
+    }
+
+    /// Whether two nodes can talk: both encrypt, or neither does.
+    pub fn talks_to(&self, other: &Self) -> bool {
+        self.wire.is_some() == other.wire.is_some()
+    }
 }
 
 /// The port that IANA gave VXLAN (RFC 7348, section 4).
@@ -78,6 +102,12 @@ impl NodeNumber {
     pub fn router_address(self) -> Ipv4Addr {
         let [high, low] = self.0.to_be_bytes();
         Ipv4Addr::new(100, 127, high, low)
+    }
+
+    /// The node's address on the encrypted way between nodes, which stands in a namespace of its own.
+    pub fn wire_address(self) -> Ipv4Addr {
+        let [high, low] = self.0.to_be_bytes();
+        Ipv4Addr::new(100, 126, high, low)
     }
 
     /// The MAC address that goes with [`NodeNumber::router_address`].
@@ -153,6 +183,10 @@ pub struct DesiredNetwork {
 
 /// What VXLAN adds to a packet over IPv4: Ethernet, VXLAN, UDP and IPv4 headers, 14 + 8 + 8 + 20.
 pub const VXLAN_OVERHEAD_BYTES: u16 = 50;
+
+/// What WireGuard adds to a packet, at most: its header and seal, padding, UDP and IPv4 headers, 32 + 15 + 8 + 20, rounded up
+/// as its own tools do.
+pub const WIRE_OVERHEAD_BYTES: u16 = 80;
 
 /// What a network is to the world outside.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -495,12 +529,24 @@ pub struct Publication {
     pub port: u16,
     /// Which port of the machine.
     pub target_port: u16,
-    /// The machines that take connections, in turns; local ones see the client's address, others
+    /// The machines that take connections; local ones see the client's address, others
     /// this node's router address. Rule groups of the machines still decide.
     pub backends: Vec<Ipv4Addr>,
+    /// Which of them takes a connection.
+    pub balance: Balance,
     /// Who is told when a connection comes and no machine is there ([`crate::NetworkEvent::Wake`]); it is held
     /// until there is one. `None`: it is refused. TCP only.
     pub wake: Option<PortLabel>,
+}
+
+/// Which of several machines takes a connection.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Balance {
+    /// The next one.
+    #[default]
+    Turns,
+    /// One client's address comes to the same one, through every node, as long as that one is among them.
+    Clients,
 }
 
 /// A transport protocol with ports.

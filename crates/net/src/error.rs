@@ -148,6 +148,22 @@ pub enum NetError {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// A node's secret cannot be used.
+    #[error("the node's key for encryption in {path}")]
+    WireKey {
+        /// Its file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: io::Error,
+    },
+    /// The encrypted way between nodes is not what it should be; nothing is sent meanwhile.
+    #[error("{action} the encrypted way between nodes")]
+    Encryption {
+        /// What was tried.
+        action: &'static str,
+        /// The answer of the kernel or of wireguard-go.
+        source: io::Error,
+    },
     /// The kernel does not show what was done: somebody else undoes it.
     #[error("network {name} does not become what it should be: somebody else changes it")]
     Unsettled {
@@ -179,6 +195,8 @@ impl NetError {
             Self::AttachMissing { .. } => "ATTACH_MISSING",
             Self::TunnelTaken { .. } => "TUNNEL_TAKEN",
             Self::Rules { .. } => "RULES_FAILED",
+            Self::WireKey { .. } => "WIRE_KEY_UNUSABLE",
+            Self::Encryption { .. } => "ENCRYPTION_FAILED",
             Self::Unsettled { .. } => "NETWORK_UNSETTLED",
             Self::Closed => "NETWORK_CLOSED",
         }

@@ -9,20 +9,25 @@
 //! family `inet`. A packet that a machine sends to another of the same node answers both; one for
 //! another node is judged as sent here and as received there.
 //!
+//! Packets of a connection that both ends have agreed on take a shorter way where the kernel can (`shortcut`).
+//!
 //! Membership stands in sets and maps: a change of one member changes elements, never rules.
 
 mod bridge;
 mod host;
 mod inet;
 mod policy;
+mod published;
+mod shortcut;
 mod steps;
 
 pub(crate) use host::{HostRules, Way, host_rules};
 pub(crate) use policy::{Deciding, Judgement, Packet, Policy};
+pub(crate) use shortcut::KNOWN;
 
-use crate::desired::{Desired, DesiredNetwork, GroupName, Transport};
+use crate::desired::{Desired, DesiredNetwork, GroupName, NetworkKind, Transport};
 use crate::names::InterfaceName;
-use crate::netfilter::Ruleset;
+use crate::netfilter::{Family, Ruleset};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -43,6 +48,8 @@ pub(crate) struct Surroundings {
     pub(crate) tunnels: BTreeSet<(Ipv4Addr, u16)>,
     /// Where connections wait for a machine, by what they came to.
     pub(crate) waiting: BTreeMap<(Transport, u16), u16>,
+    /// Whether the kernel can do what the short way between machines needs.
+    pub(crate) has_shortcut: bool,
 }
 
 impl Surroundings {
@@ -55,6 +62,7 @@ impl Surroundings {
             router: Some((number.router_address(), number.router_mac())),
             tunnels: nodes.map(|node| (node.address, node.vxlan_port)).collect(),
             waiting: BTreeMap::new(),
+            has_shortcut: false,
         }
     }
 }
@@ -65,13 +73,28 @@ pub(crate) fn rules(
     tap: impl Fn(Ipv4Addr) -> InterfaceName,
     around: &Surroundings,
 ) -> Ruleset {
-    let bridge = bridge::table(network, tap, around);
+    let bridge = bridge::table(network, &tap, around);
     let inet = inet::table(network, around);
-    use crate::netfilter::Family;
-    Ruleset::from([
+    let mut rules = Ruleset::from([
         ((Family::Bridge, TABLE.to_owned()), bridge),
         ((Family::Inet, TABLE.to_owned()), inet),
-    ])
+    ]);
+    if shortens(network, around) {
+        rules.insert((Family::Device, TABLE.to_owned()), shortcut::table(network, &tap, around));
+    }
+    rules
+}
+
+/// The part of the rules that only newer kernels have.
+pub(crate) fn shortcut_alone(network: &DesiredNetwork, around: &Surroundings) -> Ruleset {
+    let none = |_| InterfaceName::bridge();
+    let bare = DesiredNetwork { ports: Vec::new(), ..network.clone() };
+    Ruleset::from([((Family::Device, TABLE.to_owned()), shortcut::table(&bare, &none, around))])
+}
+
+/// Whether connections of a network take the short way. On the operator's segment packets would leave with our mark.
+fn shortens(network: &DesiredNetwork, around: &Surroundings) -> bool {
+    around.has_shortcut && !matches!(network.kind, NetworkKind::Bridged { .. })
 }
 
 /// A short name for a set of groups, the same for the same groups. Machines with equal groups share

@@ -3,6 +3,7 @@
 use crate::error::NetError;
 use crate::names::InterfaceName;
 use crate::{netlink::Netlink, tap};
+use futures_util::future::LocalBoxFuture;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use std::fs::{File, OpenOptions};
@@ -55,6 +56,18 @@ pub enum HostError {
          bridges of its own, keep them out of it (sysctl net.bridge.bridge-nf-call-iptables=0)"
     )]
     BridgeFilterMissing,
+    /// Nobody here encrypts.
+    #[error(
+        "traffic between nodes cannot be encrypted: the kernel has no WireGuard and wireguard-go is not \
+         installed; load the module (modprobe wireguard) or install it (apt install wireguard-go)"
+    )]
+    WireguardMissing,
+    /// Nodes that share this host do not understand each other's connections.
+    #[error(
+        "machines on different nodes of this host cannot hold connections through rules: that needs Linux 6.5; use one \
+         node, or encrypt what nodes send each other, which gives each a namespace of its own (--encrypt)"
+    )]
+    SharedHostLimited,
     /// The trial failed in another way.
     #[error("trying out a network failed")]
     Trial {
@@ -73,6 +86,8 @@ impl HostError {
             Self::NamespaceMissing { .. } => "NAMESPACE_MISSING",
             Self::BridgeMissing { .. } => "BRIDGE_MISSING",
             Self::BridgeFilterMissing => "BRIDGE_FILTER_MISSING",
+            Self::WireguardMissing => "WIREGUARD_MISSING",
+            Self::SharedHostLimited => "SHARED_HOST_LIMITED",
             Self::Trial { .. } => "HOST_TRIAL_FAILED",
         }
     }
@@ -91,8 +106,25 @@ pub fn check_host() -> Result<(), HostError> {
         return Err(HostError::NotRoot);
     }
     open_tun()?;
-    std::thread::scope(|scope| scope.spawn(trial).join())
-        .unwrap_or_else(|_| Err(HostError::Trial { source: Box::new(NetError::Closed) }))
+    trial()
+}
+
+/// Finds out whether several nodes can share this host's network namespace without encrypting what they send each other.
+/// Leaves nothing behind.
+///
+/// # Errors
+/// [`HostError::SharedHostLimited`] if the kernel is too old, else those of [`check_host`].
+pub fn check_shared_host() -> Result<(), HostError> {
+    let tried = in_trial_namespace(|netlink| Box::pin(netlink.spares_local()))?;
+    match tried {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(HostError::SharedHostLimited),
+        Err(source) => {
+            let subject = "a tunnel".to_owned();
+            let source = NetError::Netlink { action: "trying", subject, source };
+            Err(HostError::Trial { source: Box::new(source) })
+        }
+    }
 }
 
 fn open_tun() -> Result<File, HostError> {
@@ -110,26 +142,54 @@ fn open_tun() -> Result<File, HostError> {
     }
 }
 
-/// On a thread of its own, which takes the namespace along when it ends.
-fn trial() -> Result<(), HostError> {
+/// Runs `work` in a nameless namespace, on a thread of its own, which takes the namespace along when it ends.
+pub(crate) fn in_trial_namespace<T: Send>(
+    work: impl for<'a> FnOnce(&'a Netlink) -> LocalBoxFuture<'a, io::Result<T>> + Send,
+) -> Result<io::Result<T>, HostError> {
+    let inside = || {
+        enter_trial()?;
+        let failed = |source| {
+            let subject = "a runtime".to_owned();
+            let source = NetError::Netlink { action: "starting", subject, source };
+            HostError::Trial { source: Box::new(source) }
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.map_err(failed).map(|runtime| {
+            runtime.block_on(async {
+                let netlink = Netlink::open()?;
+                work(&netlink).await
+            })
+        })
+    };
+    let failed = |_| Err(HostError::Trial { source: Box::new(NetError::Closed) });
+    std::thread::scope(|scope| scope.spawn(inside).join()).unwrap_or_else(failed)
+}
+
+/// Leaves the calling thread in a nameless namespace.
+fn enter_trial() -> Result<(), HostError> {
     unshare(CloneFlags::CLONE_NEWNET).map_err(|errno| match errno {
         Errno::EPERM => HostError::NotRoot,
         errno => HostError::NamespaceMissing { source: errno.into() },
+    })
+}
+
+fn trial() -> Result<(), HostError> {
+    let bridge = InterfaceName::bridge();
+    let made = in_trial_namespace(move |netlink| {
+        Box::pin(async move { netlink.create_bridge(&bridge, [2, 0, 0, 0, 0, 1]).await })
     })?;
+    made.map_err(|source| match source.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EPERM) => HostError::NotRoot,
+        _ => HostError::BridgeMissing { source },
+    })?;
+    std::thread::scope(|scope| scope.spawn(try_tap).join())
+        .unwrap_or_else(|_| Err(HostError::Trial { source: Box::new(NetError::Closed) }))
+}
+
+/// On a thread of its own, which takes the namespace along when it ends.
+fn try_tap() -> Result<(), HostError> {
+    enter_trial()?;
     let failed = |source| HostError::Trial { source: Box::new(source) };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|source| {
-        failed(NetError::Netlink { action: "starting", subject: "a runtime".to_owned(), source })
-    })?;
-    runtime.block_on(async {
-        let bridge = InterfaceName::bridge();
-        let made =
-            async { Netlink::open()?.create_bridge(&bridge, [2, 0, 0, 0, 0, 1]).await }.await;
-        made.map_err(|source| match source.raw_os_error().map(Errno::from_raw) {
-            Some(Errno::EPERM) => HostError::NotRoot,
-            _ => HostError::BridgeMissing { source },
-        })
-    })?;
     let probe = InterfaceName::tap(
         &"trial".parse().map_err(|_| failed(NetError::Closed))?,
         [192, 0, 2, 1].into(),

@@ -15,7 +15,7 @@ const REQUESTS_UNDERWAY_MAX: usize = 64;
 
 /// Settings of a network's namespace, below `/proc/sys/net`: the first value that is not there is no
 /// failure if the kernel does not have the feature.
-const SETTINGS: [(&str, &str); 9] = [
+const SETTINGS: [(&str, &str); 10] = [
     // Bridged packets are shown to the rules of IP, which follow connections.
     ("bridge/bridge-nf-call-iptables", "1"),
     ("bridge/bridge-nf-call-ip6tables", "1"),
@@ -28,6 +28,8 @@ const SETTINGS: [(&str, &str); 9] = [
     ("ipv4/conf/default/send_redirects", "0"),
     // A connection that was cut must not come back by a segment in its middle.
     ("netfilter/nf_conntrack_tcp_loose", "0"),
+    // Segments that took the short way were not seen: those that follow may be far ahead.
+    ("netfilter/nf_conntrack_tcp_be_liberal", "1"),
 ];
 /// Settings of the bridge; the last ones are for networks with IPv6.
 const BRIDGE_SETTINGS: [(&str, &str); 2] =
@@ -113,6 +115,10 @@ async fn carry(netlink: &Netlink, bridge: u32, mtu: u32, step: Step) -> io::Resu
         Step::SetMtu { index, mtu } => netlink.set_mtu(index, mtu).await,
         Step::SetUp { index, mac } => netlink.set_up(index, mac).await,
         Step::AttachTrunk { index, trunk } => netlink.attach_trunk(index, bridge, trunk).await,
+        Step::RemoveTap(name) => match netlink.index_of(&name)? {
+            Some(index) => netlink.remove_link(index).await,
+            None => Ok(()),
+        },
         Step::AttachTap(_, attach) => netlink.attach(&attach.to_bridge(bridge, mtu)).await,
         Step::SetAddress { index, address, length } => {
             netlink.set_address(index, address, length).await

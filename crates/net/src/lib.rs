@@ -44,23 +44,25 @@ mod tap;
 mod thread;
 mod trace;
 mod transfer;
+mod wire;
 
 pub use answer::{Answer4, Directory, DnsAnswer, Way, advertisement, answer_dns, answer4, answer6};
 pub use capture::{Capture, CaptureOptions, pcap_header, pcap_record};
 pub use connector::{CONNECT_TIMEOUT_DEFAULT, Connector};
 pub use desired::{
-    Desired, DesiredNetwork, DhcpSettings, Direction, DnsRecord, DnsSettings, Exit, GatewayService,
-    GroupName, HostInterface, InvalidDesired, Ipv6Range, LocalPort, Log, NetworkKind, NodeNumber,
-    OtherNames, PortLimits, PortRange, Publication, RULES_MAX, Rate, RemotePort, Route, Rule,
-    RuleGroup, RuleId, RulePeer, RuleProtocol, Transport, Underlay, VXLAN_OVERHEAD_BYTES,
-    VXLAN_PORT_DEFAULT, Vni,
+    Balance, Desired, DesiredNetwork, DhcpSettings, Direction, DnsRecord, DnsSettings, Exit,
+    GatewayService, GroupName, HostInterface, InvalidDesired, Ipv6Range, LocalPort, Log,
+    NetworkKind, NodeNumber, OtherNames, PortLimits, PortRange, Publication, RULES_MAX, Rate,
+    RemotePort, Route, Rule, RuleGroup, RuleId, RulePeer, RuleProtocol, Transport, Underlay,
+    VXLAN_OVERHEAD_BYTES, VXLAN_PORT_DEFAULT, Vni, WIRE_OVERHEAD_BYTES,
 };
 pub use error::NetError;
 pub use events::{EVENTS_WAITING_MAX, NetworkEvent};
-pub use host::{HostError, check_host};
+pub use host::{HostError, check_host, check_shared_host};
 pub use names::{InterfaceName, InvalidName, NetworkName, PortLabel};
 pub use network::{NetworkSpec, NodeNetwork, Opened, PORTS_MAX};
 pub use node::{Applied, NodeNetworks, NodeNetworksConfig, sweep_tables};
 pub use port::{Peers, Port, PortInfo, PortSpec, Unplugged};
 pub use trace::{Counter, Hop, Payload, Place, Probe, Trace, trace};
 pub use transfer::Connection;
+pub use wire::{check_encryption, open_wire_key, renew_wire_key};

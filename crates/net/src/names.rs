@@ -35,6 +35,8 @@ pub(crate) const VXLAN: &str = "skvx0";
 pub(crate) const UPLINK: &str = "skup0";
 /// What the host's end of that way begins with.
 pub(crate) const HOST_PREFIX: &str = "sku";
+/// What the interface of a node's encrypted way begins with.
+pub(crate) const WIRE_PREFIX: &str = "skw";
 /// Characters of the network's key in a tap's name: 2 + 5 + 8 fill the 15 that Linux allows.
 const KEY_CHARS: usize = 5;
 const KEY_DIGITS: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
@@ -215,6 +217,17 @@ impl InterfaceName {
     /// The host's end of the way into a network: `sku` and twelve characters of its key.
     pub(crate) fn host_end(network: &NetworkName) -> Self {
         Self(format!("{HOST_PREFIX}{}", long_key(network)).into())
+    }
+
+    /// The interface of a node's encrypted way: `skw` and twelve characters of the key of its networks' group, because the
+    /// program that makes it is found by it on the whole host.
+    pub(crate) fn wire(group: &NetworkName) -> Self {
+        Self(format!("{WIRE_PREFIX}{}", long_key(group)).into())
+    }
+
+    /// One that is made to see whether it can be.
+    pub(crate) fn wire_trial() -> Self {
+        Self(format!("{WIRE_PREFIX}-trial").into())
     }
 
     /// The tunnel of a network.

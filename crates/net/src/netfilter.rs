@@ -17,12 +17,12 @@ mod socket;
 mod wire;
 
 pub(crate) use conntrack::{Flow, Tuple};
-pub(crate) use diff::{diff, replace};
+pub(crate) use diff::{Change, diff, replace};
 pub(crate) use encode::log_limit;
 pub(crate) use expression::{Expression, Field, Key, NatKind, Verdict};
 pub(crate) use log::{Logged, bind_log, parse_log};
 pub(crate) use ruleset::{
-    Chain, DataKind, Element, Family, Hook, HookPoint, KeyField, Limit, Policy, RuleText, Ruleset,
-    Set, Table,
+    Chain, DataKind, Devices, Element, Family, Hook, HookPoint, KeyField, Learning, Limit, Policy,
+    RuleText, Ruleset, Set, Table,
 };
 pub(crate) use socket::{GROUP_RULES, Netfilter, RuleCounter};

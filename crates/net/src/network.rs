@@ -20,6 +20,7 @@ use crate::port::{Peers, Port, PortInfo, PortSpec, Unplugged, alias};
 use crate::setup::{self, Ownership};
 use crate::tap;
 use crate::thread::NamespaceThread;
+use crate::wire;
 use nix::errno::Errno;
 use skein_model::Subnet;
 use std::io;
@@ -353,9 +354,24 @@ impl NodeNetwork {
     pub async fn sweep(group: &NetworkName) -> Result<Vec<NetworkName>, NetError> {
         let mut removed = Vec::new();
         let mut failure = None;
-        for name in blocking(namespace::list).await?.into_iter().filter(|n| n.is_within(group)) {
+        let all = blocking(namespace::list).await?;
+        // The encrypted way of a node goes after its networks, whose tunnels are in it.
+        let mut all: Vec<_> = all.into_iter().filter(|name| name.is_within(group)).collect();
+        all.sort_by_key(|name| wire::node_of(name).is_some());
+        for name in all {
+            if let Some(node) = wire::node_of(&name) {
+                let used = blocking(namespace::list).await?;
+                if used.iter().any(|other| *other != name && other.is_within(&node)) {
+                    continue;
+                }
+            }
             match Self::sweep_one(&name).await {
-                Ok(true) => removed.push(name),
+                Ok(true) => {
+                    if let Some(node) = wire::node_of(&name) {
+                        wire::end_program_of(&node).await?;
+                    }
+                    removed.push(name);
+                }
                 Ok(false) => {}
                 Err(error) => {
                     warn!(network.name = %name, error.code = error.code(), "sweep failed");

@@ -53,6 +53,8 @@ pub struct NodeNetworksConfig {
     pub underlay: Option<PathBuf>,
     /// Who is asked for names that are not ours; empty: whom `/etc/resolv.conf` names when a machine asks.
     pub resolvers: Vec<SocketAddrV4>,
+    /// The file of the node's secret, made by [`crate::open_wire_key`], if it encrypts what it sends to other nodes.
+    pub wire_key: Option<PathBuf>,
     /// Who is told what happens; make it of [`crate::EVENTS_WAITING_MAX`].
     pub events: Option<mpsc::Sender<NetworkEvent>>,
 }
@@ -99,13 +101,12 @@ impl NodeNetworks {
     /// # Errors
     /// [`NetError::Namespace`] if `underlay` is none, [`NetError::Descriptors`].
     pub async fn start(config: NodeNetworksConfig) -> Result<Self, NetError> {
-        let events = Events::new(config.events);
-        let resolvers = Resolvers::new(config.resolvers);
-        let outside =
-            Outside::enter(config.group.clone(), config.underlay, resolvers, events.clone())
-                .await?;
+        let events = Events::new(config.events.clone());
+        let resolvers = Resolvers::new(config.resolvers.clone());
+        let group = config.group.clone();
+        let outside = Outside::enter(config, resolvers, events.clone()).await?;
         Ok(Self {
-            group: config.group,
+            group,
             outside: Arc::new(outside),
             events,
             keepers: Mutex::new(Keepers::default()),
@@ -132,7 +133,10 @@ impl NodeNetworks {
         let wrong: Vec<_> = desired.networks.iter().map(|network| network.vni).collect();
         // A network that is wrong stays what it was.
         let mut failed = self.remove_others(&|vni| wrong.contains(&vni)).await;
-        self.outside.prepare(&desired);
+        if let Err(error) = self.outside.prepare(&desired).await {
+            let vni = desired.networks.first().map(|network| network.vni);
+            failed.extend(vni.map(|vni| (vni, error)));
+        }
         let applying = good.into_iter().map(|(vni, network)| {
             let desired = desired.clone();
             async move { (vni, self.apply_one(desired, network).await) }

@@ -103,6 +103,8 @@ pub(crate) enum Step {
         trunk: Trunk,
     },
     AttachTap(InterfaceName, Attach),
+    /// One that may be gone already.
+    RemoveTap(InterfaceName),
     SetAddress {
         index: u32,
         address: IpAddr,
@@ -147,6 +149,7 @@ impl Step {
             | Self::SetUp { .. }
             | Self::AttachTrunk { .. }
             | Self::AttachTap(..)
+            | Self::RemoveTap(_)
             | Self::SetAddress { .. }
             | Self::UnsetAddress { .. }
             | Self::SetRoute(_)
@@ -193,7 +196,8 @@ impl Wanted {
             false if here || !network.publications.is_empty() => Uplink::Host(transit),
             false => Uplink::None,
         };
-        let tunnel = Tunnel::new(network.vni.get(), own.address, own.vxlan_port);
+        let end = own.tunnel_end();
+        let tunnel = Tunnel::new(network.vni.get(), *end.ip(), end.port());
         let mut wanted = Self {
             mtu: u32::from(network.mtu),
             bridge_mac: network.vni.gateway_mac(),
@@ -248,17 +252,16 @@ impl Wanted {
         for port in &network.remote_ports {
             neighbour(port.address, port.ipv6, port.mac.octets());
             if let Some(node) = desired.node(port.node) {
-                let node = SocketAddrV4::new(node.address, node.vxlan_port);
-                self.behind.insert(port.mac.octets(), node);
+                self.behind.insert(port.mac.octets(), node.tunnel_end());
             }
         }
     }
 
     fn add_routers(&mut self, desired: &Desired, network: &DesiredNetwork) {
-        for peer in desired.peers.iter().filter(|peer| peer.number != desired.underlay.number) {
+        for peer in desired.peers() {
             let (address, mac) = (peer.number.router_address(), peer.number.router_mac());
             self.neighbours.insert(address.into(), mac);
-            self.behind.insert(mac, SocketAddrV4::new(peer.address, peer.vxlan_port));
+            self.behind.insert(mac, peer.tunnel_end());
             self.routes.insert((address, 32), None);
         }
         if let NetworkKind::Nat(Exit::Via(node)) = network.kind
@@ -288,9 +291,39 @@ pub(crate) fn diff(wanted: &Wanted, seen: &Seen, name: &NetworkName) -> Vec<Step
     tunnel(wanted, seen, bridge, &mut steps);
     uplink(wanted, seen, bridge, &mut steps);
     taps(wanted, seen, bridge, name, &mut steps);
-    neighbours(wanted, seen, &mut steps);
+    let known: BTreeMap<_, _> = seen.neighbours.iter().copied().collect();
+    neighbours(&wanted.neighbours, &known, &mut steps);
     routes(wanted, seen, bridge.index, &mut steps);
     steps
+}
+
+/// The steps from one state to another, where the kernel shows the first: what is about machines that come and go.
+/// `tunnel`: its index. `None` if anything else differs, and a look at the kernel must tell.
+pub(crate) fn follow(before: &Wanted, after: &Wanted, tunnel: Option<u32>) -> Option<Vec<Step>> {
+    let Wanted { mtu, bridge_mac, tunnel: through, uplink, addresses, routes, .. } = before;
+    let same = *mtu == after.mtu
+        && *bridge_mac == after.bridge_mac
+        && *through == after.tunnel
+        && *uplink == after.uplink
+        && *addresses == after.addresses
+        && *routes == after.routes;
+    let changed = |(name, tap): (&InterfaceName, &TapWanted)| {
+        after.taps.get(name).is_some_and(|other| other != tap)
+    };
+    if !same || before.taps.iter().any(changed) || through.is_some() != tunnel.is_some() {
+        return None;
+    }
+    let mut steps = Vec::new();
+    let gone = before.taps.keys().filter(|name| !after.taps.contains_key(*name));
+    steps.extend(gone.map(|name| Step::RemoveTap(name.clone())));
+    if let Some(index) = tunnel {
+        let stale = before.behind.keys().filter(|mac| !after.behind.contains_key(*mac));
+        steps.extend(stale.map(|mac| Step::UnsetBehind { index, mac: *mac }));
+        let fresh = after.behind.iter().filter(|(mac, node)| before.behind.get(*mac) != Some(node));
+        steps.extend(fresh.map(|(mac, node)| Step::SetBehind { index, mac: *mac, node: *node }));
+    }
+    neighbours(&after.neighbours, &before.neighbours, &mut steps);
+    Some(steps)
 }
 
 fn addresses(
@@ -389,11 +422,14 @@ fn taps(wanted: &Wanted, seen: &Seen, bridge: &Link, name: &NetworkName, steps: 
     }
 }
 
-fn neighbours(wanted: &Wanted, seen: &Seen, steps: &mut Vec<Step>) {
-    let known: BTreeMap<_, _> = seen.neighbours.iter().copied().collect();
-    let stale = known.keys().filter(|address| !wanted.neighbours.contains_key(*address));
+fn neighbours(
+    wanted: &BTreeMap<IpAddr, [u8; 6]>,
+    known: &BTreeMap<IpAddr, [u8; 6]>,
+    steps: &mut Vec<Step>,
+) {
+    let stale = known.keys().filter(|address| !wanted.contains_key(*address));
     steps.extend(stale.map(|address| Step::UnsetNeighbour(*address)));
-    for (address, mac) in &wanted.neighbours {
+    for (address, mac) in wanted {
         if known.get(address) != Some(mac) {
             steps.push(Step::SetNeighbour { address: *address, mac: *mac });
         }

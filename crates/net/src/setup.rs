@@ -2,7 +2,9 @@
 //! of an open that crashed, or a network with running machines. Runs on the namespace's thread.
 
 use crate::error::NetError;
-use crate::names::{BRIDGE, InterfaceName, NetworkName, PortLabel, UPLINK, VXLAN, address_of_tap};
+use crate::names::{
+    BRIDGE, InterfaceName, NetworkName, PortLabel, UPLINK, VXLAN, WIRE_PREFIX, address_of_tap,
+};
 use crate::namespace;
 use crate::netlink::{Attachment, Link, Netlink};
 use crate::network::NetworkSpec;
@@ -98,6 +100,7 @@ pub(crate) async fn clear(netlink: &Netlink, name: &NetworkName) -> Result<(), N
     let links = netlink.links().await.map_err(&failed)?;
     let ours = |link: &&Link| {
         [BRIDGE, VXLAN, UPLINK].contains(&link.name.as_str())
+            || link.name.starts_with(WIRE_PREFIX)
             || address_of_tap(name, &link.name).is_some()
     };
     for link in links.iter().filter(ours) {
@@ -118,7 +121,8 @@ pub(crate) fn failed(
     }
 }
 
-fn silence_ipv6() -> io::Result<()> {
+/// In the namespace of the calling thread.
+pub(crate) fn silence_ipv6() -> io::Result<()> {
     for switch in IPV6_SWITCHES {
         match std::fs::write(switch, "1") {
             // A kernel without IPv6 is silent already.

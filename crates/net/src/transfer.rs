@@ -274,6 +274,7 @@ mod tests {
                 port,
                 target_port: 80,
                 backends: backends.into_iter().map(address).collect(),
+                balance: crate::desired::Balance::default(),
                 wake: wakes.then(|| "s".parse().expect("a label")),
             });
             DesiredNetwork {

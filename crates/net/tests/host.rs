@@ -59,3 +59,27 @@ fn without_a_tun_device_it_says_how_to_get_one() -> Result<()> {
     ensure!(error.code() == "TUN_MISSING", "{error}");
     Ok(())
 }
+
+/// The kernels that tests run on are newer than what nodes of one host need.
+#[test]
+fn nodes_may_share_this_host() {
+    skein_net::check_shared_host().expect("Linux 6.5 or newer");
+}
+
+#[test]
+fn who_cannot_encrypt_says_so() -> Result<()> {
+    // On a kernel that can, there is nothing to say.
+    let checked = on_a_thread(|| {
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        let none: Option<&str> = None;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)?;
+        for folder in ["/usr/bin", "/usr/local/bin"] {
+            mount(Some("none"), folder, Some("tmpfs"), MsFlags::empty(), none)?;
+        }
+        Ok(skein_net::check_encryption())
+    })?;
+    let Err(error) = checked else { return Ok(()) };
+    ensure!(error.code() == "WIREGUARD_MISSING", "{error}");
+    ensure!(error.to_string().contains("apt install wireguard-go"), "{error}");
+    Ok(())
+}

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use skein_fabric::{Pattern, Subject};
 use skein_model::{
-    GroupName, MachineId, NodeName, NodeStatus, ProjectName, Protocol, RuleId, ServiceName,
+    GroupName, MachineId, NodeName, NodeStatus, ProjectName, Protocol, RuleId, ServiceName, WireKey,
 };
 use std::net::IpAddr;
 
@@ -167,6 +167,8 @@ pub enum AgentRequest {
         /// Destination port of TCP or UDP.
         port: Option<u16>,
     },
+    /// Have another key for what it sends to other nodes.
+    RenewKey,
     /// What the rules of a group let through on this node.
     Counters {
         /// Owner.
@@ -203,6 +205,11 @@ pub enum AgentReply {
         /// In detail.
         trace: TraceAnswer,
     },
+    /// The key that other nodes know it by now.
+    Renewed {
+        /// The public one.
+        key: WireKey,
+    },
     /// What rules let through; none of a group that no port of the node needs.
     Counters {
         /// One for each rule that the node has.
@@ -228,6 +235,9 @@ pub enum AgentError {
     /// The request cannot be read.
     #[error("the request cannot be read")]
     Malformed,
+    /// It does not encrypt.
+    #[error("the node does not encrypt what it sends to other nodes")]
+    NotEncrypted,
     /// Too many sessions of consoles or captures are open on the node.
     #[error("too many sessions are open on the node")]
     TooManySessions,

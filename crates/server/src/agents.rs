@@ -25,6 +25,7 @@ pub(crate) async fn ask(app: &App, node: &NodeName, request: &AgentRequest) -> A
         AgentReply::Log { .. }
         | AgentReply::Opened
         | AgentReply::Trace { .. }
+        | AgentReply::Renewed { .. }
         | AgentReply::Counters { .. } => Ok(reply),
     }
 }
@@ -38,11 +39,13 @@ fn refused(node: &NodeName, request: &AgentRequest, error: AgentError) -> Failur
             format!("machine {machine} on node {node}: {error}")
         }
         AgentRequest::Counters { group, .. } => format!("group {group} on node {node}: {error}"),
+        AgentRequest::RenewKey => format!("node {node}: {error}"),
     };
     match error {
         AgentError::MachineUnknown | AgentError::NotRunning => {
             Failure::new(Code::MachineUnknown, message)
         }
+        AgentError::NotEncrypted => Failure::new(Code::NotEncrypted, message),
         AgentError::Malformed => Failure::new(Code::Internal, message),
         AgentError::TooManySessions | AgentError::Network { .. } => {
             Failure::new(Code::Unavailable, message)

@@ -16,6 +16,8 @@ pub(crate) enum Used<'a> {
     Image(&'a ProjectName, &'a ImageName),
     /// A network, by services and machines.
     Network(Vni),
+    /// The addresses of a network that services choose for themselves, by those that do.
+    Choices(Vni),
     /// A group, by services, ports and rules.
     Group(&'a ProjectName, &'a GroupName),
     /// A project, by everything that it owns.
@@ -27,6 +29,7 @@ impl Used<'_> {
         let text = match self {
             Self::Image(project, name) => format!("use/image/{project}/{name}"),
             Self::Network(vni) => format!("use/network/{vni}"),
+            Self::Choices(vni) => format!("use/choices/{vni}"),
             Self::Group(project, name) => format!("use/group/{project}/{name}"),
             Self::Project(name) => format!("use/project/{name}"),
         };
@@ -36,6 +39,11 @@ impl Used<'_> {
     /// The operation that tells that something refers to it.
     pub(crate) fn mark(self) -> Op {
         Op::put(self.key(), Bytes::new())
+    }
+
+    /// The operation that forgets that anything did, because it goes.
+    pub(crate) fn forget(self) -> Op {
+        Op::delete(&self.key())
     }
 
     /// What a removal compares and deletes, once the mirror shows all references made so far.

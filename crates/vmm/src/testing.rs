@@ -21,6 +21,7 @@ use guest::{Ends, GuestTask};
 use skein_model::{ExitCause, Generation, MachineId, Timestamp};
 use std::collections::HashMap;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::net::UnixStream;
@@ -88,6 +89,8 @@ struct Inner {
     /// By run directory, as on a real host.
     machines: HashMap<Utf8PathBuf, FakeProcess>,
     refuse_launches: bool,
+    /// Who takes the taps of machines; without anybody they are closed.
+    taps: Option<std::sync::mpsc::Sender<(MachineId, OwnedFd)>>,
 }
 
 /// The process table's entry of a fake machine.
@@ -127,6 +130,13 @@ impl FakeHost {
     /// Whether launches fail from now on, as without QEMU.
     pub fn refuse_launches(&self, refuse: bool) {
         self.inner().refuse_launches = refuse;
+    }
+
+    /// The taps of the machines that are launched from now on, as QEMU would hold them.
+    pub fn take_taps(&self) -> std::sync::mpsc::Receiver<(MachineId, OwnedFd)> {
+        let (sender, taps) = std::sync::mpsc::channel();
+        self.inner().taps = Some(sender);
+        taps
     }
 
     /// The machines that run.
@@ -232,6 +242,10 @@ impl Driver for FakeDriver {
             let guest = inner.special.get(&spec.id).cloned().unwrap_or(usual);
             let process = FakeProcess::start(&spec, guest);
             inner.machines.insert(spec.dir.clone(), process.clone());
+            if let (Some(taps), Some(nic)) = (&inner.taps, spec.nic) {
+                // Who took them may have left.
+                let _ = taps.send((spec.id.clone(), nic.tap));
+            }
             process
         };
         self.connect(&process, &spec.dir).map_err(failed)

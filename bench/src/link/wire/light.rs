@@ -96,7 +96,8 @@ impl End {
         for channel in self.readable() {
             let now = self.hub.now();
             let session = self.hub.session(self.peer);
-            let (first, second) = session.readable(channel).map_err(io::Error::other)?;
+            // The peer may have ended it in the same train of datagrams.
+            let Ok((first, second)) = session.readable(channel) else { continue };
             let bytes = [first, second].concat();
             let taken = taker(channel, &bytes);
             session.consume(channel, taken, now).map_err(io::Error::other)?;

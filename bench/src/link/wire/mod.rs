@@ -18,6 +18,7 @@ use light::{By, Waits};
 use run::Stream;
 use skein_link::testbed::{Host, Testbed};
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// The wire, Mbit/s, and the bytes that may pass it at once.
@@ -38,19 +39,25 @@ const PAGES: usize = 32;
 /// One frame in so many is lost.
 const LOSS_ONE_IN: u32 = 1000;
 
-/// Measures everything between two hosts, `rounds` times each.
-pub(crate) fn measure(rounds: u32, progress: Progress<'_>) -> Result<Vec<Check>, BenchError> {
+/// Measures everything between two hosts, `rounds` times each. A part that fails is tried again in the next round; a check
+/// without any figure tells the last problem of its part.
+///
+/// # Errors
+/// Only [`BenchError::Interrupted`].
+pub(crate) fn measure(
+    rounds: u32,
+    stop: &AtomicBool,
+    progress: Progress<'_>,
+) -> Result<Vec<Check>, BenchError> {
     let mut found = Found::default();
     for round in 1..=rounds {
-        let bed = Testbed::new().map_err(BenchError::io("making two hosts"))?;
-        found.unlimited(&bed).map_err(BenchError::io("measuring an unlimited wire"))?;
-        bed.limit(WIRE_MEGABITS, WIRE_BURST).map_err(BenchError::io("limiting the wire"))?;
-        found.wire(&bed).map_err(BenchError::io("measuring a wire of 1 Gbit/s"))?;
-        bed.limit(WIRE_MEGABITS, FRAME_BURST).map_err(BenchError::io("limiting the wire"))?;
-        found.spaced(&bed).map_err(BenchError::io("measuring a wire frame by frame"))?;
-        bed.limit(WIRE_MEGABITS, WIRE_BURST).map_err(BenchError::io("limiting the wire"))?;
-        found.share(&bed).map_err(BenchError::io("measuring a shared wire"))?;
-        found.lossy(&bed).map_err(BenchError::io("measuring a lossy wire"))?;
+        if let Err(error) = found.round(stop) {
+            if stop.load(Ordering::Relaxed) {
+                return Err(BenchError::Interrupted);
+            }
+            found.problem = Some(super::chain(&BenchError::io("making two hosts")(error)));
+            continue;
+        }
         progress(&format!(
             "link.wire {round}/{rounds}: light {:.0}, TCP {:.0}, TCP in VXLAN {:.0} Mbit/s; unlimited: light {:.0}, TCP {:.0} Mbit/s",
             last(&found.light),
@@ -90,10 +97,42 @@ struct Found {
     free_ethernet: Vec<f64>,
     free_tcp: Vec<f64>,
     free_tcp_cpu: Vec<f64>,
+    /// What went wrong last.
+    problem: Option<String>,
 }
 
+/// A part of a round.
+type Part = fn(&mut Found, &Testbed) -> io::Result<()>;
+
 impl Found {
-    /// The same wire without a limit: the processor is what limits. Round trips as well.
+    /// Measures everything once. An error is one of the hosts; what fails on them is noted.
+    fn round(&mut self, stop: &AtomicBool) -> io::Result<()> {
+        let bed = Testbed::new()?;
+        let parts: [(&str, Option<u32>, Part); 7] = [
+            ("an unlimited wire", None, Self::unlimited),
+            ("round trips", None, Self::pings),
+            ("a wire of 1 Gbit/s", Some(WIRE_BURST), Self::wire),
+            ("a wire frame by frame", Some(FRAME_BURST), Self::spaced),
+            ("bursts", Some(FRAME_BURST), Self::bursts),
+            ("a shared wire", Some(WIRE_BURST), Self::share),
+            ("a lossy wire", Some(WIRE_BURST), Self::lossy),
+        ];
+        for (what, burst, part) in parts {
+            if stop.load(Ordering::Relaxed) {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            if let Some(burst) = burst {
+                bed.limit(WIRE_MEGABITS, burst)?;
+            }
+            if let Err(error) = part(self, &bed) {
+                let error = BenchError::io(format!("measuring {what}"))(error);
+                self.problem = Some(super::chain(&error));
+            }
+        }
+        Ok(())
+    }
+
+    /// The same wire without a limit: the processor is what limits.
     fn unlimited(&mut self, bed: &Testbed) -> io::Result<()> {
         let light = run::light_stream(bed, By::Udp, SPAN)?;
         self.free_udp.push(light.megabits);
@@ -102,6 +141,10 @@ impl Found {
         self.free_tcp.push(tcp.megabits);
         self.free_tcp_cpu.push(tcp.cpu_per_gigabyte);
         self.free_ethernet.push(run::light_stream(bed, By::Ethernet, SPAN)?.megabits);
+        Ok(())
+    }
+
+    fn pings(&mut self, bed: &Testbed) -> io::Result<()> {
         let light = run::light_ping(bed, By::Ethernet, Waits::Spinning, PINGS)?;
         self.ping.push(median_micros(light));
         let tcp = run::tcp_ping(bed, Waits::Spinning, PINGS)?;
@@ -128,6 +171,10 @@ impl Found {
         self.light_spaced.push(run::light_stream(bed, By::Ethernet, SPAN)?.megabits);
         self.pages.push(run::page_stream(bed, 1, SPAN)?.megabits);
         self.window_of_pages.push(run::page_stream(bed, PAGES, SPAN)?.megabits);
+        Ok(())
+    }
+
+    fn bursts(&mut self, bed: &Testbed) -> io::Result<()> {
         self.burst.push(median_micros(run::light_bursts(bed, BURST, BURSTS)?));
         self.burst_tcp.push(median_micros(run::tcp_bursts(bed, BURST, BURSTS)?));
         Ok(())
@@ -148,7 +195,11 @@ impl Found {
     }
 
     fn checks(self) -> Vec<Check> {
+        let problem = self.problem.unwrap_or_else(|| "nothing was measured".to_owned());
         let check = |id, unit, ours: &[f64], name, baseline: &[f64], about| {
+            if ours.is_empty() || baseline.is_empty() {
+                return Check::without_figure(id, unit, about, problem.clone());
+            }
             let sample = |values: &[f64]| Sample::new(values.iter().copied());
             Check::new(id, unit, sample(ours), about)
                 .beside(Baseline { name, sample: sample(baseline) })

@@ -22,6 +22,21 @@ pub(crate) struct Own<'a> {
     pub(crate) underlay: net::Underlay,
 }
 
+impl Own<'_> {
+    /// Whether it encrypts what it sends to other nodes.
+    fn encryption(self) -> model::Encryption {
+        encryption(&self.underlay)
+    }
+}
+
+/// Whether a node encrypts what it sends to others.
+pub(crate) fn encryption(node: &net::Underlay) -> model::Encryption {
+    match node.wire {
+        Some(_) => model::Encryption::WireGuard,
+        None => model::Encryption::Off,
+    }
+}
+
 /// The network's name on a node.
 pub(crate) fn vni(vni: model::Vni) -> Option<net::Vni> {
     net::Vni::new(vni.get())
@@ -32,8 +47,8 @@ fn number(node: &NodeRecord) -> Option<net::NodeNumber> {
 }
 
 pub(super) fn underlay(node: &NodeRecord) -> Option<net::Underlay> {
-    let (address, vxlan_port) = (node.underlay, node.vxlan_port);
-    Some(net::Underlay { number: number(node)?, address, vxlan_port })
+    let (address, vxlan_port, wire) = (node.underlay, node.vxlan_port, node.wire_key);
+    Some(net::Underlay { number: number(node)?, address, vxlan_port, wire })
 }
 
 /// What the networks of a node shall be. Networks that are as they were are those of `before` themselves.
@@ -43,7 +58,7 @@ pub(crate) fn desired(view: &View, own: Own<'_>, before: &net::Desired) -> net::
     let same: BTreeMap<net::Vni, &Arc<net::DesiredNetwork>> =
         before.networks.iter().map(|network| (network.vni, network)).collect();
     let networks = view.networks.values().filter_map(|stored| {
-        let shape = present.network(view, own.name, &stored.value)?;
+        let shape = present.network(view, own, &stored.value)?;
         match same.get(&shape.vni) {
             Some(kept) if ***kept == shape => Some(Arc::clone(kept)),
             Some(_) | None => Some(Arc::new(shape)),
@@ -82,9 +97,10 @@ impl<'a> Present<'a> {
     fn network(
         &self,
         view: &View,
-        node: &NodeName,
+        own: Own<'_>,
         record: &NetworkRecord,
     ) -> Option<net::DesiredNetwork> {
+        let node = own.name;
         let none = Vec::new();
         let ports = self.ports.get(&record.vni).unwrap_or(&none);
         let publications = self.publications.get(&record.vni).map_or(&[][..], Vec::as_slice);
@@ -110,7 +126,7 @@ impl<'a> Present<'a> {
                     gateway,
                 })
             }),
-            mtu: spec.mtu,
+            mtu: spec.packet_max(own.encryption()),
             ports: local.iter().filter_map(|port| local_port(view, port, &groups)).collect(),
             remote_ports: remote
                 .iter()
@@ -339,6 +355,10 @@ fn publication(
         port: spec.port,
         target_port: spec.target_port,
         backends: backends.into_iter().collect(),
+        balance: match spec.affinity {
+            model::Affinity::None => net::Balance::Turns,
+            model::Affinity::Client => net::Balance::Clients,
+        },
         wake,
     })
 }

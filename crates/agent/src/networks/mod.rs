@@ -14,7 +14,7 @@ mod demand;
 mod desired;
 mod look;
 
-pub(crate) use desired::{Own, desired};
+pub(crate) use desired::{Own, desired, encryption};
 pub(crate) use look::{capture, counters, trace};
 
 use crate::node::Node;
@@ -28,6 +28,7 @@ use skein_registry::network_with;
 use skein_shell::report;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -97,10 +98,19 @@ impl Networks {
     ///
     /// # Errors
     /// What the kernel says.
-    pub(crate) async fn open(group: NetworkName, wanted: Desired) -> Result<Opened, NetError> {
+    pub(crate) async fn open(
+        group: NetworkName,
+        wire_key: Option<PathBuf>,
+        wanted: Desired,
+    ) -> Result<Opened, NetError> {
         let (tell, events) = mpsc::channel(EVENTS_WAITING_MAX);
-        let config =
-            NodeNetworksConfig { group, underlay: None, resolvers: Vec::new(), events: Some(tell) };
+        let config = NodeNetworksConfig {
+            group,
+            underlay: None,
+            resolvers: Vec::new(),
+            wire_key,
+            events: Some(tell),
+        };
         let kernel = NodeNetworks::start(config).await?;
         let (applied, _) = watch::channel(Desired::new(wanted.underlay));
         let networks = Self { kernel, applied };
@@ -197,11 +207,12 @@ pub(crate) fn start(node: &Arc<Node>, events: mpsc::Receiver<NetworkEvent>) {
 async fn follow(node: Arc<Node>) {
     let stop = node.tasks.stop_token().clone();
     let mut changes = node.mirror.changes();
+    let mut underlay = node.underlay.subscribe();
     let mut whole = true;
     loop {
         changes.borrow_and_update();
         let before = node.networks.applied();
-        let own = Own { name: &node.config.name, underlay: node.config.underlay };
+        let own = Own { name: &node.config.name, underlay: *underlay.borrow_and_update() };
         let wanted = node.mirror.read(|view| desired(view, own, &before));
         if !whole || wanted != before {
             let change = Change::between(&before, &wanted);
@@ -213,6 +224,7 @@ async fn follow(node: Arc<Node>) {
         tokio::select! {
             () = stop.cancelled() => return,                                // cancel-safe: token
             changed = changes.changed() => if changed.is_err() { return },  // cancel-safe: watch; all is re-read
+            _ = underlay.changed() => {}                                    // as above
             () = tokio::time::sleep(wait) => {}                             // cancel-safe: timer
         }
     }

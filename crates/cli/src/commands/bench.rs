@@ -13,13 +13,14 @@ use std::process::ExitCode;
 /// Measure, beside what you would pick instead
 ///
 /// Measures in a cloud or network of its own, in a folder below /var/tmp, and leaves nothing behind. All but `plan` need root; all
-/// but `plan` and `net` need the image of a service that answers POST /
+/// but `plan`, `net` and `link` need the image of a service that answers POST /
 /// (`skein image build guest/services/echo --to target/images/echo`). Exit status 1 when a goal is not reached. Figures of a
 /// busy machine say little: compare ratios.
 #[derive(clap::Args)]
 pub(crate) struct Bench {
     /// start: how fast machines start; density: how many a host holds; dispatch: how fast jobs go through; net: how fast
-    /// machines talk, and networks change (no image); plan: how fast the planner simulates and solves (no root, no image); all: these, and
+    /// machines talk, and networks change (no image); plan: how fast the planner simulates and solves (no root, no image); link: how fast
+    /// programs talk on the link (no image); all: these, and
     /// a report
     #[arg(value_name = "NAME")]
     name: Name,
@@ -50,6 +51,7 @@ enum Name {
     Dispatch,
     Net,
     Plan,
+    Link,
     All,
 }
 
@@ -61,6 +63,7 @@ impl Name {
             Self::Dispatch => &[Which::Dispatch],
             Self::Net => &[Which::Net],
             Self::Plan => &[Which::Plan],
+            Self::Link => &[Which::Link],
             Self::All => &Which::ALL,
         }
     }
@@ -78,6 +81,7 @@ impl Bench {
                     let options = PlanOptions { count: self.count, cache: cache()? };
                     skein_bench::run_plan(&options, stop.wait(), &progress).await?
                 }
+                Which::Link => super::link::bench(self.count, &mut stop).await?,
                 Which::Net => skein_bench::run_net(self.count, stop.wait(), &progress).await?,
                 Which::Start | Which::Density | Which::Dispatch => {
                     skein_bench::run(bench, &self.options()?, stop.wait(), &progress).await?

@@ -4,7 +4,7 @@ use crate::Context;
 use crate::commands::up::Stop;
 use crate::output::{self, column, wide};
 use anyhow::{Context as _, Result, bail};
-use skein_bench::{LINK_COUNT_DEFAULT, LinkOptions, Traffic};
+use skein_bench::{LinkOptions, Traffic};
 use skein_link::broker::{self, Broker as Server, BrokerConfig, Connection, Project};
 use skein_link::node::{Ethernet, Node, NodeConfig, PORT, PeerConfig, shared_key};
 use skein_link::remote::Remote;
@@ -16,6 +16,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// Where programs and broker meet unless told. Root's own; another user says `--broker`.
@@ -99,9 +100,12 @@ pub(crate) struct Bench {
     /// Print JSON (as -o json does)
     #[arg(long)]
     json: bool,
-    /// How often each pair of programs runs
-    #[arg(short = 'n', value_name = "COUNT", default_value_t = LINK_COUNT_DEFAULT)]
-    count: u32,
+    /// How often each pair of programs runs; 7 unless given
+    #[arg(short = 'n', value_name = "COUNT")]
+    count: Option<u32>,
+    /// Folder for a report: report.md, link.json, and a plot for each check and sweep
+    #[arg(long, value_name = "DIR")]
+    report: Option<PathBuf>,
 }
 
 #[derive(clap::Args)]
@@ -138,7 +142,7 @@ impl Link {
             Self::Run(run) => run.run(),
             Self::Broker(broker) => broker.run().await,
             Self::Ls(ls) => ls.run(context),
-            Self::Bench(bench) => bench.run(context),
+            Self::Bench(bench) => bench.run(context).await,
             Self::Peer(peer) => {
                 let traffic = Traffic::parse(&peer.words).context("no such traffic")?;
                 skein_bench::peer(traffic, peer.port)?;
@@ -285,17 +289,39 @@ fn both(values: [u64; 2]) -> String {
 }
 
 impl Bench {
-    fn run(self, context: &Context) -> Result<ExitCode> {
-        let options = LinkOptions {
-            count: self.count,
-            program: std::env::current_exe().context("finding this program")?,
-            peer_words: vec!["link".into(), "peer".into()],
-        };
-        let report = skein_bench::run_link(&options, &|line| eprintln!("{line}"))?;
+    async fn run(self, context: &Context) -> Result<ExitCode> {
+        let report = bench(self.count, &mut Stop::new()?).await?;
         let json = self.json || context.output == output::Format::Json;
         let text =
             if json { serde_json::to_string_pretty(&report)? } else { skein_bench::table(&report) };
         writeln!(std::io::stdout(), "{text}")?;
-        Ok(if report.holds() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        let good = report.holds();
+        if let Some(folder) = &self.report {
+            skein_bench::write_folder(folder, &[report])?;
+            eprintln!("report in {}", folder.join("report.md").display());
+        }
+        Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
+}
+
+/// Measures the link, until told to stop. Used by `skein bench` too.
+pub(crate) async fn bench(count: Option<u32>, stop: &mut Stop) -> Result<skein_bench::Report> {
+    let ends = Arc::new(AtomicBool::new(false));
+    let options = LinkOptions {
+        count,
+        program: std::env::current_exe().context("finding this program")?,
+        peer_words: vec!["link".into(), "peer".into()],
+        stop: Arc::clone(&ends),
+    };
+    let work = move || skein_bench::run_link(&options, &|line| eprintln!("{line}"));
+    let mut work = tokio::task::spawn_blocking(work);
+    let report = tokio::select! {
+        report = &mut work => report, // cancel-safe: a task's end is kept
+        () = stop.wait() => {         // cancel-safe: signals are kept
+            ends.store(true, Ordering::Relaxed);
+            // It ends its programs and takes its hosts away.
+            work.await
+        }
+    };
+    Ok(report??)
 }

@@ -21,6 +21,11 @@ pub(crate) enum Node {
         /// Name of the node
         node: String,
     },
+    /// Give a node another key for what it sends to other nodes (`skein up --encrypt`)
+    RenewKey {
+        /// Name of the node
+        node: String,
+    },
 }
 
 impl Node {
@@ -30,6 +35,7 @@ impl Node {
             Self::Ls => {}
             Self::Cordon { node } => return change(&client, &node, "cordon").await,
             Self::Uncordon { node } => return change(&client, &node, "uncordon").await,
+            Self::RenewKey { node } => return change(&client, &node, "renew-key").await,
         }
         output::list(
             context.output,
@@ -46,6 +52,8 @@ impl Node {
                 column("ACCEL", |n| n.accel.clone()),
                 wide("VMM", |n| n.vmm.clone()),
                 wide("UNDERLAY", |n| n.underlay.clone()),
+                wide("ENCRYPTED AS", |n| n.wire_address.clone().unwrap_or_default()),
+                wide("KEY", |n| n.wire_key.clone().unwrap_or_default()),
                 wide("JOINED", |n| n.joined_at.clone()),
             ],
         )?;

@@ -4,7 +4,7 @@ use crate::Context;
 use crate::output::{self, Column, column, wide};
 use anyhow::Result;
 use skein_api::{Client, Port as ApiPort, PortField, PortPatch, Publication};
-use skein_model::{Limits, PublicationSpec, PublishTarget, Transport};
+use skein_model::{Affinity, Limits, PublicationSpec, PublishTarget, Transport};
 use std::io::Write;
 use std::process::ExitCode;
 use std::str::FromStr;
@@ -145,12 +145,14 @@ impl FromStr for PortMap {
 pub(crate) async fn publish(
     client: &Client,
     target: &PublishTarget,
+    affinity: Affinity,
     ports: &[PortMap],
 ) -> Result<()> {
     for map in ports {
         let PublicPort { protocol, port } = map.public;
         let (target, target_port) = (target.clone(), map.target);
-        client.publish(&PublicationSpec { protocol, port, target, target_port }).await?;
+        let spec = PublicationSpec { protocol, port, target, target_port, affinity };
+        client.publish(&spec).await?;
         writeln!(std::io::stdout(), "{port}/{}", protocol.as_str())?;
     }
     Ok(())
@@ -178,7 +180,8 @@ impl Port {
             Self::Show { machine } => show(context, &client.port(&machine).await?)?,
             Self::Set(set) => set.run(context, &client).await?,
             Self::Publish { machine, ports } => {
-                publish(&client, &PublishTarget::Machine(machine.parse()?), &ports).await?;
+                let target = PublishTarget::Machine(machine.parse()?);
+                publish(&client, &target, Affinity::None, &ports).await?;
             }
             Self::Unpublish { ports } => {
                 for PublicPort { protocol, port } in ports {
@@ -258,6 +261,7 @@ fn published(context: &Context, publications: &[Publication]) -> Result<()> {
             column("LEADS TO", |p| p.spec.target.to_string()),
             column("TARGET PORT", |p| p.spec.target_port.to_string()),
             column("BACKENDS", |p| p.backends.len().to_string()),
+            wide("AFFINITY", |p| p.spec.affinity.as_str().to_owned()),
             wide("MACHINES", |p| p.backends.join(",")),
             wide("CREATED", |p| p.created_at.clone()),
         ],

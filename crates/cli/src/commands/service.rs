@@ -3,10 +3,13 @@
 use crate::Context;
 use crate::output::{self, column, wide};
 use anyhow::{Context as _, Result, bail};
-use skein_api::{ApiError, Client, ClientError, Code, ScaleRequest, Service as ApiService};
+use skein_api::{
+    ApiError, Client, ClientError, Code, ScaleRequest, Service as ApiService, ServicePatch,
+};
 use skein_model::{
-    Addressing, Attachment, GroupName, MemoryMib, Migration, NetworkName, Placement, PublishTarget,
-    QueuePolicy, RetryPolicy, ScalingPolicy, ScalingRule, ServiceSpec, ThresholdScope,
+    Addressing, Affinity, Attachment, GroupName, MemoryMib, Migration, NetworkName, Placement,
+    PublishTarget, QueuePolicy, RetryPolicy, ScalingPolicy, ScalingRule, ServiceSpec,
+    ThresholdScope,
 };
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -44,13 +47,19 @@ pub(crate) enum Service {
         #[arg(long, value_name = "COUNT")]
         wait: Option<u32>,
     },
-    /// Open ports of the nodes that lead to the service's ready machines, in turn
+    /// Change the firewall groups or bounds of a service's ports, while its machines run
+    Set(Set),
+    /// Open ports of the nodes that lead to the service's ready machines
     Publish {
         /// Name of the service
         service: String,
         /// Port of the nodes and port of the machines, such as 80:80
         #[arg(short, long = "publish", required = true, value_name = "PORT:PORT[/udp]")]
         ports: Vec<super::port::PortMap>,
+        /// Which machine takes a connection: the next one in turn (none), or the same one for all connections of one client's
+        /// address while it is ready (client)
+        #[arg(long, default_value = "none", value_name = "none|client")]
+        affinity: Affinity,
     },
     /// Remove services, their machines and their waiting jobs
     Rm {
@@ -58,6 +67,35 @@ pub(crate) enum Service {
         #[arg(required = true)]
         services: Vec<String>,
     },
+}
+
+/// Change the firewall groups or bounds of a service's ports, while its machines run
+#[derive(clap::Args)]
+pub(crate) struct Set {
+    /// Name of the service
+    service: String,
+    /// Group of firewall rules; instead of those that it has. May be given several times
+    #[arg(long = "group", value_name = "NAME", conflicts_with = "no_groups")]
+    groups: Vec<String>,
+    /// No group: closed inwards, open outwards
+    #[arg(long)]
+    no_groups: bool,
+    #[command(flatten)]
+    limits: super::port::LimitArgs,
+}
+
+impl Set {
+    async fn run(self, context: &Context) -> Result<()> {
+        let groups = self.no_groups || !self.groups.is_empty();
+        let limits = self.limits.limits();
+        if !groups && limits.is_none() {
+            bail!("nothing to change: give --group, --no-groups or a bound");
+        }
+        let patch = ServicePatch { groups: groups.then_some(self.groups), limits };
+        let service = context.client()?.patch_service(&self.service, &patch).await?;
+        writeln!(std::io::stdout(), "{}", service.spec.name)?;
+        Ok(())
+    }
 }
 
 /// Create a service
@@ -334,9 +372,10 @@ impl Service {
                     wait_ready(&client, &service, count).await?;
                 }
             }
-            Self::Publish { service, ports } => {
+            Self::Set(set) => set.run(context).await?,
+            Self::Publish { service, ports, affinity } => {
                 let target = PublishTarget::Service(service.parse()?);
-                super::port::publish(&context.client()?, &target, &ports).await?;
+                super::port::publish(&context.client()?, &target, affinity, &ports).await?;
             }
             Self::Rm { services } => {
                 let client = context.client()?;

@@ -4,6 +4,7 @@ use crate::{Context, access};
 use anyhow::{Context as _, Result};
 use camino::Utf8PathBuf;
 use skein_cloud::{Cloud, CloudConfig};
+use skein_model::Encryption;
 use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -34,6 +35,9 @@ pub(crate) struct Shape {
     /// Who runs the guests' instructions; KVM is tried unless given
     #[arg(long, value_parser = accel, value_name = "kvm|tcg")]
     accel: Option<skein_vmm::AccelChoice>,
+    /// Encrypt what nodes send each other for their machines, by WireGuard: the kernel's, or else wireguard-go
+    #[arg(long)]
+    encrypt: bool,
     /// QEMU's program
     #[arg(long, value_name = "PROGRAM")]
     qemu: Option<Utf8PathBuf>,
@@ -55,6 +59,7 @@ impl Shape {
             listen: self.listen,
             accel: self.accel.unwrap_or_default(),
             qemu: self.qemu.clone(),
+            encryption: if self.encrypt { Encryption::WireGuard } else { Encryption::Off },
             ..CloudConfig::new(state)
         }
     }

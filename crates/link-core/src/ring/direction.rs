@@ -57,6 +57,7 @@ struct SharedRecord {
 #[repr(C, align(128))]
 pub struct Direction {
     sender: SenderLine,
+    writer: WriterLine,
     receiver: ReceiverLine,
     both: BothLine,
     far: FarLine,
@@ -72,10 +73,17 @@ struct SenderLine {
     phase: AtomicU32,
     /// 1 while the sender changes phase.
     intent: AtomicU32,
-    /// 1 while the sender may write to the ring.
-    busy: AtomicU32,
     /// Bytes sent on TCP, bells included; for display.
     tcp: AtomicU64,
+}
+
+/// Apart from the sender's other words, which the receiver looks at again and again: each message would take that line from
+/// it twice more.
+#[derive(Debug)]
+#[repr(C, align(128))]
+struct WriterLine {
+    /// 1 while the sender may write to the ring.
+    busy: AtomicU32,
 }
 
 #[derive(Debug)]
@@ -100,6 +108,8 @@ struct BothLine {
     bell: AtomicU64,
     /// 1 while the sender sleeps for room; a futex.
     waiting: AtomicU32,
+    /// 1 while the receiver dozes: it sleeps for bytes with its bell left in the queue; a futex.
+    dozing: AtomicU32,
 }
 
 /// What is only used where the other end is on another host. Written by the node, but for the last two.
@@ -159,20 +169,20 @@ impl Direction {
         let zero64 = || AtomicU64::new(0);
         let zero32 = || AtomicU32::new(0);
         Self {
-            sender: SenderLine {
-                head: zero64(),
-                phase: zero32(),
-                intent: zero32(),
-                busy: zero32(),
-                tcp: zero64(),
-            },
+            sender: SenderLine { head: zero64(), phase: zero32(), intent: zero32(), tcp: zero64() },
+            writer: WriterLine { busy: zero32() },
             receiver: ReceiverLine {
                 tail: zero64(),
                 seen: zero32(),
                 busy: zero32(),
                 sleeps: zero64(),
             },
-            both: BothLine { refuse: zero32(), bell: zero64(), waiting: zero32() },
+            both: BothLine {
+                refuse: zero32(),
+                bell: zero64(),
+                waiting: zero32(),
+                dozing: zero32(),
+            },
             far: FarLine {
                 placed: zero32(),
                 asked: zero32(),
@@ -232,19 +242,19 @@ impl Direction {
 
     /// The sender begins to write to the ring; the answer is what the receiver wants. Call [`Direction::wrote`] after.
     pub fn begin_write(&self) -> Refusal {
-        self.sender.busy.store(1, Ordering::Relaxed);
+        self.writer.busy.store(1, Ordering::Relaxed);
         fence(Ordering::SeqCst);
         self.refusal()
     }
 
     /// The sender has ended its write.
     pub fn wrote(&self) {
-        self.sender.busy.store(0, Ordering::Release);
+        self.writer.busy.store(0, Ordering::Release);
     }
 
     /// Whether the sender is within a write. Of use after [`Direction::refuse`].
     pub fn is_writing(&self) -> bool {
-        self.sender.busy.load(Ordering::Acquire) != 0
+        self.writer.busy.load(Ordering::Acquire) != 0
     }
 
     /// Tells whoever looks how much went over TCP.
@@ -450,6 +460,28 @@ impl Direction {
     /// The futex on which a sender sleeps for room: 1 while it does.
     pub fn waiting(&self) -> &AtomicU32 {
         &self.both.waiting
+    }
+
+    /// The futex on which a receiver sleeps whose bell lies in its queue: 1 while it does.
+    pub fn dozing(&self) -> &AtomicU32 {
+        &self.both.dozing
+    }
+
+    /// The receiver is about to sleep on [`Direction::dozing`]. It looks at [`super::Rx::stirs`] once more after this.
+    pub fn doze(&self) {
+        self.both.dozing.store(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+    }
+
+    /// Whether a receiver seems to doze: a glance, for which [`super::Tx::bell`] was asked before.
+    pub fn seems_dozing(&self) -> bool {
+        self.both.dozing.load(Ordering::Relaxed) != 0
+    }
+
+    /// Something has come or ended: whether a receiver dozes and is to be woken now.
+    pub fn take_dozing(&self) -> bool {
+        fence(Ordering::SeqCst);
+        self.seems_dozing() && self.both.dozing.swap(0, Ordering::Relaxed) != 0
     }
 
     /// The receiver has made room: whether a sender sleeps and is to be woken now.

@@ -85,6 +85,43 @@ fn no_wake_up_is_lost() {
     });
 }
 
+/// A receiver that dozes, its bell rung and left where it is, is woken by the next byte, and by the end of the ring phase.
+#[test]
+fn who_dozes_is_woken() {
+    for leaves in [false, true] {
+        loom::model(move || {
+            let shared = shared();
+            let dir = &shared.direction;
+            let mut tx = Tx::new(0);
+            let mut rx = Rx::new(0);
+            tx.to_ring(dir).unwrap();
+            announce(&shared, &mut tx);
+            assert!(matches!(rx.next(pipe(&shared)), Ok(Next::Ring { bytes: 1 })));
+            rx.take(dir, 1);
+            assert!(rx.is_unsettled(dir));
+            let sender = {
+                let shared = Arc::clone(&shared);
+                thread::spawn(move || {
+                    let dir = &shared.direction;
+                    if leaves {
+                        tx.to_tcp(dir).unwrap();
+                    } else {
+                        announce(&shared, &mut tx);
+                        if !dir.seems_dozing() {
+                            return false;
+                        }
+                    }
+                    dir.take_dozing()
+                })
+            };
+            dir.doze();
+            let sleeps = !rx.stirs(dir);
+            let woken = sender.join().unwrap();
+            assert!(woken || !sleeps, "it sleeps beside bytes");
+        });
+    }
+}
+
 /// In its critical section a receiver on TCP never reads a bell as data.
 #[test]
 fn phases_do_not_change_under_a_reader() {

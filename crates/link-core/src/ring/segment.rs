@@ -24,7 +24,7 @@ pub const CAPACITY_MIN: usize = 4 << 10;
 /// The greatest capacity, bytes.
 pub const CAPACITY_MAX: usize = 64 << 20;
 
-const MAGIC: u64 = u64::from_le_bytes(*b"skeinlk2");
+const MAGIC: u64 = u64::from_le_bytes(*b"skeinlk3");
 const DIRECTIONS_AT: usize = 4096;
 const DATA_AT: usize = 8192;
 
@@ -179,6 +179,8 @@ pub struct Header {
     far: AtomicU32,
     hello: [AtomicU32; 2],
     left: [AtomicU32; 2],
+    /// 1: this end, when it is closed, resets the connection (`SO_LINGER` of zero seconds).
+    resets: [AtomicU32; 2],
     /// 1: the node has let go of the connection; 2: and bytes may be missing.
     let_go: AtomicU32,
     node: NodeLine,
@@ -235,6 +237,16 @@ impl Header {
     /// Why an end went back to TCP for good, or aborted.
     pub fn left(&self, role: Role) -> Reason {
         Reason::of(self.left[role.index()].load(Ordering::Relaxed))
+    }
+
+    /// What closing this end would do: a reset, or the end of its bytes.
+    pub fn set_resets(&self, role: Role, resets: bool) {
+        self.resets[role.index()].store(u32::from(resets), Ordering::Relaxed);
+    }
+
+    /// Whether closing an end resets the connection.
+    pub fn resets(&self, role: Role) -> bool {
+        self.resets[role.index()].load(Ordering::Relaxed) != 0
     }
 
     /// Whether the node carries the connection still. Only of use where the other end is far.

@@ -22,12 +22,15 @@ pub struct Tx {
     tcp: u64,
     /// Ring position of the next byte.
     head: u64,
+    /// Ring position up to which the receiver had taken bytes when it was last looked: the line it writes to is touched
+    /// only when there seems to be no room.
+    taken: u64,
 }
 
 impl Tx {
     /// A sender on TCP whose next TCP byte has this position.
     pub const fn new(tcp: u64) -> Self {
-        Self { phase: Phase(0), tcp, head: 0 }
+        Self { phase: Phase(0), tcp, head: 0, taken: 0 }
     }
 
     /// Whether bytes go to the ring now.
@@ -167,13 +170,22 @@ impl Tx {
     /// [`Broken::Index`].
     pub fn write(&mut self, pipe: Pipe<'_>, bytes: &[u8]) -> Result<usize, Broken> {
         debug_assert!(self.on_ring());
-        let count = bytes.len().min(self.room(pipe)?);
+        let known = pipe.capacity() as u64 - self.head.wrapping_sub(self.taken);
+        let room =
+            if known >= bytes.len() as u64 { bytes.len() } else { self.look_for_room(pipe)? };
+        let count = bytes.len().min(room);
         if count > 0 {
             pipe.put(self.head, &bytes[..count]);
             self.head += count as u64;
             pipe.direction().set_head(self.head);
         }
         Ok(count)
+    }
+
+    fn look_for_room(&mut self, pipe: Pipe<'_>) -> Result<usize, Broken> {
+        let room = self.room(pipe)?;
+        self.taken = self.head.wrapping_sub((pipe.capacity() - room) as u64);
+        Ok(room)
     }
 
     /// One more byte, without copying any: models have indices only.
@@ -214,9 +226,7 @@ impl Tx {
         dir.wrote();
         self.phase = dir.phase();
         self.head = dir.head();
-        if self.room(pipe).is_err() {
-            return Err(Broken::Index);
-        }
+        self.look_for_room(pipe)?;
         if !self.on_ring() {
             self.tcp = tcp;
             return Ok(false);

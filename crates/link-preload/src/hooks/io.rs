@@ -294,7 +294,9 @@ pub unsafe extern "C-unwind" fn recvmsg(fd: c_int, message: *mut msghdr, flags: 
         // SAFETY: as above.
         if let Some(result) = unsafe { recv_list(fd, list, flags) } {
             if result >= 0 {
-                header.msg_namelen = 0;
+                if !header.msg_name.is_null() {
+                    header.msg_namelen = 0;
+                }
                 header.msg_controllen = 0;
                 header.msg_flags = 0;
             }
@@ -409,6 +411,10 @@ pub unsafe extern "C-unwind" fn sendmmsg(
     flags: c_int,
 ) -> c_int {
     if !conn::is_ours(fd) || list.is_null() {
+        for index in 0..if list.is_null() { 0 } else { count } {
+            // SAFETY: the program's list of `count` headers.
+            unsafe { before_passing(&(*list.add(index as usize)).msg_hdr) };
+        }
         // SAFETY: the same call.
         return unsafe { real::sendmmsg(fd, list, count, flags) };
     }

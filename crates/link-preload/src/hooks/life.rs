@@ -1,7 +1,8 @@
 //! Calls that make, copy and end descriptors.
 
 use crate::conn::{self, Held};
-use crate::{attach, leave, real, recv, settle, sys};
+use crate::kernel::Opener;
+use crate::{attach, doze, leave, real, recv, settle, sys};
 use core::sync::atomic::Ordering;
 use libc::{c_char, c_int, c_uint, c_ulong, c_void, sockaddr, socklen_t};
 use skein_link_core::ring::Reason;
@@ -25,7 +26,7 @@ pub unsafe extern "C-unwind" fn connect(
     if family == libc::AF_INET || family == libc::AF_INET6 {
         let error = sys::errno();
         if result == 0 || error == libc::EINPROGRESS || error == libc::EINTR {
-            attach::track(fd);
+            attach::track(fd, Opener::Us);
         }
         sys::set_errno(error);
     }
@@ -43,9 +44,9 @@ fn accepted(fd: c_int, nonblocking: bool) -> c_int {
     if fd >= 0 {
         let error = sys::errno();
         conn::forget(fd);
-        attach::track(fd);
+        attach::track(fd, Opener::Peer);
         if nonblocking && let Some(held) = conn::get(fd) {
-            held.nonblocking.store(recv::KNOWN_NONBLOCKING, Ordering::Relaxed);
+            held.set_nonblocking(true);
         }
         sys::set_errno(error);
     }
@@ -90,7 +91,16 @@ pub unsafe extern "C-unwind" fn shutdown(fd: c_int, how: c_int) -> c_int {
         held.side().shut.store(1, Ordering::Release);
     }
     // SAFETY: the same call.
-    unsafe { real::shutdown(fd, how) }
+    let result = unsafe { real::shutdown(fd, how) };
+    if let Some(held) = conn::get(fd) {
+        let error = sys::errno();
+        if result == 0 && how != libc::SHUT_WR {
+            held.side().read_shut.store(1, Ordering::Release);
+        }
+        doze::wake_both(&held);
+        sys::set_errno(error);
+    }
+    result
 }
 
 /// What must be done before a descriptor is closed: the last one leaves a settled socket, so that the kernel ends the
@@ -108,6 +118,7 @@ fn before_close(held: &Held, fd: c_int) {
 fn closing(fd: c_int) {
     if let Some(held) = conn::get(fd) {
         before_close(&held, fd);
+        held.note_closing(fd);
         conn::forget(fd);
     }
 }
@@ -125,8 +136,9 @@ pub unsafe extern "C-unwind" fn close(fd: c_int) -> c_int {
 /// As `close_range(2)`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int {
-    const CLOEXEC: c_int = 4;
-    if flags & CLOEXEC == 0 {
+    const UNSHARE: c_int = 2;
+    // Marks only; or an error.
+    if flags & !UNSHARE == 0 {
         let (first, last) = (range_end(first), range_end(last));
         conn::for_each(first, last, |fd, _| closing(fd));
     }
@@ -160,11 +172,11 @@ pub unsafe extern "C-unwind" fn dup(fd: c_int) -> c_int {
 }
 
 /// What happens to the target before, and to the table after, a duplication onto a number.
-fn onto(from: c_int, to: c_int, call: impl FnOnce() -> c_int) -> c_int {
+fn onto(from: c_int, to: c_int, is_valid: bool, call: impl FnOnce() -> c_int) -> c_int {
     if from == to || (!conn::is_ours(from) && !conn::is_ours(to)) {
         return call();
     }
-    if sys::fcntl(from, libc::F_GETFD, 0) >= 0 {
+    if is_valid && sys::fcntl(from, libc::F_GETFD, 0) >= 0 {
         closing(to);
     }
     let made = call();
@@ -179,7 +191,7 @@ fn onto(from: c_int, to: c_int, call: impl FnOnce() -> c_int) -> c_int {
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn dup2(from: c_int, to: c_int) -> c_int {
     // SAFETY: the same call.
-    onto(from, to, || unsafe { real::dup2(from, to) })
+    onto(from, to, true, || unsafe { real::dup2(from, to) })
 }
 
 /// # Safety
@@ -187,7 +199,14 @@ pub unsafe extern "C-unwind" fn dup2(from: c_int, to: c_int) -> c_int {
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn dup3(from: c_int, to: c_int, flags: c_int) -> c_int {
     // SAFETY: the same call.
-    onto(from, to, || unsafe { real::dup3(from, to, flags) })
+    onto(from, to, flags & !libc::O_CLOEXEC == 0, || unsafe { real::dup3(from, to, flags) })
+}
+
+/// The kernel signals each byte that comes: as with edges, a bell that was left in the queue would hide the next one.
+pub(super) fn signals_arrivals(held: &Held, fd: c_int) {
+    held.polled.store(1, Ordering::Relaxed);
+    held.edges.store(1, Ordering::Relaxed);
+    settle::now(held, fd);
 }
 
 /// # Safety
@@ -203,9 +222,11 @@ pub unsafe extern "C-unwind" fn fcntl(fd: c_int, command: c_int, argument: c_ulo
         libc::F_DUPFD | libc::F_DUPFD_CLOEXEC => conn::copy(fd, result),
         libc::F_SETFL => {
             if let Some(held) = conn::get(fd) {
-                let set = argument as c_int & libc::O_NONBLOCK != 0;
-                held.nonblocking
-                    .store(if set { recv::KNOWN_NONBLOCKING } else { 0 }, Ordering::Relaxed);
+                let flags = argument as c_int;
+                held.set_nonblocking(flags & libc::O_NONBLOCK != 0);
+                if flags & libc::O_ASYNC != 0 {
+                    signals_arrivals(&held, fd);
+                }
             }
         }
         _ => {}

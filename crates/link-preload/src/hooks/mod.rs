@@ -11,6 +11,7 @@ mod life;
 mod options;
 mod process;
 mod ready;
+mod signals;
 mod variadic;
 
 pub(crate) use process::before_fork;

@@ -1,13 +1,15 @@
 //! Socket options and `ioctl`.
 
-use crate::conn;
+use super::life::signals_arrivals;
+use crate::conn::{self, Held};
 use crate::side::Stage;
-use crate::{leave, real, recv};
+use crate::{attach, leave, real, recv};
 use core::sync::atomic::Ordering;
 use libc::{c_int, c_ulong, c_void, socklen_t};
 use skein_link_core::ring::Reason;
 
 const SIOCATMARK: c_ulong = 0x8905;
+const FIOASYNC: c_ulong = 0x5452;
 /// `TCP_INQ` asks for a control message with each `recvmsg`.
 const TCP_INQ: c_int = 36;
 
@@ -67,7 +69,31 @@ pub unsafe extern "C-unwind" fn setsockopt(
         }
     }
     // SAFETY: the same call.
-    unsafe { real::setsockopt(fd, level, name, value, len) }
+    let result = unsafe { real::setsockopt(fd, level, name, value, len) };
+    if result == 0
+        && (level, name) == (libc::SOL_SOCKET, libc::SO_LINGER)
+        && let Some(held) = conn::get(fd)
+        && let Some(segment) = held.segment()
+    {
+        // SAFETY: the kernel took a `linger` of two numbers.
+        let linger = unsafe { value.cast::<[c_int; 2]>().read_unaligned() };
+        segment.header().set_resets(held.role(), attach::resets(linger));
+    }
+    result
+}
+
+/// The error that the library has heard from the kernel before the program, if the kernel has none to tell.
+///
+/// # Safety
+/// The kernel has just answered `SO_ERROR` there.
+unsafe fn tell_error(held: &Held, value: *mut c_void, len: *const socklen_t) {
+    // SAFETY: the caller's.
+    if unsafe { *len } < 4 || unsafe { value.cast::<c_int>().read_unaligned() } != 0 {
+        return;
+    }
+    let error = held.side().error.swap(0, Ordering::AcqRel);
+    // SAFETY: as above.
+    unsafe { value.cast::<c_int>().write_unaligned(error) };
 }
 
 /// # Safety
@@ -82,11 +108,16 @@ pub unsafe extern "C-unwind" fn getsockopt(
 ) -> c_int {
     // SAFETY: the same call.
     let result = unsafe { real::getsockopt(fd, level, name, value, len) };
-    if result == 0
-        && level == libc::IPPROTO_TCP
-        && let Some(held) = conn::get(fd)
-        && held.side().stage() == Stage::Counting
-    {
+    if result != 0 {
+        return result;
+    }
+    let Some(held) = conn::get(fd).filter(|held| held.side().stage() == Stage::Counting) else {
+        return result;
+    };
+    if (level, name) == (libc::SOL_SOCKET, libc::SO_ERROR) {
+        // SAFETY: the kernel has written both.
+        unsafe { tell_error(&held, value, len) };
+    } else if level == libc::IPPROTO_TCP {
         let shadow = match name {
             libc::TCP_NODELAY => Some(&held.side().nodelay),
             libc::TCP_CORK => Some(&held.side().cork),
@@ -124,16 +155,16 @@ pub unsafe extern "C-unwind" fn ioctl(fd: c_int, request: c_ulong, argument: c_u
         // Bytes in the ring come before the mark, which is on TCP.
         SIOCATMARK if recv::in_ring(&held) > 0 => Some(0),
         libc::FIONREAD => recv::available(&held, fd).map(|bytes| bytes as c_int),
-        libc::TIOCOUTQ => {
-            // SAFETY: the kernel has written a number there.
-            let unsent = unsafe { place.read_unaligned() };
-            Some(unsent.saturating_add(recv::unread_by_peer(&held) as c_int))
-        }
         libc::FIONBIO => {
             // SAFETY: the program's number.
-            let set = unsafe { place.read_unaligned() } != 0;
-            held.nonblocking
-                .store(if set { recv::KNOWN_NONBLOCKING } else { 0 }, Ordering::Relaxed);
+            held.set_nonblocking(unsafe { place.read_unaligned() } != 0);
+            None
+        }
+        FIOASYNC => {
+            // SAFETY: the program's number.
+            if unsafe { place.read_unaligned() } != 0 {
+                signals_arrivals(&held, fd);
+            }
             None
         }
         _ => None,

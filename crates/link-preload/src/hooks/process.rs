@@ -2,7 +2,7 @@
 
 use crate::conn;
 use crate::leave;
-use crate::{real, settle, sys};
+use crate::{kernel, real, settle, sys};
 use core::sync::atomic::Ordering;
 use libc::{
     c_char, c_int, c_long, c_ulong, c_void, pid_t, posix_spawn_file_actions_t, posix_spawnattr_t,
@@ -207,7 +207,7 @@ pub unsafe extern "C-unwind" fn popen(command: *const c_char, mode: *const c_cha
 /// As `_exit(2)`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn _exit(status: c_int) {
-    settle::all();
+    settle::at_end();
     // SAFETY: the same call.
     unsafe { real::_exit(status) }
 }
@@ -216,7 +216,7 @@ pub unsafe extern "C-unwind" fn _exit(status: c_int) {
 /// As `_Exit(3)`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn _Exit(status: c_int) {
-    settle::all();
+    settle::at_end();
     // SAFETY: the same call.
     unsafe { real::_Exit(status) }
 }
@@ -225,7 +225,7 @@ pub unsafe extern "C-unwind" fn _Exit(status: c_int) {
 /// As `quick_exit(3)`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn quick_exit(status: c_int) {
-    settle::all();
+    settle::at_end();
     // SAFETY: the same call.
     unsafe { real::quick_exit(status) }
 }
@@ -287,6 +287,12 @@ pub unsafe extern "C-unwind" fn syscall(
             raw(c as c_int);
         }
         libc::SYS_close_range => conn::for_each(a as c_int, b as c_int, |fd, _| raw(fd)),
+        libc::SYS_fcntl | libc::SYS_ioctl => {
+            if let Some(held) = conn::get(a as c_int) {
+                held.doubt_blocking();
+            }
+        }
+        libc::SYS_rt_sigaction => kernel::forget_handlers(),
         libc::SYS_fork | libc::SYS_clone | libc::SYS_clone3 => before_fork(),
         _ => {}
     }

@@ -1,18 +1,23 @@
-//! A broker in a folder of its own, and programs on plain TCP and under the library.
+//! What the tests of programs share: programs that are ended with their test, waiting, one host with its broker. What two hosts have
+//! beside that is in `two_hosts/hosts.rs`; programs of the distribution run on both, by [`site::Site`].
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
+pub(crate) mod programs;
+pub(crate) mod site;
+
 use rustix::process::{Pid, Signal, kill_process_group};
+use site::{End, Site};
 use skein_link::broker::{Broker, BrokerConfig, Connection};
 use skein_link::run;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use tempfile::TempDir;
 
 /// How long a program may run, seconds; far more than any of them takes on a busy machine.
-const PATIENCE_SECS: u32 = 60;
+pub(crate) const PATIENCE_SECS: u32 = 60;
 
 /// What a program runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,16 +77,7 @@ impl Ground {
 
     /// Runs it to its end: what it printed on both outputs, and its status.
     pub(crate) fn output(&self, on: On, words: &[&str]) -> (String, Option<i32>) {
-        let Output { status, stdout, stderr } = self.command(on, words).output().unwrap();
-        let text = [stdout, stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-        (text.concat(), status.code())
-    }
-
-    /// Starts it, to be ended with the value.
-    pub(crate) fn start(&self, on: On, words: &[&str]) -> Running {
-        let mut command = self.command(on, words);
-        command.stdout(Stdio::null()).stderr(Stdio::null());
-        Running(command.spawn().unwrap())
+        site::output(self.command(on, words))
     }
 
     /// Waits until the broker knows a connection for which the condition holds.
@@ -101,24 +97,32 @@ pub(crate) fn wait<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     panic!("waited 30 s in vain: {what}");
 }
 
-/// A port that is free now.
-pub(crate) fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
-    listener.local_addr().unwrap().port()
+impl Site for Ground {
+    fn address(&self) -> &'static str {
+        "127.0.0.1"
+    }
+
+    fn port(&self) -> u16 {
+        let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        listener.local_addr().unwrap().port()
+    }
+
+    fn folder(&self, _: End) -> &Path {
+        self.folder.path()
+    }
+
+    fn command(&self, _: End, on: On, words: &[&str]) -> Command {
+        self.command(on, words)
+    }
 }
 
-/// Waits until somebody listens on a port of loopback, without connecting.
-pub(crate) fn listening(port: u16) {
-    let port = format!(":{port:04X}");
-    wait("a listener", || {
-        let tables = ["tcp", "tcp6"].map(|name| {
-            std::fs::read_to_string(format!("/proc/self/net/{name}")).unwrap_or_default()
-        });
-        // Number, local address, remote address, state; 0A: listens.
-        let listens = |line: &str| {
-            let mut words = line.split_whitespace().skip(1);
-            words.next().is_some_and(|local| local.ends_with(&port)) && words.nth(1) == Some("0A")
-        };
-        tables.iter().flat_map(|table| table.lines()).any(listens).then_some(())
-    });
+/// Makes the program of hard calls and its static companion in a folder.
+pub(crate) fn make_hostile(folder: &Path) {
+    for (name, option) in [("hostile", "-pthread"), ("talker", "-static")] {
+        let source = program(&format!("{name}.c"));
+        let mut command = Command::new("cc");
+        command.args(["-O1", option, "-o"]).arg(folder.join(name)).arg(source);
+        let (text, status) = site::output(command);
+        assert_eq!(status, Some(0), "{text}");
+    }
 }

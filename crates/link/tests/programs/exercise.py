@@ -184,16 +184,19 @@ class Side:
         return json.loads(self.lines.readline() or '"gone"')
 
 
-def choose(rng, me, other):
-    """A call that has one certain answer, and what it does to the model."""
+def choose(rng, me, other, in_child=False):
+    """A call that has one certain answer, and what it does to the model. A child makes none that changes its parent's descriptors
+    or sets, for its own are gone with it."""
     waiting = other.sent - other.read
     ended = other.shut or other.dead
-    choices = ["ready", "select", "unread", "option", "level"]
+    choices = ["ready", "select", "unread", "option"]
     if not me.shut and not other.dead and me.sent - me.read < LIMIT:
         choices += ["send"] * 6
     if waiting or ended:
         choices += ["recv"] * 6
-    choices += ["nonblocking", "dup", "undup", "fork"]
+    choices += ["nonblocking"]
+    if not in_child:
+        choices += ["level", "dup", "undup", "fork"]
     name = rng.choice(choices)
     if name == "send":
         most = rng.choice([1, 8, 200, 4000, 30_000])
@@ -229,14 +232,10 @@ def choose(rng, me, other):
         me.dups -= 1
         return ["undup"]
     if name == "fork":
-        inner = choose(rng, me, other)
-        while inner[0] in ("dup", "undup", "fork", "level"):
-            inner = choose(rng, me, other)
-        return ["fork", inner]
+        return ["fork", choose(rng, me, other, in_child=True)]
     if name == "option":
         return ["option", 1]
     return ["unread"]
-
 
 
 def await_bytes(me, waiting):

@@ -5,7 +5,7 @@ HERE and FAR in the environment (an address of this host; the other host's netwo
 another host.
 """
 
-import array, ctypes, errno, hashlib, mmap, os, select, signal, socket, struct, subprocess, sys, threading, time
+import array, ctypes, errno, fcntl, hashlib, mmap, os, select, signal, socket, struct, subprocess, sys, threading, time
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -411,6 +411,44 @@ def foreign():
     sock, pid = pair(child)
     os.waitpid(pid, 0)
     say(recv_all(sock))
+
+
+def dropped_at_home():
+    """The sender's own interface drops some of what it sends, before the two ends agree: the kernel counts that as sent."""
+    def nft(*words):
+        subprocess.run(["nft", *words], env={"PATH": os.environ["PATH"]}, check=True)
+
+    def child(address, done):
+        go_far()
+        nft("add table netdev drops")
+        nft("add chain netdev drops out { type filter hook egress device sk0 priority 0; }")
+        nft("add rule netdev drops out ip protocol tcp meta length > 1000 numgen inc mod 2 == 0 drop")
+        sock = socket.create_connection(address)
+        sock.sendall(stream(1, 50_000))
+        waiting = array.array("i", [1])
+        while waiting[0]:
+            fcntl.ioctl(sock, 0x5411, waiting)  # SIOCOUTQ
+            time.sleep(0.01)
+        nft("delete table netdev drops")
+        os.write(done, b"x")
+        warm(sock, True)
+        sock.sendall(stream(2, 3_000_000))
+        say(recv_exactly(sock, 10))
+
+    listener = socket.create_server((HERE, 0))
+    wait, done = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        child(listener.getsockname(), done)
+        os._exit(0)
+    sock, _ = listener.accept()
+    listener.close()
+    os.read(wait, 1)  # until then this end makes no call, and nothing is agreed
+    say(recv_exactly(sock, 50_000) == stream(1, 50_000))
+    warm(sock, False)
+    say(recv_exactly(sock, 3_000_000) == stream(2, 3_000_000))
+    sock.sendall(b"0123456789")
+    os.waitpid(pid, 0)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 //! Two hosts, each with its broker and node, and programs on them.
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use super::common::site::{self, End, Site};
+use super::common::{On, PATIENCE_SECS, program, wait};
 use skein_link::broker::{Broker, BrokerConfig, Connection, Path, Totals};
 use skein_link::node::{Ethernet, Node, NodeConfig, PORT, PeerConfig, shared_key};
 use skein_link::remote::Remote;
@@ -8,20 +9,11 @@ use skein_link::run;
 use skein_link::testbed::{Host, Testbed};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 use tempfile::TempDir;
-
-/// How long a program may run, seconds; far more than any of them takes on a busy machine.
-const PATIENCE_SECS: u32 = 60;
-
-/// What a program runs on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum On {
-    Tcp,
-    Link,
-}
 
 pub(crate) struct Hosts {
     pub(crate) bed: Testbed,
@@ -29,24 +21,11 @@ pub(crate) struct Hosts {
     pub(crate) brokers: [Option<Broker>; 2],
     pub(crate) nodes: [Option<Arc<Node>>; 2],
     library: PathBuf,
-}
-
-/// A program that is ended with its test.
-pub(crate) struct Running(pub(crate) Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // `timeout` leads a process group, in which all that it has started is.
-        if let Some(group) = Pid::from_raw(i32::try_from(self.0.id()).unwrap_or(0)) {
-            let _ = kill_process_group(group, Signal::KILL);
-        }
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+    port_next: AtomicU16,
 }
 
 pub(crate) fn script(name: &str) -> String {
-    format!("{}/tests/programs/{name}", env!("CARGO_MANIFEST_DIR"))
+    program(name).to_str().unwrap().to_owned()
 }
 
 pub(crate) const fn index(host: Host) -> usize {
@@ -63,24 +42,15 @@ const fn name(host: Host) -> &'static str {
     }
 }
 
-/// Looks again and again, until there is an answer.
-pub(crate) fn wait<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    for _ in 0..3000 {
-        if let Some(found) = look() {
-            return found;
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    panic!("waited 30 s in vain: {what}");
-}
-
 impl Hosts {
     pub(crate) fn new(ethernet: Ethernet) -> Self {
         let bed = Testbed::new().expect("two hosts");
         let folder = || tempfile::Builder::new().prefix("skein-link-test-").tempdir().unwrap();
         let folders = [folder(), folder()];
         let library = run::library(&folders[0].path().join("lib")).unwrap();
-        let mut hosts = Self { bed, folders, brokers: [None, None], nodes: [None, None], library };
+        let (brokers, nodes) = ([None, None], [None, None]);
+        let port_next = AtomicU16::new(5000);
+        let mut hosts = Self { bed, folders, brokers, nodes, library, port_next };
         for host in Host::BOTH {
             hosts.start_agent(host, ethernet);
         }
@@ -130,11 +100,15 @@ impl Hosts {
 
     /// A command on a host, in its folder; `timeout` ends it and what it has started if it hangs.
     pub(crate) fn command(&self, host: Host, on: On, words: &[&str]) -> Command {
+        // By a relative path: a process that goes to the other host goes to its folder, and asks the broker there.
+        self.command_of(host, on, words, &PathBuf::from("link.sock"))
+    }
+
+    fn command_of(&self, host: Host, on: On, words: &[&str], broker: &std::path::Path) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.bed.namespace(host), "env"]);
         if on == On::Link {
-            let broker = PathBuf::from("link.sock");
-            for (name, value) in run::environment(&self.library, &broker, None) {
+            for (name, value) in run::environment(&self.library, broker, None) {
                 let mut word = name;
                 word.push("=");
                 word.push(value);
@@ -155,41 +129,7 @@ impl Hosts {
 
     /// Runs it to its end: what it printed on both outputs, and its status.
     pub(crate) fn output(&self, host: Host, on: On, words: &[&str]) -> (String, Option<i32>) {
-        let Output { status, stdout, stderr } = self.command(host, on, words).output().unwrap();
-        let text = [stdout, stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-        (text.concat(), status.code())
-    }
-
-    /// Runs it to its end, which must be a good one.
-    pub(crate) fn run(&self, host: Host, on: On, words: &[&str]) -> String {
-        let (text, status) = self.output(host, on, words);
-        assert_eq!(status, Some(0), "{words:?} on {on:?}: {text}");
-        text
-    }
-
-    /// Starts it, to be ended with the value.
-    pub(crate) fn start(&self, host: Host, on: On, words: &[&str]) -> Running {
-        let mut command = self.command(host, on, words);
-        command.stdout(Stdio::null()).stderr(Stdio::null());
-        Running(command.spawn().unwrap())
-    }
-
-    /// Starts a server and waits until it listens.
-    pub(crate) fn serve(&self, host: Host, on: On, port: u16, words: &[&str]) -> Running {
-        let running = self.start(host, on, words);
-        let port = format!(":{port:04X}");
-        wait("a listener", || {
-            let words = ["cat", "/proc/net/tcp", "/proc/net/tcp6"];
-            let (tables, _) = self.output(host, On::Tcp, &words);
-            // Number, local address, remote address, state; 0A: listens.
-            let listens = |line: &str| {
-                let mut words = line.split_whitespace().skip(1);
-                words.next().is_some_and(|local| local.ends_with(&port))
-                    && words.nth(1) == Some("0A")
-            };
-            tables.lines().any(listens).then_some(())
-        });
-        running
+        site::output(self.command(host, on, words))
     }
 
     pub(crate) fn connections(&self, host: Host) -> Vec<Connection> {
@@ -226,5 +166,33 @@ impl Hosts {
         }
         let others = self.connections(host.other());
         panic!("waited 10 s in vain for {what}: {latest:#?}, on the other host {others:#?}")
+    }
+}
+
+const fn host_of(end: End) -> Host {
+    match end {
+        End::Server => Host::A,
+        End::Client => Host::B,
+    }
+}
+
+impl Site for Hosts {
+    fn address(&self) -> &'static str {
+        "10.77.0.1"
+    }
+
+    fn port(&self) -> u16 {
+        // These hosts are this test's alone; each server gets the next.
+        self.port_next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn folder(&self, end: End) -> &std::path::Path {
+        self.folders[index(host_of(end))].path()
+    }
+
+    fn command(&self, end: End, on: On, words: &[&str]) -> Command {
+        // A server may change its folder.
+        let broker = self.folder(end).join("link.sock");
+        self.command_of(host_of(end), on, words, &broker)
     }
 }

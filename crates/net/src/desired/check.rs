@@ -153,13 +153,15 @@ impl Desired {
     /// The networks that are all right, and what is wrong with the others: one bad network does not
     /// stop the rest.
     pub fn check(&self) -> (Vec<&std::sync::Arc<DesiredNetwork>>, Vec<InvalidDesired>) {
+        let nodes = std::iter::once(&self.underlay).chain(&self.peers);
+        let nodes: BTreeSet<NodeNumber> = nodes.map(|node| node.number).collect();
         let (mut good, mut bad, mut seen) = (Vec::new(), Vec::new(), BTreeSet::new());
         for network in &self.networks {
             if !seen.insert(network.vni) {
                 bad.push(InvalidDesired::NetworkTwice { vni: network.vni });
                 continue;
             }
-            match network.check(|number| self.node(number).is_some()) {
+            match network.check(|number| nodes.contains(&number)) {
                 Ok(()) => good.push(network),
                 Err(error) => bad.push(error),
             }

@@ -45,7 +45,7 @@ const ROUTER_TYPES: [u8; 2] = [134, 137];
 
 pub(super) fn table(
     network: &DesiredNetwork,
-    tap: impl Fn(Ipv4Addr) -> InterfaceName,
+    tap: &impl Fn(Ipv4Addr) -> InterfaceName,
     around: &Surroundings,
 ) -> Table {
     let mut table = Table::default();
@@ -73,7 +73,7 @@ const LIMITS: [&str; 4] = [SENDS[0], SENDS[1], RECEIVES[0], RECEIVES[1]];
 const SENDS: [&str; 2] = ["sends-bits", "sends-packets"];
 const RECEIVES: [&str; 2] = ["receives-bits", "receives-packets"];
 
-fn sets(table: &mut Table, network: &DesiredNetwork, tap: impl Fn(Ipv4Addr) -> InterfaceName) {
+fn sets(table: &mut Table, network: &DesiredNetwork, tap: &impl Fn(Ipv4Addr) -> InterfaceName) {
     use KeyField::{InterfaceName as Name, Ip4, Ip6, Mac};
     let mut macs = Set::new(&[Name, Mac], DataKind::None);
     let mut ip4 = Set::new(&[Name, Mac, Ip4], DataKind::None);
@@ -123,6 +123,12 @@ fn limits_of(port: &LocalPort) -> [Option<(u64, Limit)>; 4] {
     };
     let (sends, receives) = (port.limits.sends, port.limits.receives);
     [bits(sends), packets(sends), bits(receives), packets(receives)]
+}
+
+/// Whether what a port sends is limited, and what it receives.
+pub(super) fn limited(port: &LocalPort) -> [bool; 2] {
+    let is_limited = |rate: Rate| rate != Rate::default();
+    [is_limited(port.limits.sends), is_limited(port.limits.receives)]
 }
 
 fn prerouting(network: &DesiredNetwork, around: &Surroundings, table: &Table) -> Chain {

@@ -6,14 +6,15 @@
 //! ```
 //! A profile is a set of groups; machines with the same groups share its chains.
 
+use super::shortcut::AGREED;
 use super::steps::{
     ESTABLISHED, FAMILY_4, FAMILY_6, ICMP, ICMP6, INVALID, RELATED, Steps, TCP, UDP, base, chain,
     nat,
 };
-use super::{LOG_GROUP, Surroundings, members, profile};
+use super::{LOG_GROUP, Surroundings, members, profile, published};
 use crate::desired::{
-    DesiredNetwork, Direction, Exit, GroupName, Log, NetworkKind, Publication, Rule, RuleGroup,
-    RulePeer, RuleProtocol, Transport,
+    DesiredNetwork, Direction, Exit, GroupName, Log, NetworkKind, Rule, RuleGroup, RulePeer,
+    RuleProtocol, Transport,
 };
 use crate::names::{BRIDGE, UPLINK};
 use crate::netfilter::{
@@ -35,8 +36,7 @@ const STATUS_ASSURED: u32 = 4;
 /// `IPS_DST_NAT`.
 const STATUS_PUBLISHED: u32 = 32;
 
-/// Priorities of translation (`NF_IP_PRI_NAT_DST`, `NF_IP_PRI_NAT_SRC`).
-const NAT_DESTINATION: i32 = -100;
+/// Priority of translation (`NF_IP_PRI_NAT_SRC`).
 const NAT_SOURCE: i32 = 100;
 
 pub(super) fn table(network: &DesiredNetwork, around: &Surroundings) -> Table {
@@ -51,13 +51,13 @@ pub(super) fn table(network: &DesiredNetwork, around: &Surroundings) -> Table {
     }
     let chains = [
         ("clamp", clamp(network)),
-        ("forward", forward(network)),
+        ("forward", forward(network, around)),
         ("deliver", deliver(network)),
         ("input", input(network, around)),
     ];
     table.chains.extend(chains.map(|(name, chain)| (name.to_owned(), chain)));
     if matches!(network.kind, NetworkKind::Nat(_)) {
-        publications(&mut table, network, around);
+        published::publications(&mut table, network, around);
     }
     if !matches!(network.kind, NetworkKind::Bridged { .. }) {
         let postrouting = postrouting(network, around);
@@ -269,7 +269,7 @@ fn clamp(network: &DesiredNetwork) -> Chain {
 }
 
 /// Of packets between machines, and between machines and the outside.
-fn forward(network: &DesiredNetwork) -> Chain {
+fn forward(network: &DesiredNetwork, around: &Surroundings) -> Chain {
     let opening = Steps::new().protocol(TCP).masked(Field::TCP_FLAGS, &[SYN_RST], &[SYN]);
     // Most packets end here: both ends have spoken, so sizes are agreed on too.
     let assured = STATUS_ASSURED.to_ne_bytes().to_vec();
@@ -277,7 +277,18 @@ fn forward(network: &DesiredNetwork) -> Chain {
         .then(Expression::ConnectionStatus { to: 0 })
         .then(Expression::Mask { register: 0, mask: assured })
         .then(Expression::NotEqual { register: 0, value: vec![0; 4] });
-    let mut rules = vec![known.accept(), opening.jump("clamp")];
+    let mut rules = Vec::new();
+    if super::shortens(network, around) {
+        // Tells the interface that sends it that the next packet may take the short way.
+        let agreed = known
+            .clone()
+            .then(Expression::Meta { key: Key::Mark, to: 0 })
+            .then(Expression::NotEqual { register: 0, value: vec![0; 4] })
+            .then(Expression::Raise { register: 0, bits: AGREED })
+            .then(Expression::SetMark { from: 0 });
+        rules.push(agreed.accept());
+    }
+    rules.extend([known.accept(), opening.jump("clamp")]);
     rules.push(Steps::new().state(ESTABLISHED | RELATED).accept());
     rules.push(Steps::new().state(INVALID).drop("invalid"));
     // A machine that could send to the tunnels could speak for every network.
@@ -364,62 +375,6 @@ fn input(network: &DesiredNetwork, around: &Surroundings) -> Chain {
     base(HookPoint::Input, 0, Policy::Drop, rules)
 }
 
-/// Connections from outside to what takes them.
-fn publications(table: &mut Table, network: &DesiredNetwork, around: &Surroundings) {
-    let mut rules = Vec::new();
-    for publication in &network.publications {
-        let arriving = || {
-            let steps = Steps::new().family(FAMILY_4).input(UPLINK);
-            let port = publication.port;
-            steps.protocol(number(publication.protocol)).ports(port, port)
-        };
-        let waiting = around.waiting.get(&(publication.protocol, publication.port));
-        let steps = match (publication.backends.len(), waiting) {
-            (0, None) => continue,
-            (0, Some(port)) => {
-                let value = port.to_be_bytes().to_vec();
-                arriving()
-                    .then(Expression::Immediate { value, to: 0 })
-                    .then(Expression::Redirect { port: 0 })
-            }
-            (count, _) => {
-                let map = publication_map(publication);
-                table.sets.insert(map.clone(), backends(publication));
-                let modulus = u32::try_from(count).unwrap_or(u32::MAX);
-                let nat = Expression::Nat { kind: NatKind::Destination, address: 1, port: Some(2) };
-                arriving()
-                    .then(Expression::Turn { modulus, to: 0 })
-                    .then(Expression::Map { register: 0, map, to: 1 })
-                    .then(nat)
-            }
-        };
-        rules.push(steps.rule());
-    }
-    let chain = nat(HookPoint::Prerouting, NAT_DESTINATION, rules);
-    table.chains.insert("prerouting".to_owned(), chain);
-}
-
-fn publication_map(publication: &Publication) -> String {
-    let protocol = match publication.protocol {
-        Transport::Tcp => "tcp",
-        Transport::Udp => "udp",
-    };
-    format!("published-{protocol}-{}", publication.port)
-}
-
-/// From turns to machines.
-fn backends(publication: &Publication) -> Set {
-    let data = DataKind::Fields(vec![KeyField::Ip4, KeyField::Port]);
-    let mut set = Set::new(&[KeyField::Number], data);
-    for (turn, address) in (0_u32..).zip(&publication.backends) {
-        let mut value = address.octets().to_vec();
-        value.extend(publication.target_port.to_be_bytes());
-        value.extend([0; 2]);
-        set.insert(&[&turn.to_ne_bytes()], Element::Value(value));
-    }
-    set
-}
-
 /// Under which address a connection goes on.
 fn postrouting(network: &DesiredNetwork, around: &Surroundings) -> Chain {
     let mut rules = Vec::new();
@@ -454,7 +409,7 @@ fn postrouting(network: &DesiredNetwork, around: &Surroundings) -> Chain {
     nat(HookPoint::Postrouting, NAT_SOURCE, rules)
 }
 
-fn number(transport: Transport) -> u8 {
+pub(super) fn number(transport: Transport) -> u8 {
     match transport {
         Transport::Tcp => TCP,
         Transport::Udp => UDP,

@@ -1,6 +1,8 @@
 //! Short words for what rules are made of.
 
-use crate::netfilter::{Chain, Expression, Field, Hook, HookPoint, Key, Policy, RuleText, Verdict};
+use crate::netfilter::{
+    Chain, Devices, Expression, Field, Hook, HookPoint, Key, Policy, RuleText, Verdict,
+};
 
 pub(super) const ICMP: u8 = 1;
 pub(super) const TCP: u8 = 6;
@@ -151,12 +153,21 @@ pub(super) fn padded(name: &str) -> [u8; 16] {
 
 /// A chain that begins at a hook.
 pub(super) fn base(point: HookPoint, priority: i32, policy: Policy, rules: Vec<RuleText>) -> Chain {
-    Chain { hook: Some(Hook { point, priority, policy, is_nat: false }), rules }
+    let hook = Hook { point, priority, policy, is_nat: false, devices: Vec::new() };
+    Chain { hook: Some(hook), rules }
 }
 
 /// A chain that translates addresses.
 pub(super) fn nat(point: HookPoint, priority: i32, rules: Vec<RuleText>) -> Chain {
-    Chain { hook: Some(Hook { point, priority, policy: Policy::Accept, is_nat: true }), rules }
+    let policy = Policy::Accept;
+    let hook = Hook { point, priority, policy, is_nat: true, devices: Vec::new() };
+    Chain { hook: Some(hook), rules }
+}
+
+/// A chain for what certain interfaces receive or send.
+pub(super) fn at_devices(point: HookPoint, devices: Vec<Devices>, rules: Vec<RuleText>) -> Chain {
+    let policy = Policy::Accept;
+    Chain { hook: Some(Hook { point, priority: 0, policy, is_nat: false, devices }), rules }
 }
 
 /// A chain that is entered from others.

@@ -15,6 +15,8 @@ pub(crate) enum Change<'a> {
     RemoveSet(Place<'a>, &'a str),
     AddElements(Place<'a>, &'a str, &'a Set, Vec<(&'a [u8], &'a Element)>),
     RemoveElements(Place<'a>, &'a str, &'a Set, Vec<&'a [u8]>),
+    /// Removes all elements of a set.
+    ClearSet(Place<'a>, &'a str),
     AddChain(Place<'a>, &'a str, &'a Chain),
     RemoveChain(Place<'a>, &'a str),
     /// Removes all rules of a chain.

@@ -3,7 +3,7 @@
 use super::diff::{Change, Place};
 use super::expression::{Expression, Field, Key, NatKind, Verdict};
 use super::ruleset::{
-    Chain, DataKind, Element, Hook, HookPoint, KeyField, Limit, Policy, RuleText, Set,
+    Chain, DataKind, Devices, Element, Hook, HookPoint, KeyField, Limit, Policy, RuleText, Set,
 };
 use super::wire::{ACK, APPEND, CREATE, Writer};
 
@@ -40,6 +40,8 @@ const ELEMENTS_BYTES_MAX: usize = 60_000;
 const LOG_BYTES: u32 = 80;
 /// Lines of a rule that logs, per second and in a burst.
 const LOG_PER_SECOND: u64 = 10;
+/// `NFT_HASH_JENKINS`.
+const JENKINS: u32 = 0;
 
 /// One batch: all of it happens, or nothing. The identifiers of sets only matter within it.
 pub(super) fn batch(changes: &[Change<'_>]) -> Vec<u8> {
@@ -92,6 +94,11 @@ fn encode(writer: &mut Writer, change: &Change<'_>, number: u32) {
             keys.iter().for_each(|key| list.add(key, None));
             list.finish();
         }
+        Change::ClearSet((family, table), name) => {
+            writer.message(DELETE_ELEMENT, 0, family.number(), 0);
+            writer.text(1, table);
+            writer.text(2, name);
+        }
         Change::AddChain(place, name, chain) => add_chain(writer, *place, name, chain),
         Change::RemoveChain((family, table), name) => {
             writer.message(DELETE_CHAIN, 0, family.number(), 0);
@@ -132,6 +139,8 @@ fn limit_attributes(writer: &mut Writer, per_second: u64, burst: u32, kind: u32,
 
 fn add_set(writer: &mut Writer, (family, table): Place<'_>, name: &str, set: &Set, id: u32) {
     const MAP: u32 = 8;
+    const TIMEOUT: u32 = 0x10;
+    const LEARNS: u32 = 0x20;
     const OBJECT: u32 = 0x40;
     writer.message(NEW_SET, CREATE, family.number(), 0);
     writer.text(1, table);
@@ -141,7 +150,7 @@ fn add_set(writer: &mut Writer, (family, table): Place<'_>, name: &str, set: &Se
         DataKind::Verdict | DataKind::Fields(_) => MAP,
         DataKind::Limit => OBJECT,
     };
-    writer.u32(3, flags);
+    writer.u32(3, flags | set.learns.map_or(0, |_| TIMEOUT | LEARNS));
     writer.u32(4, type_of(&set.key));
     writer.u32(5, length_of(&set.key));
     match &set.data {
@@ -155,6 +164,12 @@ fn add_set(writer: &mut Writer, (family, table): Place<'_>, name: &str, set: &Se
             writer.u32(7, length_of(fields));
         }
         DataKind::Limit => writer.u32(15, OBJECT_LIMIT),
+    }
+    if let Some(learning) = set.learns {
+        let nest = writer.open(9);
+        writer.u32(1, learning.elements_max);
+        writer.close(nest);
+        writer.u64(11, learning.stays_ms);
     }
     writer.u32(10, id);
 }
@@ -227,19 +242,29 @@ fn add_chain(writer: &mut Writer, (family, table): Place<'_>, name: &str, chain:
     writer.message(NEW_CHAIN, CREATE, family.number(), 0);
     writer.text(1, table);
     writer.text(3, name);
-    let Some(Hook { point, priority, policy, is_nat }) = chain.hook else { return };
+    let Some(Hook { point, priority, policy, is_nat, devices }) = &chain.hook else { return };
     let nest = writer.open(4);
     writer.u32(
         1,
         match point {
-            HookPoint::Prerouting => 0,
-            HookPoint::Input => 1,
+            HookPoint::Prerouting | HookPoint::Ingress => 0,
+            HookPoint::Input | HookPoint::Egress => 1,
             HookPoint::Forward => 2,
             HookPoint::Output => 3,
             HookPoint::Postrouting => 4,
         },
     );
     writer.bytes(2, &priority.to_be_bytes());
+    if !devices.is_empty() {
+        let list = writer.open(4);
+        for device in devices {
+            match device {
+                Devices::Named(name) => writer.text(1, name),
+                Devices::Like(prefix) => writer.text(2, prefix),
+            }
+        }
+        writer.close(list);
+    }
     writer.close(nest);
     writer.u32(
         5,
@@ -248,7 +273,7 @@ fn add_chain(writer: &mut Writer, (family, table): Place<'_>, name: &str, chain:
             Policy::Accept => 1,
         },
     );
-    writer.text(7, if is_nat { "nat" } else { "filter" });
+    writer.text(7, if *is_nat { "nat" } else { "filter" });
 }
 
 fn add_rule(writer: &mut Writer, (family, table): Place<'_>, chain: &str, rule: &RuleText) {
@@ -301,11 +326,13 @@ fn expression(writer: &mut Writer, step: &Expression) {
         | Expression::Store { .. }
         | Expression::Meta { .. }
         | Expression::SetPacketType { .. }
+        | Expression::SetMark { .. }
         | Expression::ConnectionState { .. }
         | Expression::ConnectionStatus { .. }
         | Expression::DestinationKind { .. }
         | Expression::Immediate { .. } => loading(writer, step),
         Expression::Mask { .. }
+        | Expression::Raise { .. }
         | Expression::Equal { .. }
         | Expression::NotEqual { .. }
         | Expression::Range { .. }
@@ -315,6 +342,7 @@ fn expression(writer: &mut Writer, step: &Expression) {
         | Expression::VerdictMap { .. }
         | Expression::ObjectMap { .. } => matching(writer, step),
         Expression::Turn { .. }
+        | Expression::Hash { .. }
         | Expression::Limit { .. }
         | Expression::Counter
         | Expression::Log { .. }
@@ -322,6 +350,8 @@ fn expression(writer: &mut Writer, step: &Expression) {
         | Expression::ClampSegments { .. }
         | Expression::Nat { .. }
         | Expression::Masquerade
+        | Expression::Learn { .. }
+        | Expression::SendBy { .. }
         | Expression::Redirect { .. }
         | Expression::Verdict(_) => acting(writer, step),
     }
@@ -333,11 +363,13 @@ fn expression(writer: &mut Writer, step: &Expression) {
 fn name_of(step: &Expression) -> &'static str {
     match step {
         Expression::Load { .. } | Expression::Store { .. } => "payload",
-        Expression::Meta { .. } | Expression::SetPacketType { .. } => "meta",
+        Expression::Meta { .. } | Expression::SetPacketType { .. } | Expression::SetMark { .. } => {
+            "meta"
+        }
         Expression::ConnectionState { .. } | Expression::ConnectionStatus { .. } => "ct",
         Expression::DestinationKind { .. } => "fib",
         Expression::Immediate { .. } | Expression::Verdict(_) => "immediate",
-        Expression::Mask { .. } => "bitwise",
+        Expression::Mask { .. } | Expression::Raise { .. } => "bitwise",
         Expression::Equal { .. } | Expression::NotEqual { .. } => "cmp",
         Expression::Range { .. } => "range",
         Expression::In { .. }
@@ -345,7 +377,10 @@ fn name_of(step: &Expression) -> &'static str {
         | Expression::Map { .. }
         | Expression::VerdictMap { .. } => "lookup",
         Expression::ObjectMap { .. } => "objref",
+        Expression::Learn { .. } => "dynset",
+        Expression::SendBy { .. } => "fwd",
         Expression::Turn { .. } => "numgen",
+        Expression::Hash { .. } => "hash",
         Expression::Limit { .. } => "limit",
         Expression::Counter => "counter",
         Expression::Log { .. } => "log",
@@ -385,6 +420,9 @@ fn loading(writer: &mut Writer, step: &Expression) {
             writer.u32(
                 2,
                 match key {
+                    Key::Mark => 3,
+                    Key::InputIndex => 4,
+                    Key::OutputIndex => 5,
                     Key::InputName => 6,
                     Key::OutputName => 7,
                     Key::Family => 15,
@@ -394,6 +432,10 @@ fn loading(writer: &mut Writer, step: &Expression) {
         }
         Expression::SetPacketType { from } => {
             writer.u32(2, 19);
+            writer.u32(3, register(*from));
+        }
+        Expression::SetMark { from } => {
+            writer.u32(2, 3);
             writer.u32(3, register(*from));
         }
         Expression::ConnectionState { to } => {
@@ -425,6 +467,14 @@ fn matching(writer: &mut Writer, step: &Expression) {
             writer.u32(3, u32::try_from(mask.len()).unwrap_or(u32::MAX));
             data(writer, 4, mask);
             data(writer, 5, &vec![0; mask.len()]);
+        }
+        // Clears the bits, then turns them.
+        Expression::Raise { register: at, bits } => {
+            writer.u32(1, register(*at));
+            writer.u32(2, register(*at));
+            writer.u32(3, 4);
+            data(writer, 4, &(!bits).to_ne_bytes());
+            data(writer, 5, &bits.to_ne_bytes());
         }
         Expression::Equal { register: at, value } => compare(writer, *at, 0, value),
         Expression::NotEqual { register: at, value } => compare(writer, *at, 1, value),
@@ -474,6 +524,13 @@ fn acting(writer: &mut Writer, step: &Expression) {
             writer.u32(2, *modulus);
             writer.u32(3, 0);
         }
+        Expression::Hash { from, len, seed, modulus, to } => {
+            writer.u32(1, register(*from));
+            writer.u32(2, register(*to));
+            for (attribute, value) in [(3, *len), (4, *modulus), (5, *seed), (7, JENKINS)] {
+                writer.u32(attribute, value);
+            }
+        }
         Expression::Limit { per_second, burst } => {
             limit_attributes(writer, *per_second, *burst, 0, false);
         }
@@ -514,6 +571,13 @@ fn acting(writer: &mut Writer, step: &Expression) {
                 writer.u32(5, register(*port));
             }
         }
+        Expression::Learn { key, value, map } => {
+            writer.text(1, map);
+            writer.u32(3, 0);
+            writer.u32(4, register(*key));
+            writer.u32(5, register(*value));
+        }
+        Expression::SendBy { device } => writer.u32(1, register(*device)),
         Expression::Redirect { port } => writer.u32(1, register(*port)),
         Expression::Verdict(verdict) => {
             writer.u32(1, 0);

@@ -60,6 +60,12 @@ pub(crate) enum Key {
     Family,
     /// The transport protocol. One byte.
     TransportProtocol,
+    /// What rules wrote on the packet. Four bytes.
+    Mark,
+    /// Index of the interface that received it. Four bytes.
+    InputIndex,
+    /// Index of the interface that is to send it. Four bytes.
+    OutputIndex,
 }
 
 /// Source or destination.
@@ -83,6 +89,9 @@ pub(crate) enum Expression {
     SetPacketType {
         from: u32,
     },
+    SetMark {
+        from: u32,
+    },
     /// Bits of the connection's state: 1 invalid, 2 established, 4 related, 8 new.
     ConnectionState {
         to: u32,
@@ -102,6 +111,11 @@ pub(crate) enum Expression {
     Mask {
         register: u32,
         mask: Vec<u8>,
+    },
+    /// Sets bits, of four bytes.
+    Raise {
+        register: u32,
+        bits: u32,
     },
     Equal {
         register: u32,
@@ -142,8 +156,22 @@ pub(crate) enum Expression {
         register: u32,
         map: String,
     },
+    /// Adds a key and its value to a map that learns; goes on if there was room.
+    Learn {
+        key: u32,
+        value: u32,
+        map: String,
+    },
     /// Counts up to `modulus`, from 0.
     Turn {
+        modulus: u32,
+        to: u32,
+    },
+    /// Jenkins' hash of the `len` bytes that begin in a register, modulo `modulus`.
+    Hash {
+        from: u32,
+        len: u32,
+        seed: u32,
         modulus: u32,
         to: u32,
     },
@@ -176,6 +204,10 @@ pub(crate) enum Expression {
         port: Option<u32>,
     },
     Masquerade,
+    /// Sends the frame as it is by the interface whose index the register holds; ends everything.
+    SendBy {
+        device: u32,
+    },
     /// To a port of this host.
     Redirect {
         port: u32,

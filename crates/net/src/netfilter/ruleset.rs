@@ -11,6 +11,8 @@ pub(crate) type Ruleset = BTreeMap<(Family, String), Table>;
 pub(crate) enum Family {
     Inet,
     Ipv4,
+    /// What comes in or goes out by an interface, before and after everything else.
+    Device,
     Bridge,
 }
 
@@ -20,6 +22,7 @@ impl Family {
         match self {
             Self::Inet => 1,
             Self::Ipv4 => 2,
+            Self::Device => 5,
             Self::Bridge => 7,
         }
     }
@@ -40,16 +43,32 @@ pub(crate) struct Set {
     pub(crate) key: Vec<KeyField>,
     pub(crate) data: DataKind,
     pub(crate) elements: BTreeMap<Vec<u8>, Element>,
+    /// Rules add elements by themselves; nothing else does.
+    pub(crate) learns: Option<Learning>,
+}
+
+/// How a set is filled by rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Learning {
+    /// How long an element stays, in milliseconds.
+    pub(crate) stays_ms: u64,
+    /// Elements at most; what comes beyond is not learned.
+    pub(crate) elements_max: u32,
 }
 
 impl Set {
     pub(crate) fn new(key: &[KeyField], data: DataKind) -> Self {
-        Self { key: key.to_vec(), data, elements: BTreeMap::new() }
+        Self { key: key.to_vec(), data, elements: BTreeMap::new(), learns: None }
+    }
+
+    /// A set that rules fill.
+    pub(crate) fn learning(key: &[KeyField], data: DataKind, learning: Learning) -> Self {
+        Self { learns: Some(learning), ..Self::new(key, data) }
     }
 
     /// Whether both are the same but for their elements.
     pub(super) fn same_kind(&self, other: &Self) -> bool {
-        self.key == other.key && self.data == other.data
+        self.key == other.key && self.data == other.data && self.learns == other.learns
     }
 
     /// Adds an element.
@@ -78,13 +97,17 @@ pub(crate) enum KeyField {
     Protocol,
     Port,
     InterfaceName,
+    InterfaceIndex,
     Number,
+    /// Bytes that are compared as a whole.
+    Bytes(u8),
 }
 
 impl KeyField {
     pub(super) fn bytes(self) -> usize {
         match self {
-            Self::Ip4 | Self::Number => 4,
+            Self::Ip4 | Self::Number | Self::InterfaceIndex => 4,
+            Self::Bytes(count) => usize::from(count),
             Self::Ip6 | Self::InterfaceName => 16,
             Self::Mac => 6,
             Self::Protocol => 1,
@@ -99,12 +122,13 @@ impl KeyField {
 
     pub(super) fn number(self) -> u32 {
         match self {
-            Self::Number => 4,
+            Self::Number | Self::Bytes(_) => 4,
             Self::Ip4 => 7,
             Self::Ip6 => 8,
             Self::Mac => 9,
             Self::Protocol => 12,
             Self::Port => 13,
+            Self::InterfaceIndex => 20,
             Self::InterfaceName => 41,
         }
     }
@@ -148,7 +172,7 @@ pub(crate) struct Chain {
 }
 
 /// Where a chain begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Hook {
     pub(crate) point: HookPoint,
     /// Lower comes first.
@@ -156,6 +180,17 @@ pub(crate) struct Hook {
     pub(crate) policy: Policy,
     /// Whether it translates addresses.
     pub(crate) is_nat: bool,
+    /// Whose packets, in the family of devices; of all others it is empty.
+    pub(crate) devices: Vec<Devices>,
+}
+
+/// Interfaces that a chain is for, whether they are there yet or not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Devices {
+    /// The one with this name.
+    Named(&'static str),
+    /// Those whose names begin so (Linux 6.17).
+    Like(String),
 }
 
 /// When on its way a packet is looked at.
@@ -166,6 +201,10 @@ pub(crate) enum HookPoint {
     Forward,
     Output,
     Postrouting,
+    /// In the family of devices: what an interface received.
+    Ingress,
+    /// In the family of devices: what an interface is to send.
+    Egress,
 }
 
 /// What becomes of a packet that no rule decided.

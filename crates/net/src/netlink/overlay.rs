@@ -4,7 +4,9 @@ use super::{Link, Netlink, absent_is_fine, cause, collect, mac_of};
 use crate::names::InterfaceName;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
-use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVeth, InfoVxlan, MacVlanMode};
+use rtnetlink::packet_route::link::{
+    InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkInfo, MacVlanMode,
+};
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
@@ -13,14 +15,16 @@ use rtnetlink::packet_route::route::{
 };
 use rtnetlink::{
     LinkBridgePort, LinkMacVlan, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan,
-    RouteMessageBuilder,
+    LinkWireguard, RouteMessageBuilder,
 };
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// `NUD_NOARP | NUD_REACHABLE`: a bridge takes the first for a static entry, a tunnel needs the second.
 const STATE_STATIC: u16 = 0x42;
+/// The UDP port of a tunnel that is only made to see what the kernel says of it.
+const TRIAL_PORT: u16 = 4789;
 /// The main table of routes.
 const TABLE_MAIN: u8 = 254;
 
@@ -94,6 +98,49 @@ impl Netlink {
             .setns_by_fd(namespace.as_fd().as_raw_fd())
             .build();
         self.handle.link().add(message).execute().await.map_err(cause)
+    }
+
+    /// Whether tunnels can be told to leave frames for other tunnels of the host in packets ([`Tunnel::bypasses`]): found out by
+    /// making one, in a namespace that goes.
+    pub(crate) async fn spares_local(&self) -> io::Result<bool> {
+        let tunnel = Tunnel::new(1, Ipv4Addr::LOCALHOST, TRIAL_PORT);
+        let message = LinkVxlan::new("skvx0", tunnel.vni)
+            .local(tunnel.local)
+            .port(tunnel.port)
+            .append_info_data(InfoVxlan::Localbypass(false))
+            .build();
+        self.handle.link().add(message).execute().await.map_err(cause)?;
+        let links = collect(self.handle.link().get().execute()).await?;
+        let infos = links.iter().flat_map(|link| &link.attributes);
+        // A kernel that does not know it does not show it.
+        Ok(infos.into_iter().any(|attribute| {
+            let LinkAttribute::LinkInfo(infos) = attribute else { return false };
+            infos.iter().any(|info| {
+                matches!(info, LinkInfo::Data(InfoData::Vxlan(data))
+                    if data.contains(&InfoVxlan::Localbypass(false)))
+            })
+        }))
+    }
+
+    /// Makes an interface of WireGuard's whose packets leave in this namespace, and which stands in another if one is given.
+    pub(crate) async fn create_wire(
+        &self,
+        name: &InterfaceName,
+        namespace: Option<&OwnedFd>,
+    ) -> io::Result<()> {
+        let message = LinkWireguard::new(name.as_str());
+        let message = match namespace {
+            Some(namespace) => message.setns_by_fd(namespace.as_raw_fd()),
+            None => message,
+        };
+        self.handle.link().add(message.build()).execute().await.map_err(cause)
+    }
+
+    /// Takes an interface to another namespace, where it is down.
+    pub(crate) async fn take_to(&self, index: u32, namespace: impl AsFd) -> io::Result<()> {
+        let message = LinkUnspec::new_with_index(index);
+        let message = message.setns_by_fd(namespace.as_fd().as_raw_fd()).build();
+        self.handle.link().change(message).execute().await.map_err(cause)
     }
 
     /// Makes a pair of interfaces: `here` in this namespace, `there` in another.

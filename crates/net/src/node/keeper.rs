@@ -10,16 +10,16 @@
 use super::outside::Outside;
 use crate::answer::Directory;
 use crate::connector::Connector;
-use crate::desired::{Desired, DesiredNetwork, Exit, NetworkKind, Vni};
+use crate::desired::{Desired, DesiredNetwork, Exit, NetworkKind, Transport, Vni};
 use crate::error::NetError;
 use crate::events::{Events, NetworkEvent};
-use crate::firewall::{Packet, Policy, Surroundings, TABLE, Way, rules};
+use crate::firewall::{KNOWN, Packet, Policy, Surroundings, TABLE, Way, rules, shortcut_alone};
 use crate::kernel;
 use crate::monitor::{Ears, Monitor};
-use crate::names::{InterfaceName, NetworkName};
-use crate::netfilter::{Family, Netfilter, Ruleset, diff as diff_rules, replace};
+use crate::names::{InterfaceName, NetworkName, VXLAN};
+use crate::netfilter::{Change, Family, Netfilter, Ruleset, diff as diff_rules, replace};
 use crate::network::{Managed, NetworkSpec, NodeNetwork, blocking};
-use crate::plan::{Seen, Step, Uplink, Wanted, diff};
+use crate::plan::{Seen, Step, Uplink, Wanted, diff, follow};
 use crate::port::{Port, PortInfo, PortSpec, Unplugged};
 use crate::service::{PacketSocket, Place, Services, Waiting, WaitingRoom, interface_filter};
 use crate::setup::failed;
@@ -28,6 +28,7 @@ use crate::transfer::{Connection, may_forbid, stale};
 use crate::{Capture, CaptureOptions};
 use skein_model::Subnet;
 use skein_shell::report;
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,6 +42,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 const SETTLE: Duration = Duration::from_millis(100);
 /// Between two looks that changes ask for, so that who changes things all the time costs little.
 const LOOK_PAUSE: Duration = Duration::from_millis(500);
+/// A look takes at most one part of so many of the time: it costs as much as there are machines.
+const LOOK_SHARE: u32 = 20;
 /// Plans until one is empty: interfaces, what leads through them, and one to see that it is so.
 const ROUNDS_MAX: usize = 6;
 
@@ -78,6 +81,16 @@ struct Programmed {
     generation: u32,
 }
 
+/// What the kernel was brought in line with, and showed.
+#[derive(Debug)]
+struct InLine {
+    target: Target,
+    wanted: Wanted,
+    transit: Option<Ipv4Addr>,
+    /// Index of the tunnel.
+    tunnel: Option<u32>,
+}
+
 /// The keeper of one network.
 #[derive(Debug)]
 pub(super) struct Keeper {
@@ -89,6 +102,7 @@ pub(super) struct Keeper {
     target: Option<Target>,
     netfilter: Option<Netfilter>,
     programmed: Option<Programmed>,
+    in_line: Option<InLine>,
     room: WaitingRoom,
     waiting: Option<Waiting>,
     services: Option<(Services, ServicesOf)>,
@@ -149,6 +163,7 @@ impl Keeper {
             target: None,
             netfilter: None,
             programmed: None,
+            in_line: None,
             room: WaitingRoom::new(),
             waiting: None,
             services: None,
@@ -166,7 +181,7 @@ impl Keeper {
         let mut outside = self.outside.changes();
         let changed = self.changed.clone();
         let mut next_look = Instant::now() + LOOK_EVERY;
-        let mut last_look = Instant::now();
+        let (mut last_look, mut pause) = (Instant::now(), LOOK_PAUSE);
         loop {
             tokio::select! {
                 ask = inbox.recv() => match ask {                            // cancel-safe: mpsc
@@ -179,14 +194,16 @@ impl Keeper {
                     Some(ask) => self.on(ask).await,
                 },
                 () = changed.notified() => {                                 // cancel-safe: a permit stays
-                    next_look = next_look.min((last_look + LOOK_PAUSE).max(Instant::now() + SETTLE));
+                    next_look = next_look.min((last_look + pause).max(Instant::now() + SETTLE));
                 }
                 Ok(()) = outside.changed() => {                              // cancel-safe: watch
-                    next_look = next_look.min((last_look + LOOK_PAUSE).max(Instant::now() + SETTLE));
+                    next_look = next_look.min((last_look + pause).max(Instant::now() + SETTLE));
                 }
                 () = tokio::time::sleep_until(next_look) => {                // cancel-safe: timer
+                    let began = Instant::now();
                     self.look().await;
                     last_look = Instant::now();
+                    pause = LOOK_PAUSE.max((last_look - began) * LOOK_SHARE);
                     next_look = last_look + LOOK_EVERY;
                 }
             }
@@ -203,7 +220,8 @@ impl Keeper {
                 let _ = reply.send(self.plug(address).await);
             }
             Ask::Unplug { address, reply } => {
-                let _ = reply.send(self.network.unplug(address).await);
+                let unplugged = self.network.unplug(address).await;
+                let _ = reply.send(self.forget_shortcuts().await.and(unplugged));
             }
             Ask::Ports { reply } => {
                 let _ = reply.send(self.network.ports().await);
@@ -243,11 +261,77 @@ impl Keeper {
         self.network.respecify(spec(&self.name, &target.network)?);
         self.target = Some(target.clone());
         self.published.send_replace(target.network.clone());
-        self.settle(&target).await?;
+        if self.in_line.is_none() {
+            self.settle(&target).await?;
+        }
         self.wait_for_machines(&target).await?;
         self.program(&target).await?;
-        self.bring_in_line(&target).await?;
+        if !self.follow(&target).await? {
+            self.settle(&target).await?;
+            self.bring_in_line(&target).await?;
+        }
         self.serve(&target).await
+    }
+
+    /// Goes from what the kernel is in line with to `target` without asking it, which costs as much as there are machines.
+    /// Whether that was enough. What somebody changed meanwhile is found when the network is next looked at.
+    async fn follow(&mut self, target: &Target) -> Result<bool, NetError> {
+        let Some(before) = self.in_line.take() else { return Ok(false) };
+        if ways(&before.target.network) != ways(&target.network) {
+            return Ok(false);
+        }
+        let wanted = Wanted::of(&target.desired, &target.network, &self.name, before.transit);
+        let Some(steps) = follow(&before.wanted, &wanted, before.tunnel) else {
+            return Ok(false);
+        };
+        let fresh = wanted.taps.keys().filter(|tap| !before.wanted.taps.contains_key(*tap));
+        if self.has_any(fresh.cloned().collect()).await? {
+            return Ok(false);
+        }
+        if !steps.is_empty() {
+            self.carry_out(target, &wanted, steps).await?;
+            self.forget_shortcuts().await?;
+        }
+        self.in_line = Some(InLine { target: target.clone(), wanted, ..before });
+        Ok(true)
+    }
+
+    /// Whether one of these interfaces is there.
+    async fn has_any(&self, names: Vec<InterfaceName>) -> Result<bool, NetError> {
+        let network = self.name.clone();
+        let job = self.network.thread().run(move |netlink| {
+            Box::pin(async move {
+                for name in &names {
+                    let index = netlink.index_of(name).map_err(failed("looking at", &network))?;
+                    if index.is_some() {
+                        return Ok(true);
+                    }
+                }
+                Ok(false)
+            })
+        });
+        job.await
+    }
+
+    /// Has every connection take the long way once more.
+    async fn forget_shortcuts(&mut self) -> Result<(), NetError> {
+        let place = (Family::Device, TABLE.to_owned());
+        let Some(programmed) = &self.programmed else { return Ok(()) };
+        if !programmed.rules.contains_key(&place) {
+            return Ok(());
+        }
+        let before = programmed.generation;
+        let clear = move |netfilter: &mut Netfilter| {
+            // Somebody else's change must not pass for this one.
+            let ours = netfilter.generation()? == before;
+            let now = netfilter.commit(&[Change::ClearSet((place.0, &place.1), KNOWN)])?;
+            Ok(if ours { now } else { before })
+        };
+        let generation = self.with_netfilter(clear).await?;
+        if let Some(programmed) = &mut self.programmed {
+            programmed.generation = generation;
+        }
+        Ok(())
     }
 
     /// What is wrong is put back, and told.
@@ -331,10 +415,13 @@ impl Keeper {
             None => self.open_netfilter().await?,
         };
         let (network, name) = (target.network.clone(), self.name.clone());
-        let programmed = self.programmed.take();
+        let (programmed, outside) = (self.programmed.take(), self.outside.clone());
         let work = move || {
             let mut netfilter = netfilter;
             let tap = |address| InterfaceName::tap(&name, address);
+            let shortcut = outside.shortcut();
+            let tried = shortcut.get_or_init(|| has_shortcut(&mut netfilter, &network, &around));
+            around.has_shortcut = *tried;
             let wanted = Arc::new(rules(&network, tap, &around));
             let done = write(&mut netfilter, &wanted, programmed, &network);
             Ok((netfilter, network, wanted, done))
@@ -356,20 +443,27 @@ impl Keeper {
     /// Carries out plans until one is empty. Returns how many steps that took.
     async fn bring_in_line(&mut self, target: &Target) -> Result<usize, NetError> {
         let mut count = 0;
+        self.in_line = None;
         for _ in 0..ROUNDS_MAX {
             let transit = self.tend_way(target).await?;
             let wanted = Wanted::of(&target.desired, &target.network, &self.name, transit);
             let seen = self.see(target).await?;
             let steps = diff(&wanted, &seen, &self.name);
-            if steps.is_empty() {
-                return self.note_name().await.map(|()| count);
-            }
-            debug!(network.name = %self.name, ?steps, "bringing in line");
-            count += steps.len();
             let is_last = steps.iter().all(Step::is_last);
-            self.carry_out(target, &wanted, steps).await?;
+            if !steps.is_empty() {
+                debug!(network.name = %self.name, ?steps, "bringing in line");
+                count += steps.len();
+                self.carry_out(target, &wanted, steps).await?;
+            }
             if is_last {
-                return self.note_name().await.map(|()| count);
+                self.note_name().await?;
+                if count > 0 {
+                    self.forget_shortcuts().await?;
+                }
+                let tunnel = seen.link(VXLAN).map(|link| link.index);
+                let target = target.clone();
+                self.in_line = Some(InLine { target, wanted, transit, tunnel });
+                return Ok(count);
             }
         }
         Err(NetError::Unsettled { name: self.name.clone() })
@@ -390,7 +484,7 @@ impl Keeper {
             interface: InterfaceName::host_end(&self.name).as_str().to_owned(),
             transit,
             source,
-            open: network.publications.iter().map(|p| (p.address, p.protocol, p.port)).collect(),
+            open: ways(network).1,
         });
         self.outside.set_way(self.vni, way);
         Ok(transit)
@@ -588,7 +682,7 @@ fn write(
     if changes.is_empty() {
         return Ok((now, false));
     }
-    let generation = match (netfilter.commit(&changes), before) {
+    let mut generation = match (netfilter.commit(&changes), before) {
         (Ok(generation), _) => generation,
         (Err(error), None) => return Err(error),
         (Err(error), Some(before)) => {
@@ -596,17 +690,42 @@ fn write(
             netfilter.commit(&replace(wanted, &before.rules))?
         }
     };
-    if before.is_some_and(|before| !may_forbid(&before.network, network)) {
-        return Ok((generation, foreign));
-    }
-    if programmed.is_none() && netfilter.flows_count()? == 0 {
-        return Ok((generation, foreign));
-    }
-    let policy = Policy::new(network);
-    for flow in netfilter.flows()? {
-        if stale(&flow, network, &policy) {
-            netfilter.forget(&flow.original)?;
+    let harmless = before.is_some_and(|before| !may_forbid(&before.network, network));
+    if !harmless && (programmed.is_some() || netfilter.flows_count()? > 0) {
+        let policy = Policy::new(network);
+        for flow in netfilter.flows()? {
+            if stale(&flow, network, &policy) {
+                netfilter.forget(&flow.original)?;
+            }
         }
     }
+    // After the last packet that the former rules let through: it may have been learned from.
+    let place = (Family::Device, TABLE.to_owned());
+    if wanted.contains_key(&place) {
+        generation = netfilter.commit(&[Change::ClearSet((place.0, &place.1), KNOWN)])?;
+    }
     Ok((generation, foreign))
+}
+
+/// What of a network's ways to the host a look must bring in line: where it leaves, and what is open.
+fn ways(network: &DesiredNetwork) -> (&NetworkKind, BTreeSet<(Option<Ipv4Addr>, Transport, u16)>) {
+    (&network.kind, network.publications.iter().map(|p| (p.address, p.protocol, p.port)).collect())
+}
+
+/// Whether the kernel takes the rules of the short way between machines: found out by writing them, without any port.
+fn has_shortcut(
+    netfilter: &mut Netfilter,
+    network: &DesiredNetwork,
+    around: &Surroundings,
+) -> bool {
+    let trial = shortcut_alone(network, around);
+    let tried = netfilter.commit(&replace(&trial, &Ruleset::new()));
+    let undone = netfilter.commit(&replace(&Ruleset::new(), &trial));
+    match tried.and(undone) {
+        Ok(_) => true,
+        Err(error) => {
+            info!(%error, "connections take the long way: this kernel has no chains for interfaces to come (Linux 6.17)");
+            false
+        }
+    }
 }

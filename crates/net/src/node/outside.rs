@@ -1,7 +1,7 @@
 //! The node's own namespace: what of networks stands in it.
 
 use crate::connector::Connector;
-use crate::desired::{Desired, HostInterface, Vni};
+use crate::desired::{Desired, HostInterface, VXLAN_OVERHEAD_BYTES, Vni, WIRE_OVERHEAD_BYTES};
 use crate::error::NetError;
 use crate::events::{Events, NetworkEvent};
 use crate::firewall::{HostRules, Way, host_rules};
@@ -11,16 +11,20 @@ use crate::names::{InterfaceName, NetworkName};
 use crate::netfilter::{Netfilter, Ruleset, diff, replace};
 use crate::netlink::{Netlink, Route, Tunnel};
 use crate::network::blocking;
+use crate::node::NodeNetworksConfig;
 use crate::plan::{HOST_TRANSIT, transit_address};
 use crate::service::Resolvers;
 use crate::setup::failed;
 use crate::thread::NamespaceThread;
+use crate::wire::{self, SecretKey, Wire, WireConfig, WireWanted};
+use skein_model::WireKey;
+use skein_shell::report;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
@@ -30,6 +34,8 @@ use tracing::{info, warn};
 pub(super) const TABLE_PREFIX: &str = "skein-";
 /// After a change of the node's namespace: others come in bursts.
 const SETTLE: Duration = Duration::from_millis(500);
+/// Bytes of the largest packet of Ethernet.
+const ETHERNET_BYTES: u16 = 1500;
 /// However quiet it is, the table is looked at after this long.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 
@@ -43,6 +49,13 @@ pub(super) struct Outside {
     parts: Mutex<Parts>,
     /// One writer of the table at a time.
     turn: Arc<Semaphore>,
+    /// Whether the kernel can do what the short way between machines needs, once a network has tried.
+    shortcut: OnceLock<bool>,
+    /// The file of the node's secret, if it has one.
+    wire_key: Option<PathBuf>,
+    wire: tokio::sync::Mutex<WirePlace>,
+    events: Events,
+    woken: Arc<Notify>,
     /// Counts changes of the namespace, for every keeper that has a way through here.
     changed: watch::Sender<u64>,
     _tasks: JoinSet<()>,
@@ -57,15 +70,25 @@ struct Parts {
     netfilter: Option<Netfilter>,
     /// A task that looks after the table, once there is one.
     guard: Option<JoinSet<()>>,
+    /// What the node was last told to have.
+    desired: Option<Arc<Desired>>,
+}
+
+/// The encrypted way to other nodes.
+#[derive(Debug, Default)]
+struct WirePlace {
+    wire: Option<Wire>,
+    /// What it was last brought in line with; `None`: nothing, or nothing wholly.
+    tended: Option<Arc<Desired>>,
 }
 
 impl Outside {
     pub(super) async fn enter(
-        group: NetworkName,
-        underlay: Option<PathBuf>,
+        config: NodeNetworksConfig,
         resolvers: Resolvers,
         events: Events,
     ) -> Result<Self, NetError> {
+        let NodeNetworksConfig { group, underlay, wire_key, .. } = config;
         let path = underlay.unwrap_or_else(|| PathBuf::from("/proc/self/ns/net"));
         let opened = path.clone();
         let file = blocking(move || {
@@ -84,7 +107,7 @@ impl Outside {
         let heard = Monitor::start(ears.await?, woken.clone(), None, events.clone());
         let heard = heard.map_err(failed("listening for", &group))?;
         let mut tasks = JoinSet::new();
-        tasks.spawn(pass_on(heard, woken, changed.clone()));
+        tasks.spawn(pass_on(heard, woken.clone(), changed.clone()));
         Ok(Self {
             connector: Connector::start(namespace)?,
             group,
@@ -92,6 +115,11 @@ impl Outside {
             resolvers,
             parts: Mutex::new(Parts::default()),
             turn: Arc::new(Semaphore::new(1)),
+            shortcut: OnceLock::new(),
+            wire_key,
+            wire: tokio::sync::Mutex::default(),
+            events,
+            woken,
             changed,
             _tasks: tasks,
         })
@@ -110,13 +138,72 @@ impl Outside {
         self.resolvers.clone()
     }
 
-    /// Takes note of who may send to the tunnel.
-    pub(super) fn prepare(&self, desired: &Desired) {
+    /// Whether the kernel can do what the short way between machines needs.
+    pub(super) fn shortcut(&self) -> &OnceLock<bool> {
+        &self.shortcut
+    }
+
+    /// Takes note of who may send to the tunnel, and brings the encrypted way to other nodes in line.
+    pub(super) async fn prepare(&self, desired: &Arc<Desired>) -> Result<(), NetError> {
         let peers = desired.peers.iter().map(|peer| peer.address);
         let tunnel = (!desired.peers.is_empty()).then(|| {
             (desired.underlay.vxlan_port, peers.chain([desired.underlay.address]).collect())
         });
-        self.parts().tunnel = tunnel;
+        {
+            let mut parts = self.parts();
+            (parts.tunnel, parts.desired) = (tunnel, Some(desired.clone()));
+        }
+        self.tend_wire(Look::AsTold).await.map(drop)
+    }
+
+    /// Brings the encrypted way to other nodes to what was last told. Returns whether anything was to be done.
+    async fn tend_wire(&self, look: Look) -> Result<bool, NetError> {
+        let Some(desired) = self.parts().desired.clone() else { return Ok(false) };
+        let mut place = self.wire.lock().await;
+        let same = |before: &Arc<Desired>| same_wire(before, &desired);
+        if look == Look::AsTold && place.tended.as_ref().is_some_and(same) {
+            return Ok(false);
+        }
+        let known = place.tended.take();
+        let changed = match desired.underlay.wire {
+            Some(public) => self.make_wire(&mut place, &desired, public).await?,
+            None => {
+                if let Some(wire) = place.wire.take() {
+                    wire.remove().await?;
+                } else if known.is_none() {
+                    wire::discard(&self.group, &self.thread).await?;
+                }
+                false
+            }
+        };
+        place.tended = Some(desired);
+        Ok(changed && known.is_some())
+    }
+
+    async fn make_wire(
+        &self,
+        place: &mut WirePlace,
+        desired: &Desired,
+        public: WireKey,
+    ) -> Result<bool, NetError> {
+        let path = self.wire_key.clone().unwrap_or_default();
+        let key = blocking(move || {
+            let failed = |source| NetError::WireKey { path: path.clone(), source };
+            let key = SecretKey::read(&path).map_err(failed)?;
+            let other = "it does not go with the public key that other nodes know";
+            (key.public() == public).then_some(key).ok_or_else(|| failed(io::Error::other(other)))
+        });
+        let config = WireConfig::of(desired, key.await?);
+        let wire = match &mut place.wire {
+            Some(wire) => wire,
+            none => {
+                let opened = Wire::open(&self.group, self.woken.clone(), self.events.clone());
+                none.insert(opened.await?)
+            }
+        };
+        let address = desired.underlay.number.wire_address();
+        let wanted = WireWanted { config, address, mtu: wire_mtu(desired) };
+        wire.tend(&self.thread, wanted).await
     }
 
     /// Makes a network's tunnel, in its namespace.
@@ -128,7 +215,17 @@ impl Outside {
         mtu: u32,
     ) -> Result<(), NetError> {
         let name = network.clone();
-        let job = self.thread.run(move |netlink| {
+        let place = self.wire.lock().await;
+        let is_encrypted = self.parts().desired.as_ref().is_some_and(|d| d.underlay.wire.is_some());
+        let thread = match &place.wire {
+            Some(wire) => wire.thread(),
+            None if is_encrypted => {
+                let source = io::ErrorKind::NotConnected.into();
+                return Err(NetError::Encryption { action: "making", source });
+            }
+            None => &self.thread,
+        };
+        let job = thread.run(move |netlink| {
             Box::pin(async move {
                 let made =
                     netlink.create_tunnel(&InterfaceName::vxlan(), &namespace, tunnel, mtu).await;
@@ -235,9 +332,15 @@ impl Outside {
         self.program(rules).await
     }
 
-    /// Removes the table.
+    /// Removes the table, and the encrypted way to other nodes.
     pub(super) async fn clear(&self) -> Result<(), NetError> {
-        self.program(Ruleset::new()).await.map(drop)
+        self.parts().guard = None;
+        let wire = std::mem::take(&mut *self.wire.lock().await).wire;
+        let removed = match wire {
+            Some(wire) => wire.remove().await,
+            None => Ok(()),
+        };
+        self.program(Ruleset::new()).await.and(removed)
     }
 
     fn table(&self) -> String {
@@ -290,22 +393,54 @@ impl Outside {
                     () = tokio::time::sleep(LOOK_EVERY) => {}     // cancel-safe: timer
                 }
                 let Some(outside) = weak.upgrade() else { return };
-                match outside.refresh().await {
+                match outside.look().await {
                     Ok(false) => {}
                     Ok(true) => {
-                        info!(group = %outside.group, "the node's table was put back");
+                        info!(group = %outside.group, "what networks have of the node was put back");
                         events.mention(NetworkEvent::Healed { vni: None, steps: 1 });
                     }
-                    Err(error) => warn!(%error, "the node's table could not be looked at"),
+                    Err(error) => {
+                        let error = report::chain(&error);
+                        warn!(%error, "what networks have of the node could not be put back");
+                    }
                 }
             }
         });
         parts.guard = Some(tasks);
     }
 
+    /// Looks at everything. Returns whether anything was to be put back.
+    async fn look(&self) -> Result<bool, NetError> {
+        let wire = self.tend_wire(Look::Whole).await;
+        let table = self.refresh().await;
+        Ok(wire? | table?)
+    }
+
     fn parts(&self) -> std::sync::MutexGuard<'_, Parts> {
         self.parts.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// How closely the encrypted way is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// Not at all, if nothing else was told than before.
+    AsTold,
+    Whole,
+}
+
+/// Whether two states need the same encrypted way.
+fn same_wire(before: &Desired, after: &Desired) -> bool {
+    before.underlay == after.underlay
+        && before.peers == after.peers
+        && wire_mtu(before) == wire_mtu(after)
+}
+
+/// Bytes of the largest packet of a tunnel: what the largest network needs, or else what fits Ethernet.
+fn wire_mtu(desired: &Desired) -> u32 {
+    let largest = desired.networks.iter().map(|network| network.mtu).max();
+    let fitting = ETHERNET_BYTES - WIRE_OVERHEAD_BYTES;
+    u32::from(largest.map_or(fitting, |mtu| fitting.max(mtu + VXLAN_OVERHEAD_BYTES)))
 }
 
 /// Changes come in bursts; one of them is enough for all who wait.

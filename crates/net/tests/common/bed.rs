@@ -9,8 +9,10 @@ use skein_net::{
     Desired, DesiredNetwork, DhcpSettings, DnsSettings, Exit, GroupName, Ipv6Range, LocalPort,
     NetworkEvent, NetworkKind, NetworkName, NodeNetworks, NodeNetworksConfig, NodeNumber,
     OtherNames, Peers, PortLimits, RemotePort, Rule, RuleGroup, Underlay, VXLAN_PORT_DEFAULT, Vni,
+    open_wire_key,
 };
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -67,9 +69,23 @@ pub(crate) struct Node {
     pub(crate) events: mpsc::Receiver<NetworkEvent>,
     pub(crate) underlay: Underlay,
     pub(crate) group: NetworkName,
+    /// The folder of its secret, if it encrypts.
+    folder: Option<tempfile::TempDir>,
 }
 
 impl Node {
+    /// The file of its secret.
+    pub(crate) fn wire_key(&self) -> Option<PathBuf> {
+        self.folder.as_ref().map(|folder| folder.path().join("wire.key"))
+    }
+
+    /// Has it encrypt from its next start on.
+    pub(crate) fn encrypt(&mut self) -> Result<()> {
+        self.folder = Some(tempfile::tempdir()?);
+        self.underlay.wire = Some(open_wire_key(&self.wire_key().context("a folder")?)?);
+        Ok(())
+    }
+
     pub(crate) fn networks(&self) -> &NodeNetworks {
         self.networks.as_ref().expect("the node runs")
     }
@@ -78,7 +94,8 @@ impl Node {
         self.networks = None;
         let (sender, events) = mpsc::channel(64);
         self.events = events;
-        self.networks = Some(start(&self.group, &self.namespace.0, sender).await?);
+        let key = self.wire_key();
+        self.networks = Some(start(&self.group, &self.namespace.0, key, sender).await?);
         Ok(())
     }
 }
@@ -86,12 +103,14 @@ impl Node {
 async fn start(
     group: &NetworkName,
     namespace: &str,
+    wire_key: Option<PathBuf>,
     events: mpsc::Sender<NetworkEvent>,
 ) -> Result<NodeNetworks> {
     let config = NodeNetworksConfig {
         group: group.clone(),
         underlay: Some(format!("/run/netns/{namespace}").into()),
         resolvers: vec![SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 254), 53)],
+        wire_key,
         events: Some(events),
     };
     Ok(NodeNetworks::start(config).await?)
@@ -127,23 +146,38 @@ impl Bed {
             run(&format!("ip -n {n} route add default via 192.0.2.254"))?;
             let address = Ipv4Addr::new(192, 0, 2, number.try_into()?);
             let number = NodeNumber::new(number).context("a number")?;
-            let underlay = Underlay { number, address, vxlan_port: VXLAN_PORT_DEFAULT };
+            let underlay = Underlay { number, address, vxlan_port: VXLAN_PORT_DEFAULT, wire: None };
             let group: NetworkName = format!("test-{prefix}-n{}", number.get()).parse()?;
             let (sender, events) = mpsc::channel(64);
-            let networks = Some(start(&group, n, sender).await?);
-            nodes.push(Node { namespace, networks, events, underlay, group });
+            let networks = Some(start(&group, n, None, sender).await?);
+            nodes.push(Node { namespace, networks, events, underlay, group, folder: None });
         }
         Ok(Self { nodes, world, prefix, machines: AtomicU32::new(0) })
     }
 
+    /// Nodes that encrypt what they send each other.
+    pub(crate) async fn encrypted(count: u16) -> Result<Self> {
+        let mut bed = Self::new(count).await?;
+        for node in &mut bed.nodes {
+            node.encrypt()?;
+            node.restart().await?;
+        }
+        Ok(bed)
+    }
+
     /// Puts all nodes on the first one's host: one namespace, one address, and a port for each.
     pub(crate) async fn on_one_host(count: u16) -> Result<Self> {
-        let mut bed = Self::new(count).await?;
+        let bed = Self::new(count).await?;
+        bed.move_to_one_host().await
+    }
+
+    pub(crate) async fn move_to_one_host(self) -> Result<Self> {
+        let mut bed = self;
         let host = bed.nodes[0].namespace.0.clone();
         for (node, port) in bed.nodes.iter_mut().zip(10_240..) {
             let (sender, events) = mpsc::channel(64);
             node.events = events;
-            node.networks = Some(start(&node.group, &host, sender).await?);
+            node.networks = Some(start(&node.group, &host, node.wire_key(), sender).await?);
             node.underlay.address = Ipv4Addr::LOCALHOST;
             node.underlay.vxlan_port = port;
         }

@@ -13,10 +13,10 @@ fn everything() -> Vec<skein_net::Rule> {
 }
 
 /// Listens to every frame that arrives at a machine.
-struct Listener(socket2::Socket);
+pub(crate) struct Listener(socket2::Socket);
 
 impl Listener {
-    fn at(machine: &Machine) -> Self {
+    pub(crate) fn at(machine: &Machine) -> Self {
         let open = || {
             let all = socket2::Protocol::from(i32::from(3_u16.to_be()));
             let socket =
@@ -29,7 +29,7 @@ impl Listener {
     }
 
     /// Frames until one holds `marker`.
-    fn until(&mut self, marker: &[u8]) -> Option<Vec<Vec<u8>>> {
+    pub(crate) fn until(&mut self, marker: &[u8]) -> Option<Vec<Vec<u8>>> {
         let (start, mut frames) = (Instant::now(), Vec::new());
         let mut buffer = vec![0; 4096];
         while start.elapsed() < Duration::from_secs(10) {
@@ -46,7 +46,7 @@ impl Listener {
 }
 
 /// Sends raw frames from a machine's interface.
-fn send(machine: &Machine, frames: Vec<Vec<u8>>) {
+pub(crate) fn send(machine: &Machine, frames: Vec<Vec<u8>>) {
     inside(machine.name(), move || frames.iter().for_each(|frame| raw_send(frame)));
 }
 

@@ -30,7 +30,7 @@ fn plan() -> Plan {
 fn underlay(number: u16) -> Result<Underlay> {
     let address = Ipv4Addr::new(192, 0, 2, u8::try_from(number)?);
     let number = NodeNumber::new(number).context("a number")?;
-    Ok(Underlay { number, address, vxlan_port: VXLAN_PORT_DEFAULT })
+    Ok(Underlay { number, address, vxlan_port: VXLAN_PORT_DEFAULT, wire: None })
 }
 
 /// Changes rules, members, neighbours and networks for ever, when started by the other test.
@@ -42,6 +42,7 @@ async fn victim() -> Result<()> {
         group: group.parse()?,
         underlay: Some(format!("/run/netns/{namespace}").into()),
         resolvers: Vec::new(),
+        wire_key: None,
         events: None,
     };
     let networks = NodeNetworks::start(config).await?;

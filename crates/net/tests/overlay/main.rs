@@ -2,6 +2,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod encrypted;
 mod floods;
 mod healing;
 mod hostile;
@@ -9,6 +10,7 @@ mod killed;
 mod kinds;
 mod moves;
 mod services;
+mod shortcut;
 mod sizes;
 mod ways;
 

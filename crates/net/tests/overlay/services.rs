@@ -1,10 +1,10 @@
 //! Addresses, names and ways out, as real clients ask for them.
 
-use crate::common::bed::{Bed, Plan, inside, run};
+use crate::common::bed::{Bed, Machine, Plan, inside, run};
 use crate::common::eventually;
 use crate::tcp;
-use anyhow::{Result, ensure};
-use skein_net::{DnsRecord, Publication, Route, Transport};
+use anyhow::{Context as _, Result, ensure};
+use skein_net::{Balance, DnsRecord, Publication, Route, Transport};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
@@ -205,6 +205,7 @@ async fn a_nat_network_reaches_out_and_is_reached() -> Result<()> {
         port,
         target_port: 80,
         backends,
+        balance: Balance::Turns,
         wake: wake.map(|label| label.parse().expect("a label")),
     };
     let none = || publish(8090, Vec::new(), Some("sleeper"));
@@ -267,5 +268,81 @@ async fn a_nat_network_reaches_out_and_is_reached() -> Result<()> {
     // A machine must not speak VXLAN to the nodes, nor reach them.
     let _listener = inside(&bed.nodes[0].namespace.0, || TcpListener::bind("192.0.2.1:7100"))?;
     ensure!(!a.connects(("192.0.2.1".parse::<Ipv4Addr>()?, 7100)), "a machine reached the node");
+    bed.finish().await
+}
+
+/// Answers each connection with the machine's last number.
+fn answer(machine: &Machine, index: u8) -> Result<()> {
+    let listener = inside(machine.name(), || TcpListener::bind("0.0.0.0:80"))?;
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let _ = stream.map(|mut stream| stream.write_all(&[index]));
+        }
+    });
+    Ok(())
+}
+
+/// Which machine each client meets behind a node.
+fn meet(world: &str, node: u8, clients: &[u8]) -> Result<Vec<u8>> {
+    let mut met = Vec::new();
+    for client in clients {
+        run(&format!("ip -n {world} route replace 192.0.2.{node} dev wire src 192.0.2.{client}"))?;
+        let met_one = inside(world, move || -> Result<u8> {
+            let to = SocketAddr::from(([192, 0, 2, node], 8083));
+            let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(5))?;
+            stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+            let mut index = [0];
+            stream.read_exact(&mut index)?;
+            Ok(index[0])
+        });
+        met.push(
+            met_one.with_context(|| format!("client {client} at node {node}, after {met:?}"))?,
+        );
+    }
+    Ok(met)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_stays_with_its_machine_through_every_node() -> Result<()> {
+    let bed = Bed::new(2).await?;
+    let mut plan = Plan::new(45, "blue").group("web", vec![tcp(1, 80)]);
+    plan = plan.with(11, 1, &["web"]).with(12, 1, &["web"]).with(21, 2, &["web"]);
+    let mut publication = Publication {
+        address: None,
+        protocol: Transport::Tcp,
+        port: 8083,
+        target_port: 80,
+        backends: [11, 12, 21].map(|index| plan.address(index)).to_vec(),
+        balance: Balance::Clients,
+        wake: None,
+    };
+    plan.network.kind = skein_net::NetworkKind::Nat(skein_net::Exit::Here { source: None });
+    plan.network.publications = vec![publication.clone()];
+    bed.apply(&[&plan]).await?;
+    let machines = [(0, 11), (0, 12), (1, 21)];
+    let mut running = Vec::new();
+    for (at, index) in machines {
+        let machine = bed.machine(at, &plan, index).await?;
+        answer(&machine, index)?;
+        running.push(machine);
+    }
+    let world = &bed.world.0;
+    let clients: Vec<u8> = (200..224).collect();
+    for client in &clients {
+        run(&format!("ip -n {world} addr add 192.0.2.{client}/24 dev wire"))?;
+    }
+    let first = meet(world, 1, &clients)?;
+    for (_, index) in machines {
+        ensure!(first.contains(&index), "nobody meets {index}: {first:?}");
+    }
+    ensure!(meet(world, 1, &clients)? == first, "the same clients meet others");
+    ensure!(meet(world, 2, &clients)? == first, "another node leads to others");
+    // One machine less: its clients alone go elsewhere.
+    publication.backends.retain(|backend| *backend != plan.address(12));
+    plan.network.publications = vec![publication];
+    bed.apply(&[&plan]).await?;
+    for (before, after) in first.iter().zip(meet(world, 1, &clients)?) {
+        ensure!(after != 12 && (*before == 12 || *before == after), "{before} became {after}");
+    }
     bed.finish().await
 }

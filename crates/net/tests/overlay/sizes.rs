@@ -5,7 +5,7 @@ use crate::allow;
 use crate::common::bed::{Bed, Machine, Plan, inside, run};
 use crate::common::eventually;
 use anyhow::{Result, ensure};
-use skein_net::{Direction, Publication, RulePeer, RuleProtocol, Transport};
+use skein_net::{Balance, Direction, Publication, RulePeer, RuleProtocol, Transport};
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
@@ -56,7 +56,7 @@ fn streams(from: &str, to: (&str, Ipv4Addr)) -> Result<bool> {
 }
 
 /// Both ways.
-fn check(a: &Machine, b: &Machine, sizes: &[usize]) -> Result<()> {
+pub(crate) fn check(a: &Machine, b: &Machine, sizes: &[usize]) -> Result<()> {
     for (from, to) in [(a, b), (b, a)] {
         for size in sizes {
             let four = arrives(from.name(), (to.name(), to.address.into()), *size)?;
@@ -127,6 +127,7 @@ async fn large_packets_leave_and_come_in() -> Result<()> {
         port: 9000,
         target_port: 9000,
         backends: vec![plan.address(11)],
+        balance: Balance::Turns,
         wake: None,
     }];
     plan.network.kind = skein_net::NetworkKind::Nat(skein_net::Exit::Here { source: None });

@@ -230,6 +230,7 @@ async fn delete(
     let key = RecordKey::Network(network.project.clone(), network.spec.name.clone()).key();
     let txn = unused
         .removal(Txn::new(), &key, revision)
+        .then(Used::Choices(network.vni).forget())
         .then(Op::Delete(KeySpan::prefix(&format!("r/address/{}/", network.vni))?));
     let reply = app.state.txn(txn).await?;
     if reply.succeeded {

@@ -1,5 +1,6 @@
 //! Nodes.
 
+use crate::agents;
 use crate::app::App;
 use crate::error::{Answer, Failure};
 use crate::extract::{Path, parse};
@@ -11,7 +12,7 @@ use skein_api::{Code, ErrorBody, Node};
 use skein_fabric::{KeySpan, Op, OpReply};
 use skein_model::NodeName;
 use skein_policy::Room;
-use skein_registry::{RecordKey, View};
+use skein_registry::{AgentReply, AgentRequest, RecordKey, View};
 use std::collections::BTreeMap;
 
 fn node(app: &App, view: &View, name: &NodeName, used: &BTreeMap<NodeName, Room>) -> Option<Node> {
@@ -47,6 +48,13 @@ pub(crate) async fn show(
     found.map(Json).ok_or_else(|| unknown(&name))
 }
 
+/// The node of this name, which must exist.
+fn known(app: &App, name: &str) -> Answer<NodeName> {
+    let name: NodeName = parse(name, Code::NodeUnknown)?;
+    let exists = app.mirror.read(|view| view.nodes.contains_key(&name));
+    if exists { Ok(name) } else { Err(unknown(&name)) }
+}
+
 fn unknown(name: &NodeName) -> Failure {
     Failure::new(Code::NodeUnknown, format!("node {name} does not exist"))
 }
@@ -59,14 +67,31 @@ pub(crate) async fn cordon(
     admin: Admin,
     Path(name): Path<String>,
 ) -> Answer<Json<Node>> {
-    let name: NodeName = parse(&name, Code::NodeUnknown)?;
-    if !app.mirror.read(|view| view.nodes.contains_key(&name)) {
-        return Err(unknown(&name));
-    }
+    let name = known(&app, &name)?;
     let key = RecordKey::Cordon(name.clone()).key();
     let revision = app.state.put(key, bytes::Bytes::from_static(b"{}")).await?;
     app.mirror.reach(revision).await;
     show(State(app), admin, Path(name.to_string())).await
+}
+
+/// Give a node another key for what it sends to other nodes. Connections live on
+#[utoipa::path(post, path = "/v1/nodes/{node}/renew-key", tag = "nodes", params(("node" = String, Path, description = "Name")),
+    responses((status = 200, body = Node), (status = 404, description = "NODE_UNKNOWN", body = ErrorBody),
+        (status = 409, description = "NOT_ENCRYPTED", body = ErrorBody),
+        (status = 503, description = "NODE_UNREACHABLE", body = ErrorBody)))]
+pub(crate) async fn renew_key(
+    State(app): State<App>,
+    admin: Admin,
+    Path(name): Path<String>,
+) -> Answer<Json<Node>> {
+    let name = known(&app, &name)?;
+    let reply = agents::ask(&app, &name, &AgentRequest::RenewKey).await?;
+    let Json(mut node) = show(State(app), admin, Path(name.to_string())).await?;
+    if let AgentReply::Renewed { key } = reply {
+        // The mirror may be a moment behind.
+        node.wire_key = Some(key.to_string());
+    }
+    Ok(Json(node))
 }
 
 /// Place machines on a node again. Repeating it changes nothing.
@@ -77,10 +102,7 @@ pub(crate) async fn uncordon(
     admin: Admin,
     Path(name): Path<String>,
 ) -> Answer<Json<Node>> {
-    let name: NodeName = parse(&name, Code::NodeUnknown)?;
-    if !app.mirror.read(|view| view.nodes.contains_key(&name)) {
-        return Err(unknown(&name));
-    }
+    let name = known(&app, &name)?;
     let key = RecordKey::Cordon(name.clone()).key();
     let txn = skein_fabric::Txn::new().then(Op::Delete(KeySpan::one(&key)));
     let reply = app.state.txn(txn).await?;

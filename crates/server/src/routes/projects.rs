@@ -213,6 +213,7 @@ pub(crate) async fn remove(
         let key = RecordKey::Network(project.name.clone(), network.spec.name.clone()).key();
         let addresses = KeySpan::prefix(&format!("r/address/{}/", network.vni))?;
         txn = unused.removal(txn, &key, revision).then(Op::Delete(addresses));
+        txn = txn.then(Used::Choices(network.vni).forget());
     }
     for digest in tokens {
         txn = txn.then(Op::delete(&RecordKey::Token(digest).key()));

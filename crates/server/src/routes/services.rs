@@ -9,11 +9,11 @@ use crate::usage::Used;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use skein_api::{Code, ErrorBody, ScaleRequest, Service, ServiceCounters};
+use skein_api::{Code, ErrorBody, ScaleRequest, Service, ServiceCounters, ServicePatch};
 use skein_fabric::{Compare, Key, Op, Revision, Txn};
 use skein_model::{
-    EventKind, EventSubject, Generation, PhaseName, ProjectName, ServiceName, ServiceRecord,
-    ServiceSpec,
+    EventKind, EventSubject, Generation, GroupName, NameError, PhaseName, ProjectName, ServiceName,
+    ServiceRecord, ServiceSpec,
 };
 use skein_policy::ServiceKey;
 use skein_registry::{RecordKey, Stored};
@@ -166,13 +166,44 @@ fn check_addresses(app: &App, record: &ServiceRecord) -> Answer<()> {
 /// Writes a service's record if it was last written at `expected` and all that it refers to exists; whether it did. If
 /// not, the mirror has seen what was written instead.
 async fn write(app: &App, record: &ServiceRecord, expected: Revision) -> Answer<bool> {
+    loop {
+        match try_write(app, record, expected).await? {
+            Written::Yes => return Ok(true),
+            Written::Changed => return Ok(false),
+            // Another service chose addresses at the same moment: which ones, the mirror shows now.
+            Written::Again => {}
+        }
+    }
+}
+
+/// What became of one attempt to write a service's record.
+enum Written {
+    Yes,
+    /// The record is another by now.
+    Changed,
+    /// What was looked at beforehand has changed.
+    Again,
+}
+
+async fn try_write(app: &App, record: &ServiceRecord, expected: Revision) -> Answer<Written> {
     let key = RecordKey::Service(record.project.clone(), record.spec.name.clone());
+    let of_network = (record.project.clone(), record.spec.network.name.clone());
+    let vni = app.mirror.read(|view| view.networks.get(&of_network).map(|n| n.value.vni));
+    // Who chooses addresses does so alone: what others chose is known, and nobody chooses until this is written.
+    let choosing = vni.filter(|_| !record.spec.network.addresses.is_empty()).map(Used::Choices);
+    let alone = match choosing {
+        Some(choices) => Some((choices.look(app).await?, choices)),
+        None => None,
+    };
     check_addresses(app, record)?;
     let references = references(app, record)?;
     let mut txn = Txn::new()
         .when(Compare::unchanged(key.key(), expected))
         .then(key.put(record)?)
         .otherwise(Op::get(key.key()));
+    if let Some((unchosen, choices)) = &alone {
+        txn = txn.when(unchosen.compare()).then(choices.mark());
+    }
     for (referred, used, _) in &references {
         // The mark bars a removal that has not seen this service.
         txn = txn
@@ -183,7 +214,7 @@ async fn write(app: &App, record: &ServiceRecord, expected: Revision) -> Answer<
     let reply = app.state.txn(txn).await?;
     if reply.succeeded {
         app.mirror.reach(reply.revision).await;
-        return Ok(true);
+        return Ok(Written::Yes);
     }
     let mut found = reply.ranges().map(|range| range.entries.into_iter().next());
     let there = found.next().flatten();
@@ -192,11 +223,15 @@ async fn write(app: &App, record: &ServiceRecord, expected: Revision) -> Answer<
             return Err(unknown);
         }
     }
-    match there {
-        Some(entry) => drop(app.mirror.reach(entry.mod_revision).await),
-        None => return Err(unknown(&record.spec.name)),
+    let at = there.map_or(Revision::ZERO, |entry| entry.mod_revision);
+    match (at == expected, alone) {
+        (true, Some(_)) => Ok(Written::Again),
+        (_, _) if at == Revision::ZERO => Err(unknown(&record.spec.name)),
+        (_, _) => {
+            app.mirror.reach(at).await;
+            Ok(Written::Changed)
+        }
     }
-    Ok(false)
 }
 
 fn subject(record: &ServiceRecord) -> EventSubject {
@@ -300,6 +335,32 @@ pub(crate) async fn scale(
             scaling.replicas_min = scaling.replicas_min.min(scaling.replicas_max);
         }
         scaling.warm = scale.warm.unwrap_or(scaling.warm).min(scaling.replicas_max);
+    })
+    .await
+}
+
+/// Change the groups or bounds of a service's ports; its machines run on
+#[utoipa::path(patch, path = "/v1/services/{service}", tag = "services",
+    params(("service" = String, Path, description = "Name")), request_body = ServicePatch,
+    responses((status = 200, body = Service), (status = 404, description = "SERVICE_UNKNOWN, GROUP_UNKNOWN", body = ErrorBody),
+        (status = 422, description = "INVALID", body = ErrorBody)))]
+pub(crate) async fn patch(
+    State(app): State<App>,
+    scope: Scope,
+    Path(name): Path<String>,
+    Body(patch): Body<ServicePatch>,
+) -> Answer<Json<Service>> {
+    let invalid = |error: &dyn std::fmt::Display| Failure::new(Code::Invalid, error.to_string());
+    let groups: Option<Vec<GroupName>> = match patch.groups {
+        Some(groups) => {
+            let parsed: Result<_, _> = groups.iter().map(|group| group.parse()).collect();
+            Some(parsed.map_err(|error: NameError| invalid(&error))?)
+        }
+        None => None,
+    };
+    change(&app, &scope, &name, |spec| {
+        spec.network.groups = groups.clone().unwrap_or(std::mem::take(&mut spec.network.groups));
+        spec.network.limits = patch.limits.unwrap_or(spec.network.limits);
     })
     .await
 }

@@ -37,6 +37,7 @@ impl Records {
             number,
             underlay: Ipv4Addr::new(192, 0, 2, host),
             vxlan_port: 4789 + number,
+            wire_key: None,
             joined_at: NOW,
         };
         self.0.nodes.insert(name.clone(), stored(record));
@@ -182,7 +183,8 @@ impl Records {
 
     fn publish(mut self, of: &str, port: u16, target: PublishTarget) -> Self {
         let protocol = model::Transport::Tcp;
-        let spec = PublicationSpec { protocol, port, target, target_port: 80 };
+        let spec =
+            PublicationSpec { protocol, port, target, target_port: 80, affinity: model::Affinity::None };
         let record = PublicationRecord { project: project(of), spec, created_at: NOW };
         self.0.publications.insert((protocol, port), stored(record));
         self
