@@ -47,7 +47,7 @@ const LARGE: &str = "Simulated seconds per second: 10,000 nodes with 100,000 rep
 /// Simulated seconds of one run of M/M/5: 8 events each.
 const MMC_SECS: f64 = 250_000.0;
 
-/// What one check may take: the longest, a chain of five million states, takes one to two minutes. A check that takes longer fails by
+/// What one check may take: the longest, a chain of five million states, takes about a minute. A check that takes longer fails by
 /// itself, and the others go on.
 const CHECK_MAX: Duration = Duration::from_secs(300);
 

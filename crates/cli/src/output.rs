@@ -16,6 +16,17 @@ pub(crate) enum Format {
     Json,
     /// Names or ids alone, one a line
     Name,
+    /// Comma-separated values (RFC 4180), all columns
+    Csv,
+}
+
+/// A line of comma-separated values.
+pub(crate) fn csv_line<'a>(cells: impl IntoIterator<Item = &'a str>) -> String {
+    let quoted = |cell: &str| match cell.contains([',', '"', '\n', '\r']) {
+        true => format!("\"{}\"", cell.replace('"', "\"\"")),
+        false => cell.to_owned(),
+    };
+    cells.into_iter().map(quoted).collect::<Vec<_>>().join(",") + "\r\n"
 }
 
 /// A list as a table: headings, and whether a column shows in `table` or only in `wide`.
@@ -43,6 +54,13 @@ pub(crate) fn list<T: Serialize>(format: Format, items: &[T], columns: &[Column<
         Format::Name => {
             for item in items {
                 writeln!(out, "{}", (columns[0].cell)(item))?;
+            }
+        }
+        Format::Csv => {
+            write!(out, "{}", csv_line(columns.iter().map(|column| column.heading)))?;
+            for item in items {
+                let cells: Vec<String> = columns.iter().map(|column| (column.cell)(item)).collect();
+                write!(out, "{}", csv_line(cells.iter().map(String::as_str)))?;
             }
         }
         Format::Table | Format::Wide => {
@@ -75,6 +93,10 @@ pub(crate) fn one<T: Serialize>(format: Format, item: &T, lines: &[(&str, String
     match format {
         Format::Json => writeln!(out, "{}", serde_json::to_string_pretty(item)?)?,
         Format::Name => writeln!(out, "{}", lines.first().map_or("", |(_, value)| value))?,
+        Format::Csv => {
+            write!(out, "{}", csv_line(lines.iter().map(|(key, _)| *key)))?;
+            write!(out, "{}", csv_line(lines.iter().map(|(_, value)| value.as_str())))?;
+        }
         Format::Table | Format::Wide => {
             let width = lines.iter().map(|(key, _)| key.len()).max().unwrap_or(0);
             for (key, value) in lines {
@@ -93,4 +115,18 @@ pub(crate) fn dash<T: ToString>(value: Option<T>) -> String {
 /// Milliseconds with one digit, or a dash.
 pub(crate) fn ms(value: Option<f64>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| format!("{value:.1} ms"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cells_are_quoted_where_they_must_be() {
+        assert_eq!(
+            csv_line(["a", "b c", "1,5", "say \"x\""]),
+            "a,b c,\"1,5\",\"say \"\"x\"\"\"\r\n"
+        );
+        assert_eq!(csv_line([]), "\r\n");
+    }
 }

@@ -50,6 +50,7 @@ fn check(name: &str, args: &[&str]) {
 fn tables_and_comma_separated_values() {
     check("sim", &["sim", "office.toml"]);
     check("sim-csv", &["sim", "office.toml", "--csv"]);
+    check("sim-csv", &["sim", "office.toml", "-o", "csv"]);
     check("solve", &["solve", "office.toml"]);
     check("solve-over", &["solve", "office.toml", "--over", "60s"]);
     check("compare", &["compare", "office.toml"]);

@@ -137,7 +137,8 @@ pub enum EventKind {
     },
     /// The policy moves a replica to another node: its copy starts there. The subject is the copy and its node.
     Migrating {
-        /// The machine whose place the copy takes.
+        /// The machine whose place the copy takes. In text it has a name of its own: `machine` is the subject's.
+        #[serde(rename = "replaces")]
         machine: String,
         /// Where that one is.
         from: String,
@@ -146,7 +147,8 @@ pub enum EventKind {
     },
     /// A replica's copy serves, and the replica goes. The subject is the one that goes, and its node.
     Migrated {
-        /// The copy.
+        /// The copy. In text it has a name of its own: `machine` is the subject's.
+        #[serde(rename = "copy")]
         machine: String,
         /// Why.
         reason: String,
@@ -330,6 +332,27 @@ mod tests {
         assert!(EventKind::NodeLost.changes_what_runs());
         assert!(!EventKind::ServiceCreated.changes_what_runs());
         assert!(!EventKind::Unplaceable { reason: String::new() }.changes_what_runs());
+    }
+
+    #[test]
+    fn a_move_names_two_machines_in_one_flat_object() {
+        let (machine, reason) = ("search-2".to_owned(), "n1 is cordoned".to_owned());
+        for kind in [
+            EventKind::Migrating {
+                machine: machine.clone(),
+                from: "n1".to_owned(),
+                reason: reason.clone(),
+            },
+            EventKind::Migrated { machine: machine.clone(), reason: reason.clone() },
+        ] {
+            let subject =
+                EventSubject { machine: Some("search-1".parse().unwrap()), ..Default::default() };
+            let event = Event { at: Timestamp::from_micros(7), subject, kind };
+            // As text: there a second field of one name would not be seen before it is read.
+            let text = serde_json::to_string(&event).unwrap();
+            assert_eq!(text.matches("\"machine\"").count(), 1, "{text}");
+            assert_eq!(serde_json::from_str::<Event>(&text).unwrap(), event);
+        }
     }
 
     #[test]

@@ -33,14 +33,16 @@ mod svg;
 pub mod verify;
 
 pub use chain::{
-    Bound, Certificate, Chain, ChainError, Explicit, Family, Method, Replicas, Rule, STATES_MAX,
-    Solution, State, Steady, steady_state, transient,
+    Bound, Certificate, Chain, ChainError, Explicit, Family, Method, Occupied, Replicas, Rule,
+    STATES_MAX, Solution, State, Steady, steady_state, transient,
 };
 pub use compare::{
     BatchTime, Comparison, LiveService, Row, SpeedUp, batch_scenario, batch_times, compare,
     speed_up,
 };
-pub use live::{NodeChange, PlannedRequest, UserScript, left_out, measure_history, node_changes};
+pub use live::{
+    NodeChange, NodeTurn, PlannedRequest, UserScript, left_out, measure_history, node_changes,
+};
 pub use output::{Estimate, mser5, student_t};
 pub use png::PngError;
 pub use progress::Progress;

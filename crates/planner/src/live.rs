@@ -65,59 +65,79 @@ impl UserScript<'_> {
     }
 }
 
-/// A node fails or comes back.
+/// What becomes of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NodeTurn {
+    /// It is known to fail soon: nothing more is put on it, and what is there may leave.
+    Warned,
+    /// It fails.
+    Fails,
+    /// It works again.
+    Returns,
+}
+
+/// A node fails, is known to, or comes back.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct NodeChange {
     /// When, seconds after the beginning.
     pub at_secs: f64,
     /// Index of the node.
     pub node: usize,
-    /// Whether it works from then on.
-    pub works: bool,
+    /// What becomes of it.
+    pub turn: NodeTurn,
 }
 
-/// The failures and repairs of a simulated replication of that number, in order, up to the end of the run.
+/// The failures, warnings of them and repairs of a simulated replication of that number, in order, up to the end of the run.
 pub fn node_changes(scenario: &Scenario, replication: u32) -> Vec<NodeChange> {
     let end = scenario.run.duration_secs;
     let mut changes = vec![];
-    let mut next: Vec<(f64, usize, bool)> = vec![];
-    let mut hosts = vec![];
-    for (node, (_, group)) in scenario.node_names().iter().enumerate() {
-        let spec = &scenario.nodes[*group];
-        let stream = |purpose| Stream::new(scenario.run.seed, replication, node as u32, purpose);
-        let (mut failures, repairs) = (stream(Purpose::Failure), stream(Purpose::Repair));
-        if let Some(time) = &spec.time_to_failure_secs {
-            next.push((time.sample(&mut failures), node, false));
+    let mut next: Vec<(f64, usize, NodeTurn)> = vec![];
+    let names = scenario.node_names();
+    let streams = |purpose| -> Vec<Stream> {
+        let stream = |node| Stream::new(scenario.run.seed, replication, node as u32, purpose);
+        (0..names.len()).map(stream).collect()
+    };
+    let (mut failures, mut repairs) = (streams(Purpose::Failure), streams(Purpose::Repair));
+    let spec = |node: usize| &scenario.nodes[names[node].1];
+    // A node that works at a time fails some time later, and is known to a while before that.
+    let mut fails = |next: &mut Vec<(f64, usize, NodeTurn)>, now: f64, node: usize| {
+        let Some(time) = &spec(node).time_to_failure_secs else { return };
+        let at = now + time.sample(&mut failures[node]);
+        if spec(node).failure_warning_secs > 0.0 {
+            let warned = (at - spec(node).failure_warning_secs).max(now);
+            next.push((warned, node, NodeTurn::Warned));
         }
-        hosts.push((spec, failures, repairs));
-    }
+        next.push((at, node, NodeTurn::Fails));
+    };
+    (0..names.len()).for_each(|node| fails(&mut next, 0.0, node));
     let single = scenario.assumptions.repair == Repair::SingleCrew;
     let mut waiting: VecDeque<usize> = VecDeque::new();
     while let Some(first) = (0..next.len()).min_by(|a, b| next[*a].0.total_cmp(&next[*b].0)) {
-        let (at_secs, node, works) = next.swap_remove(first);
+        let (at_secs, node, turn) = next.swap_remove(first);
         if at_secs > end {
             break;
         }
-        changes.push(NodeChange { at_secs, node, works });
+        changes.push(NodeChange { at_secs, node, turn });
         let mut repair = |node: usize| {
-            let (spec, _, repairs) = &mut hosts[node];
-            (at_secs + spec.time_to_repair_secs.sample(repairs), node, true)
+            let at = at_secs + spec(node).time_to_repair_secs.sample(&mut repairs[node]);
+            (at, node, NodeTurn::Returns)
         };
-        if works {
-            if single {
-                waiting.pop_front();
-                next.extend(waiting.front().map(|node| repair(*node)));
+        match turn {
+            NodeTurn::Warned => {}
+            NodeTurn::Returns => {
+                if single {
+                    waiting.pop_front();
+                    next.extend(waiting.front().map(|node| repair(*node)));
+                }
+                fails(&mut next, at_secs, node);
             }
-            let (spec, failures, _) = &mut hosts[node];
-            let time = spec.time_to_failure_secs.as_ref();
-            next.extend(time.map(|time| (at_secs + time.sample(failures), node, false)));
-        } else if single {
-            waiting.push_back(node);
-            if waiting.len() == 1 {
-                next.push(repair(node));
+            NodeTurn::Fails if single => {
+                waiting.push_back(node);
+                if waiting.len() == 1 {
+                    next.push(repair(node));
+                }
             }
-        } else {
-            next.push(repair(node));
+            NodeTurn::Fails => next.push(repair(node)),
         }
     }
     changes
@@ -145,10 +165,6 @@ pub fn left_out(scenario: &Scenario) -> Vec<String> {
     add(
         groups.iter().any(|it| it.time_to_failure_secs.is_some()),
         "that a failure is seen at once: it is when the lease of the node ends",
-    );
-    add(
-        groups.iter().any(|it| it.failure_warning_secs > 0.0),
-        "that nodes are known to fail beforehand: nobody cordons them",
     );
     let services = &scenario.services;
     add(
@@ -477,7 +493,7 @@ work_secs = { kind = "exponential", mean = 1 }
         assert!(simulated.iter().zip(&requests).all(|(event, at)| near(*at, event)));
         let failures = history.iter().filter(|it| matches!(it.kind, EventKind::NodeLost));
         let planned = node_changes(&scenario, 0);
-        let planned = planned.iter().filter(|change| !change.works);
+        let planned = planned.iter().filter(|change| change.turn == NodeTurn::Fails);
         assert!(failures.zip(planned).all(|(event, change)| near(change.at_secs, event)));
     }
 

@@ -4,14 +4,16 @@
 mod embedded;
 mod fms;
 mod mainframe;
+mod majority;
 mod mapk;
 
 pub(crate) use embedded::{Embedded, embedded};
 pub(crate) use fms::fms;
 pub(crate) use mainframe::{Mainframe, mainframe};
+pub(crate) use majority::majority;
 pub(crate) use mapk::mapk;
 
-use crate::chain::{Chain, ChainError, steady_state};
+use crate::chain::{Chain, ChainError, accumulated, steady_state, transient};
 use crate::progress::Progress;
 use std::hash::Hash;
 
@@ -28,6 +30,33 @@ fn long_run<S: Copy + Eq + Hash>(
     let mean = |x: &[f64]| rewards.iter().zip(x).map(|(reward, x)| reward * x).sum::<f64>();
     let steady = steady_state(&chain, &[], |x| vec![mean(x)], progress)?;
     Ok((chain.len(), mean(&steady.x)))
+}
+
+/// Explores a model whose states that are `reached` stay as they are, and computes the probability to be in one after so many
+/// seconds.
+fn reached_within<S: Copy + Eq + Hash>(
+    first: S,
+    rule: impl Fn(S, &mut dyn FnMut(S, f64)),
+    reached: impl Fn(&S) -> bool,
+    secs: f64,
+    progress: &Progress,
+) -> Result<(usize, f64), ChainError> {
+    let goes_on = |state: S, to: &mut dyn FnMut(S, f64)| {
+        if !reached(&state) {
+            rule(state, to);
+        }
+    };
+    let (chain, states) = Chain::explore(first, goes_on)?;
+    let x = transient(&chain, &begin(chain.len()), secs, progress)?;
+    let inside = states.iter().zip(x).filter(|(state, _)| reached(state)).map(|(_, x)| x);
+    Ok((chain.len(), inside.sum()))
+}
+
+/// All probability in the first of so many states.
+fn begin(states: usize) -> Vec<f64> {
+    let mut first = vec![0.0; states];
+    first[0] = 1.0;
+    first
 }
 
 /// Mean customers of a tandem of an M/Cox2/1 and an M/M/1 queue, `c` places each (Hermanns, Meyer-Kayser and Siegle 1999).
@@ -154,20 +183,59 @@ struct Cluster {
     repairs: u8,
 }
 
+impl Cluster {
+    /// All of two rows of `n` workstations at work.
+    fn whole(n: u16) -> Self {
+        Self { left: n, right: n, works: [true; 3], repairs: 0 }
+    }
+
+    /// Whether so many workstations that reach each other are at work.
+    fn has(&self, count: u16) -> bool {
+        let [left, right, line] = self.works;
+        (self.left >= count && left)
+            || (self.right >= count && right)
+            || (self.left + self.right >= count && left && line && right)
+    }
+}
+
 /// Long-run share of premium service of a cluster of two rows of `n` workstations (Haverkort, Hermanns and Katoen 2000).
 ///
 /// # Errors
 /// It could not be certified.
 pub(crate) fn cluster(n: u16, progress: &Progress) -> Result<(usize, f64), ChainError> {
-    let first = Cluster { left: n, right: n, works: [true; 3], repairs: 0 };
-    let premium = move |state: &Cluster| {
-        let [left, right, line] = state.works;
-        let good = (state.left >= n && left)
-            || (state.right >= n && right)
-            || (state.left + state.right >= n && left && line && right);
-        f64::from(u8::from(good))
-    };
-    long_run(first, move |state, to| cluster_rule(n, state, to), premium, progress)
+    let premium = move |state: &Cluster| f64::from(u8::from(state.has(n)));
+    long_run(Cluster::whole(n), move |state, to| cluster_rule(n, state, to), premium, progress)
+}
+
+/// The probability that the service of a cluster falls below its minimum, three quarters of a row, within so many hours.
+///
+/// # Errors
+/// It takes too many steps, or was stopped.
+pub(crate) fn cluster_falls(
+    n: u16,
+    hours: f64,
+    progress: &Progress,
+) -> Result<(usize, f64), ChainError> {
+    let below = |state: &Cluster| !state.has(n * 3 / 4);
+    let rule = |state, to: &mut dyn FnMut(Cluster, f64)| cluster_rule(n, state, to);
+    reached_within(Cluster::whole(n), rule, below, hours, progress)
+}
+
+/// The hours that a cluster's service is below its minimum, of so many.
+///
+/// # Errors
+/// It takes too many steps, or was stopped.
+pub(crate) fn cluster_below(
+    n: u16,
+    hours: f64,
+    progress: &Progress,
+) -> Result<(usize, f64), ChainError> {
+    let rule = |state, to: &mut dyn FnMut(Cluster, f64)| cluster_rule(n, state, to);
+    let (chain, states) = Chain::explore(Cluster::whole(n), rule)?;
+    let below = |state: &Cluster| f64::from(u8::from(!state.has(n * 3 / 4)));
+    let rewards: Vec<f64> = states.iter().map(below).collect();
+    let first = begin(chain.len());
+    Ok((chain.len(), accumulated(&chain, (&first, &rewards), hours, progress)?))
 }
 
 fn cluster_rule(n: u16, state: Cluster, to: &mut dyn FnMut(Cluster, f64)) {

@@ -1,11 +1,15 @@
 //! From a scenario to the chain that comes nearest, saying what it leaves out.
 
-use crate::chain::{Bound, ChainError, Family, Replicas, Rule, Solution};
+use crate::chain::{
+    Bound, ChainError, EACH_MAX, Family, NODES_MAX, Replicas, Rule, STATES_MAX, Solution, layouts,
+};
 use crate::progress::Progress;
 use crate::random::Distribution;
-use crate::scenario::{ChainReplicas, FailureLoses, Mobility, QueueKind, Scenario, Service};
+use crate::scenario::{
+    ChainReplicas, FailureLoses, Mobility, NodeGroup, QueueKind, Scenario, Service,
+};
 use serde::Serialize;
-use skein_model::ScalingRule;
+use skein_model::{Placement, ScalingRule};
 use skein_policy::Thresholds;
 
 /// Why a scenario has no chain.
@@ -142,15 +146,13 @@ impl Mapping<'_> {
         let speed = self.speed();
         let (failure, repair) = self.failures();
         let mut nodes = self.scenario.node_count() as u32;
-        let replicas = self.replicas()?;
-        if let Replicas::Policy { max, .. } = &replicas {
+        let mut replicas = self.replicas()?;
+        if let Replicas::Policy { max, start, each, .. } = &mut replicas {
             if failure == 0.0 {
                 // Where nothing fails, nodes matter by their room only.
                 nodes = nodes.max(*max);
-            } else if *max > 1 && self.machines_that_fit() > nodes {
-                self.leave_out(
-                    "replicas that share nodes: each has one of its own, so that there are no more than nodes at work",
-                );
+            } else if *max > 1 {
+                *each = self.machines_on_a_node(nodes, *max, start.is_some());
             }
         }
         if nodes > 65_535 {
@@ -288,18 +290,47 @@ impl Mapping<'_> {
         }
         let start = self.mean("start-up time", &self.service.start_secs);
         let start = (start > 0.0).then(|| 1.0 / start);
-        Ok(Replicas::Policy { rule: Rule::Thresholds(rule), min, max, start })
+        Ok(Replicas::Policy { rule: Rule::Thresholds(rule), min, max, start, each: 1 })
+    }
+
+    /// Machines of the service that one node has room for, where nodes fail and the chain can tell them apart; else one.
+    fn machines_on_a_node(&mut self, nodes: u32, max: u32, starts: bool) -> u32 {
+        let rooms: Vec<u64> = self.scenario.nodes.iter().map(|group| self.room_on(group)).collect();
+        let least = rooms.iter().min().copied().unwrap_or(1);
+        let each = u32::try_from(least).unwrap_or(u32::MAX).clamp(1, max);
+        if self.machines_that_fit() <= nodes {
+            return 1;
+        }
+        let states = layouts(nodes, max, each, starts)
+            .saturating_mul(u64::from(self.service.queue_bound) + 1);
+        if nodes.min(max) > NODES_MAX || each > EACH_MAX || states > STATES_MAX as u64 {
+            self.leave_out(
+                "replicas that share nodes, for there are too many ways to share them: each has one of its own, so that there are no more than nodes at work",
+            );
+            return 1;
+        }
+        if rooms.iter().any(|room| *room != least) {
+            self.leave_out("the greater room of some nodes: each has that of the smallest");
+        }
+        let placement = self.service.scaling.placement;
+        if !matches!(placement, Placement::LeastLoaded | Placement::MostFree | Placement::Spread) {
+            self.leave_out("where its placement puts a replica: on the node with the fewest");
+        }
+        each
     }
 
     /// Machines of the service that all nodes together have room for.
     fn machines_that_fit(&self) -> u32 {
-        let each = |group: &crate::scenario::NodeGroup| {
-            let memory = group.memory_mib / self.service.memory_mib;
-            let cpu = group.cpu_milli.checked_div(self.service.cpu_milli).unwrap_or(u64::MAX);
-            memory.min(cpu).min(group.machines_max.into()) * u64::from(group.count)
-        };
+        let each = |group: &NodeGroup| self.room_on(group) * u64::from(group.count);
         let all: u64 = self.scenario.nodes.iter().map(each).sum();
         u32::try_from(all).unwrap_or(u32::MAX)
+    }
+
+    /// Machines of the service that a node has room for.
+    fn room_on(&self, group: &NodeGroup) -> u64 {
+        let memory = group.memory_mib / self.service.memory_mib;
+        let cpu = group.cpu_milli.checked_div(self.service.cpu_milli).unwrap_or(u64::MAX);
+        memory.min(cpu).min(group.machines_max.into())
     }
 
     fn other_things(&mut self) {

@@ -273,7 +273,7 @@ fn thresholds(checks: &mut Vec<Check>) {
         let max = up.len() as u32 + 1;
         let model = format!("thresholds {up:?} {down:?}");
         let rule = Rule::Lists { up, down };
-        let replicas = Replicas::Policy { rule, min: 1, max, start: None };
+        let replicas = Replicas::Policy { rule, min: 1, max, start: None, each: 1 };
         let mut it = family(max, cap, [lambda, 1.0, 0.0, 1.0], replicas, FailureLoses::Nothing);
         (it.bound, it.counts) = (Bound::All, QueueCounts::InSystem);
         let measures = [Measure::Replicas, Measure::InSystem];
@@ -387,6 +387,7 @@ fn failing() -> Vec<Published> {
         (64, 0.998702780708628),
     ];
     let mut all = rows((|n| format!("cluster n={n}"), "premium", 14), &cluster, models::cluster);
+    all.extend(cluster_in_time(&[(2, 0.004659192406)], &[(2, 0.001158395575)]));
     let name = |places: (u8, u8)| format!("mainframe {}/{}", places.0, places.1);
     let available = [((10, 4), 0.966663227256281), ((20, 5), 0.966663227256281)];
     all.extend(rows((name, "available", 14), &available, |places, progress| {
@@ -404,6 +405,18 @@ fn failing() -> Vec<Published> {
     let main = [(2, 0.048417523169789894), (8, 0.05455297955850266)];
     all.extend(rows((name, "main fails", 14), &main, |skipped, progress| {
         models::embedded(skipped, Embedded::MainFailure, progress)
+    }));
+    all
+}
+
+/// What happens to clusters within 2,000 hours, with the digits that Storm's interval of 1e-10 leaves.
+fn cluster_in_time(below: &[(u16, f64)], falls: &[(u16, f64)]) -> Vec<Published> {
+    let name = |n| format!("cluster n={n}");
+    let mut all = rows((name, "hours below minimum", 8), below, |n, progress| {
+        models::cluster_below(n, 2000.0, progress)
+    });
+    all.extend(rows((name, "falls below minimum", 8), falls, |n, progress| {
+        models::cluster_falls(n, 2000.0, progress)
     }));
     all
 }
@@ -433,6 +446,15 @@ fn long() -> Vec<Published> {
     let name = |n| format!("mapk n={n}");
     all.extend(rows((name, "reactions within 30", 10), &mapk, |n, progress| {
         models::mapk(n, 30.0, progress)
+    }));
+    all.extend(cluster_in_time(
+        &[(16, 0.004207094509), (64, 0.00421944377)],
+        &[(16, 0.001040951489), (64, 0.001044539673)],
+    ));
+    let majority = [(2100, 0.05429919316)];
+    let name = |secs| format!("majority t={secs}");
+    all.extend(rows((name, "changes state", 9), &majority, |secs, progress| {
+        models::majority(f64::from(secs), progress)
     }));
     all
 }

@@ -87,6 +87,52 @@ fn thresholds_with_start_up_time_agree() {
 }
 
 #[test]
+fn replicas_that_share_nodes_fail_together() {
+    for (loses, rule) in [("in_service", 3), ("nothing", 3), ("held", 1)] {
+        let mut scenario = scenario(
+            &format!("failure_loses = \"{loses}\""),
+            "count = 3\ntime_to_failure_secs = { kind = \"exponential\", mean = 60 }\n\
+             time_to_repair_secs = { kind = \"exponential\", mean = 15 }",
+            &format!(
+                "start_secs = {{ kind = \"exponential\", mean = 0.5 }}\nqueue_bound = 12\n\
+                 scaling = {{ replicas_min = 1, replicas_max = 6, cooldown_ms = 0, placement = \"spread\", \
+                 removal = \"most_loaded_node\", rule = {{ kind = \"thresholds\", replicate_above = {rule}, \
+                 dereplicate_at = 0, scope = \"replica\" }} }}"
+            ),
+            (0.3, 1.0),
+            "seed = 5, replications = 20, duration_secs = 10000",
+        );
+        scenario.nodes[0].machines_max = 4;
+        let solved = solve(&scenario, &Progress::default()).unwrap();
+        let left_out = &solved.services[0].left_out;
+        assert!(left_out.iter().all(|what| !what.contains("share nodes")), "{left_out:?}");
+        // More replicas than nodes are at work.
+        let get = |measure| solved.services[0].solution.get(measure);
+        assert!(get(Measure::Replicas) > 3.0 && get(Measure::WorkingNodes) < 2.5);
+        check(&scenario, 1.5, 0.02);
+    }
+}
+
+#[test]
+fn too_many_ways_to_share_nodes_are_said() {
+    let mut scenario = scenario(
+        "",
+        "count = 20\ntime_to_failure_secs = { kind = \"exponential\", mean = 60 }\n\
+         time_to_repair_secs = { kind = \"exponential\", mean = 15 }",
+        "start_secs = { kind = \"exponential\", mean = 0.5 }\nqueue_bound = 12\n\
+         scaling = { replicas_min = 1, replicas_max = 30, rule = { kind = \"thresholds\", replicate_above = 3, \
+         dereplicate_at = 0, scope = \"replica\" } }",
+        (0.3, 1.0),
+        "",
+    );
+    scenario.nodes[0].machines_max = 4;
+    let (family, left_out) =
+        skein_planner::family_of(&scenario, &scenario.services[0]).expect("a chain");
+    assert!(left_out.iter().any(|what| what.contains("too many ways to share")), "{left_out:?}");
+    assert!(matches!(family.replicas, skein_planner::Replicas::Policy { each: 1, .. }));
+}
+
+#[test]
 fn what_a_chain_leaves_out_is_said() {
     let mut scenario = scenario(
         "",

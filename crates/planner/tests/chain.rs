@@ -223,7 +223,7 @@ fn thresholds_with_hysteresis_have_their_published_figures() {
     ] {
         let max = up.len() as u32 + 1;
         let rule = Rule::Lists { up, down };
-        let replicas = Replicas::Policy { rule, min: 1, max, start: None };
+        let replicas = Replicas::Policy { rule, min: 1, max, start: None, each: 1 };
         let mut chain = family(max, cap, [lambda, 1.0, 0.0, 1.0], replicas, FailureLoses::Nothing);
         (chain.bound, chain.counts) = (Bound::All, QueueCounts::InSystem);
         let solution = chain.solve().unwrap();

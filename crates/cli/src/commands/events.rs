@@ -1,7 +1,7 @@
 //! `skein events`.
 
 use crate::Context;
-use crate::output::Format;
+use crate::output::{Format, csv_line};
 use anyhow::Result;
 use skein_api::EventLine;
 use std::io::Write;
@@ -60,10 +60,21 @@ impl Events {
         match format {
             Format::Json => writeln!(out, "{}", serde_json::to_string(line)?)?,
             Format::Name => writeln!(out, "{}", line.seq)?,
+            Format::Csv => write!(out, "{}", csv(line)?)?,
             Format::Table | Format::Wide => writeln!(out, "{}", text(line)?)?,
         }
         Ok(())
     }
+}
+
+/// Number, time, kind, project, service, node, machine, job, and what else there is to it, as JSON.
+fn csv(line: &EventLine) -> Result<String> {
+    let (seq, more) = (line.seq.to_string(), serde_json::to_string(&line.event)?);
+    let subjects = [&line.project, &line.service, &line.node, &line.machine, &line.job];
+    let mut cells = vec![seq.as_str(), &line.time, line.event.name()];
+    cells.extend(subjects.map(|subject| subject.as_deref().unwrap_or_default()));
+    cells.push(&more);
+    Ok(csv_line(cells))
 }
 
 /// `2026-11-21T20:37:00Z  job_done  search  n1  search-1  01k...  queue_us=12 service_us=340`

@@ -3,8 +3,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use skein_planner::measure_history;
 use skein_planner::replay::{self, Scene};
+use skein_planner::{Measure, measure_history};
 
 fuzz_target!(|text: &str| {
     let Ok(history) = replay::parse(text) else { return };
@@ -13,5 +13,10 @@ fuzz_target!(|text: &str| {
         scene.apply(event);
     }
     let _ = scene.draw(false);
-    assert_eq!(measure_history(&history, "s", (0, 60.0), 0.95).len(), 19);
+    let measures = measure_history(&history, "s", (0, 60.0), 0.95);
+    // Each measure once, and no share above one.
+    assert!(measures.iter().enumerate().all(|(at, (of, _))| measures[..at].iter().all(|it| it.0 != *of)));
+    for (_, estimate) in measures.iter().filter(|(of, _)| *of == Measure::Refusal) {
+        assert!(estimate.mean.is_nan() || (0.0..=1.0).contains(&estimate.mean), "{estimate:?}");
+    }
 });

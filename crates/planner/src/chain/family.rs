@@ -3,11 +3,13 @@
 //! A state is `(i, k, s, j)`: `i` working nodes, `k` ready replicas, `s` starting ones, `j` requests in the system.
 //! - Variant A: a replica on every working node, `k = i`.
 //! - Variant B: one more only when the queues of all are full, `k = min(i, max(1, ceil(j / places)))`.
-//! - Variant C: as the policy's thresholds say, with exponential start-up times, each replica on a node of its own.
+//! - Variant C: as the policy's thresholds say, with exponential start-up times, each replica on a node of its own, or spread evenly
+//!   over nodes that have room for several; a state then says which nodes have how many.
 //!
 //! Events: arrival and service, failure and repair, and in C the end of a start. A policy's answer follows at once.
 
 use super::graph::{Chain, ChainError};
+use super::shared::{Occupied, Stand, shares};
 use super::steady::{Certificate, Method, steady_state};
 use super::transient::averaged;
 use crate::progress::Progress;
@@ -72,6 +74,9 @@ pub enum Replicas {
         max: u32,
         /// Ends of a start per second and starting replica; none: they start at once.
         start: Option<f64>,
+        /// Replicas that a node has room for. With one each has a node of its own, and any number of nodes will do; with more there
+        /// may be up to 10 nodes, or replicas, and up to 15 on a node.
+        each: u32,
     },
 }
 
@@ -101,6 +106,17 @@ pub struct State {
     pub s: u16,
     /// Requests in the system.
     pub j: u32,
+    /// The nodes with replicas, where replicas share nodes.
+    pub on: Occupied,
+}
+
+impl State {
+    fn replicas(&mut self, stand: Stand) -> &mut u16 {
+        match stand {
+            Stand::Starting => &mut self.s,
+            Stand::Ready => &mut self.k,
+        }
+    }
 }
 
 /// A solved chain.
@@ -168,7 +184,7 @@ impl Family {
 
     /// The state with the replicas that its rule asks for at once.
     fn settled(&self, mut state: State) -> State {
-        let Replicas::Policy { rule, min, max, start } = &self.replicas else {
+        let Replicas::Policy { rule, min, max, start, each } = &self.replicas else {
             state.k = self.replicas_at(state.i, state.j);
             return state;
         };
@@ -184,14 +200,13 @@ impl Family {
                 }
                 Rule::Lists { up, down } => lists(up, down, have, state.j),
             };
-            let wanted = asked.clamp(*min, *max).min(state.i.into());
+            let wanted = asked.clamp(*min, *max).min(u32::from(state.i) * each);
+            let stand = if start.is_some() { Stand::Starting } else { Stand::Ready };
             if wanted > have {
-                let more = (wanted - have) as u16;
-                *(if start.is_some() { &mut state.s } else { &mut state.k }) += more;
-            } else if wanted < have && state.s > 0 {
-                state.s -= 1;
+                (have..wanted).for_each(|_| self.add(&mut state, stand));
             } else if wanted < have {
-                state.k -= 1;
+                let starting = state.s > 0;
+                self.remove(&mut state, if starting { Stand::Starting } else { Stand::Ready });
             } else {
                 break;
             }
@@ -199,12 +214,33 @@ impl Family {
         state
     }
 
+    /// Whether nodes have room for several replicas.
+    pub(super) fn is_shared(&self) -> bool {
+        matches!(self.replicas, Replicas::Policy { each, .. } if each > 1)
+    }
+
+    fn add(&self, state: &mut State, stand: Stand) {
+        *state.replicas(stand) += 1;
+        if self.is_shared() {
+            state.on = state.on.with(state.i, stand);
+        }
+    }
+
+    fn remove(&self, state: &mut State, stand: Stand) {
+        *state.replicas(stand) -= 1;
+        if self.is_shared() {
+            state.on = state.on.without(stand);
+        }
+    }
+
     fn first(&self) -> State {
-        let (i, min) = match &self.replicas {
-            Replicas::Policy { min, .. } => (self.nodes as u16, (*min).min(self.nodes) as u16),
-            _ => (self.nodes as u16, 0),
+        let min = match &self.replicas {
+            Replicas::Policy { min, each, .. } => (*min).min(self.nodes * each),
+            _ => 0,
         };
-        self.settled(State { i, k: min, s: 0, j: 0 })
+        let mut first = State { i: self.nodes as u16, k: 0, s: 0, j: 0, on: Occupied::default() };
+        (0..min).for_each(|_| self.add(&mut first, Stand::Ready));
+        self.settled(first)
     }
 
     /// Calls `to` with each transition, and `lost` with the rate at which it loses requests.
@@ -220,8 +256,14 @@ impl Family {
         if let Replicas::Policy { start: Some(rate), .. } = &self.replicas
             && state.s > 0
         {
-            let after = State { k: state.k + 1, s: state.s - 1, ..state };
-            to(self.settled(after), f64::from(state.s) * rate);
+            let started = State { k: state.k + 1, s: state.s - 1, ..state };
+            if !self.is_shared() {
+                to(self.settled(started), f64::from(state.s) * rate);
+            }
+            for kind in state.on.kinds().filter(|kind| kind.starting > 0) {
+                let after = State { on: state.on.started(kind.at), ..started };
+                to(self.settled(after), f64::from(kind.nodes * kind.starting) * rate);
+            }
         }
         let down = self.nodes - u32::from(state.i);
         if down > 0 && self.failure > 0.0 {
@@ -237,14 +279,12 @@ impl Family {
     }
 
     fn failures(&self, state: State, to: &mut dyn FnMut(State, f64), lost: &Cell<f64>) {
-        let i = state.i - 1;
-        let idle = state.i - state.k - state.s;
-        let mut fail = |nodes: u32, k: u16, s: u16, loses: u32| {
-            if nodes == 0 {
+        let mut fail = |nodes: f64, left: State, loses: u32| {
+            if nodes <= 0.0 {
                 return;
             }
-            let rate = f64::from(nodes) * self.failure;
-            let mut after = State { i, k, s, j: state.j - loses };
+            let rate = nodes * self.failure;
+            let mut after = State { j: state.j - loses, ..left };
             if self.loses != FailureLoses::Nothing {
                 let smaller = self.settled(after);
                 after.j = after.j.min(self.room(State { j: after.j, ..smaller }));
@@ -252,27 +292,55 @@ impl Family {
             lost.set(lost.get() + rate * f64::from(state.j - after.j));
             to(self.settled(after), rate);
         };
-        fail(idle.into(), state.k, state.s, 0);
-        if state.s > 0 {
-            fail(state.s.into(), state.k, state.s - 1, 0);
-        }
-        let k = u32::from(state.k);
-        if k == 0 {
+        let left = State { i: state.i - 1, ..state };
+        if !self.is_shared() {
+            fail(f64::from(state.i - state.k - state.s), left, 0);
+            if state.s > 0 {
+                fail(state.s.into(), self.replaced(State { s: state.s - 1, ..left }, 1), 0);
+            }
+            if state.k > 0 {
+                let after = self.replaced(State { k: state.k - 1, ..left }, 1);
+                self.losses(state, (state.k, 1), |loses, nodes| fail(nodes, after, loses));
+            }
             return;
         }
-        let with = state.k - 1;
-        match self.loses {
-            FailureLoses::Nothing | FailureLoses::Overflow => fail(k, with, state.s, 0),
-            FailureLoses::InService | FailureLoses::Held => {
-                // Shared as evenly as whole requests can be: some replicas have one more.
-                let all = match self.loses {
-                    FailureLoses::Held => state.j,
-                    _ => self.busy(state),
-                };
-                fail(all % k, with, state.s, all / k + 1);
-                fail(k - all % k, with, state.s, all / k);
-            }
+        fail(f64::from(state.i - state.on.count()), left, 0);
+        for kind in state.on.kinds() {
+            let (k, s) = (left.k - kind.ready, left.s - kind.starting);
+            let after = State { k, s, on: state.on.failed(kind.at), ..left };
+            let after = self.replaced(after, kind.ready + kind.starting);
+            let of = (kind.nodes, kind.ready);
+            self.losses(state, of, |loses, nodes| fail(nodes, after, loses));
         }
+    }
+
+    /// With so many replicas that were lost started elsewhere, as far as there is room: the policy remembers what it asked for.
+    fn replaced(&self, mut left: State, lost: u16) -> State {
+        if let Replicas::Policy { max, start, each, .. } = &self.replicas {
+            let most = (*max).min(u32::from(left.i) * each);
+            let stand = if start.is_some() { Stand::Starting } else { Stand::Ready };
+            let missing = most.saturating_sub(u32::from(left.k + left.s)).min(lost.into());
+            (0..missing).for_each(|_| self.add(&mut left, stand));
+        }
+        left
+    }
+
+    /// What is lost when one of so many nodes with so many ready replicas each fails: calls `each` with the number of requests, and
+    /// of how many of the nodes.
+    fn losses(&self, state: State, (nodes, ready): (u16, u16), mut each: impl FnMut(u32, f64)) {
+        let all = match self.loses {
+            FailureLoses::Nothing | FailureLoses::Overflow => 0,
+            FailureLoses::InService => self.busy(state),
+            FailureLoses::Held => state.j,
+        };
+        let (k, ready) = (u32::from(state.k), u32::from(ready));
+        if all == 0 || ready == 0 {
+            return each(0, nodes.into());
+        }
+        // Shared as evenly as whole requests can be: some replicas have one more.
+        shares((k, all % k), ready, nodes.into(), |more, nodes| {
+            each(ready * (all / k) + more, nodes)
+        });
     }
 
     /// States of variants A and B, without building them; none for C.
@@ -320,8 +388,8 @@ impl Family {
         // In A and B the replicas follow from the rest, so that a line may go on across their changes.
         let by_policy = matches!(self.replicas, Replicas::Policy { .. });
         let line = |state: &State| match by_policy {
-            true => (state.i, state.k, state.s),
-            false => (state.i, 0, 0),
+            true => (state.i, state.k, state.s, state.on),
+            false => (state.i, 0, 0, Occupied::default()),
         };
         let mut order: Vec<u32> = (0..states.len() as u32).collect();
         order.sort_unstable_by_key(|at| {
@@ -371,7 +439,7 @@ impl Family {
         let weights = Weights::new(self, &states);
         let mut begin = self.first();
         if let Replicas::Policy { start: Some(_), .. } = &self.replicas {
-            (begin.k, begin.s) = (0, begin.k);
+            (begin.k, begin.s, begin.on) = (0, begin.k, begin.on.not_yet());
         }
         let find = |state: State| states.iter().position(|it| *it == state);
         let begin = find(begin).or_else(|| find(self.first())).unwrap_or(0);

@@ -120,6 +120,24 @@ impl Chain {
         &mut self.rates
     }
 
+    /// What flows into a state, of a chain that says what flows into each; without its first `skip` transitions.
+    #[inline]
+    pub(super) fn inflow(&self, state: usize, skip: usize, x: &[f64]) -> f64 {
+        let range = self.starts[state] as usize + skip..self.starts[state + 1] as usize;
+        let (from, rates) = (&self.targets[range.clone()], &self.rates[range]);
+        from.iter().zip(rates).map(|(from, rate)| x[*from as usize] * rate).sum()
+    }
+
+    /// The rates of a state's transitions, in their order.
+    pub(super) fn rates_of(&self, state: usize) -> &[f64] {
+        &self.rates[self.starts[state] as usize..self.starts[state + 1] as usize]
+    }
+
+    /// The targets and rates of all transitions, in their order.
+    pub(super) fn all(&self) -> impl Iterator<Item = (usize, f64)> + '_ {
+        self.targets.iter().map(|target| *target as usize).zip(self.rates.iter().copied())
+    }
+
     /// Replaces each rate by what `of` says for its target and itself.
     pub(super) fn scale_rates(&mut self, mut of: impl FnMut(usize, f64) -> f64) {
         for (rate, target) in self.rates.iter_mut().zip(&self.targets) {
@@ -194,50 +212,26 @@ impl Chain {
         Self { starts, targets, rates }
     }
 
-    /// The transitions for which `keep` holds of the row and its entry.
-    pub(crate) fn filtered(&self, keep: impl Fn(usize, usize) -> bool) -> Self {
-        let mut chain = Self { starts: vec![0], ..Self::default() };
-        for state in 0..self.len() {
-            for (target, rate) in self.row(state).filter(|(target, _)| keep(state, *target)) {
-                chain.targets.push(target as u32);
-                chain.rates.push(rate);
-            }
-            chain.starts.push(chain.targets.len() as u32);
-        }
-        chain
-    }
-
-    /// Each row with its targets replaced by their groups, rates to one group added up, without those that have none.
-    pub(crate) fn grouped(&self, group: impl Fn(usize, usize) -> Option<u32>) -> Self {
-        let mut chain = Self { starts: vec![0], ..Self::default() };
-        let mut row: Vec<(u32, f64)> = vec![];
-        for state in 0..self.len() {
-            row.clear();
-            for (target, rate) in self.row(state) {
-                let Some(group) = group(state, target) else { continue };
-                match row.iter_mut().find(|(known, _)| *known == group) {
-                    Some((_, sum)) => *sum += rate,
-                    None => row.push((group, rate)),
-                }
-            }
-            chain.push_row(&row);
-        }
-        chain
-    }
-
     /// Whether the first state can be reached from all others (all can be reached from it).
     ///
     /// # Errors
     /// [`ChainError::Reducible`] with a state from which it cannot.
     pub fn check_irreducible(&self) -> Result<(), ChainError> {
-        let back = self.transposed();
+        self.transposed().check_all_lead_to_first()
+    }
+
+    /// As [`Chain::check_irreducible`], of the chain that this is the transposed one of.
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) fn check_all_lead_to_first(&self) -> Result<(), ChainError> {
         let mut reached = vec![false; self.len()];
         let mut todo = vec![0];
         if let Some(first) = reached.first_mut() {
             *first = true;
         }
         while let Some(at) = todo.pop().filter(|_| !self.is_empty()) {
-            for (from, _) in back.row(at) {
+            for (from, _) in self.row(at) {
                 if !reached[from] {
                     reached[from] = true;
                     todo.push(from);

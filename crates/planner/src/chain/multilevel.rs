@@ -10,7 +10,9 @@
 //! the whole chain: it finds at once the slow movements between parts that a sweep never sees.
 
 use super::graph::Chain;
-use super::steady::{gauss_seidel, gth_dense, normalise};
+use super::gth::Matrix;
+use super::joined::Joined;
+use super::steady::{gauss_seidel, normalise};
 
 /// States of the coarsest level, which GTH solves: 9 ms each time.
 const COARSEST: usize = 300;
@@ -18,8 +20,8 @@ const COARSEST: usize = 300;
 /// Sweeps before and after the correction of a level.
 const SMOOTHINGS: usize = 2;
 
-/// A transition between two states that were joined.
-const WITHIN: u32 = u32::MAX;
+/// Of no group yet.
+const FREE: u32 = u32::MAX;
 
 /// A level: a chain by what flows into its states, and how it is joined.
 #[derive(Debug)]
@@ -27,10 +29,8 @@ struct Level {
     /// What flows into each state.
     sources: Chain,
     exits: Vec<f64>,
-    /// The state of the next level that each state belongs to.
-    group: Vec<u32>,
-    /// Where in the rates of the next level the rate of each transition counts, in the order of `sources`.
-    into: Vec<u32>,
+    /// How its states are joined to those of the next level.
+    joined: Option<Joined>,
     x: Vec<f64>,
 }
 
@@ -43,8 +43,7 @@ pub(super) struct Multilevel {
 impl Multilevel {
     /// Levels of a chain, given what flows into each state, the rates at which they are left, and about how probable they are.
     pub(super) fn new(sources: Chain, exits: Vec<f64>, x: &[f64]) -> Self {
-        let (group, into) = (vec![], vec![]);
-        let mut levels = Self { levels: vec![Level { sources, exits, group, into, x: vec![] }] };
+        let mut levels = Self { levels: vec![Level { sources, exits, joined: None, x: vec![] }] };
         levels.join(x);
         levels
     }
@@ -56,12 +55,12 @@ impl Multilevel {
         while let Some(level) = self.levels.last_mut()
             && level.sources.len() > COARSEST
         {
-            let count = level.join();
+            let (group, count) = level.join();
             // A chain of which hardly anything can be joined is left to the sweeps.
             if count * 10 > level.sources.len() * 9 {
                 break;
             }
-            let next = level.next(count);
+            let next = level.next(group, count);
             self.levels.push(next);
         }
     }
@@ -84,11 +83,8 @@ impl Multilevel {
         self.descend(at + 1);
         let (upper, lower) = self.levels.split_at_mut(at + 1);
         if let (Some(level), Some(next)) = (upper.last_mut(), lower.first()) {
-            for (value, group) in level.x.iter_mut().zip(&level.group) {
-                let (was, is) = (before[*group as usize], next.x[*group as usize]);
-                if was > 0.0 && is.is_finite() {
-                    *value *= is / was;
-                }
+            if let Some(joined) = &level.joined {
+                joined.spread(&before, &next.x, &mut level.x);
             }
             level.smooth();
         }
@@ -108,33 +104,27 @@ impl Level {
         if n > 2 * COARSEST {
             return self.smooth();
         }
-        let mut rates = vec![0.0; n * n];
-        for state in 0..n {
-            for (from, rate) in self.sources.row(state) {
-                rates[from * n + state] += rate;
-            }
-        }
-        let found = gth_dense(&mut rates, n);
+        let found = Matrix::of_sources(&self.sources, n).solve();
         if found.iter().all(|value| value.is_finite()) {
             self.x = found;
         }
     }
 
     /// Joins each state with the free one that most flow comes from; one that has none joins the group of its strongest source.
-    /// How many groups there are.
-    fn join(&mut self) -> usize {
+    /// The group of each state, and how many there are.
+    fn join(&self) -> (Vec<u32>, usize) {
         let n = self.sources.len();
-        let mut group = vec![WITHIN; n];
+        let mut group = vec![FREE; n];
         let mut sizes: Vec<u8> = vec![];
         for state in 0..n {
-            if group[state] != WITHIN {
+            if group[state] != FREE {
                 continue;
             }
             let (mut free, mut taken) = ((0.0, None), (0.0, None));
             for (from, rate) in self.sources.row(state) {
                 let flow = self.x[from] * rate;
-                let best = if group[from] == WITHIN { &mut free } else { &mut taken };
-                let fits = group[from] == WITHIN || sizes[group[from] as usize] < 3;
+                let best = if group[from] == FREE { &mut free } else { &mut taken };
+                let fits = group[from] == FREE || sizes[group[from] as usize] < 3;
                 if fits && flow > best.0 {
                     *best = (flow, Some(from));
                 }
@@ -158,85 +148,25 @@ impl Level {
                 }
             }
         }
-        self.group = group;
-        sizes.len()
+        (group, sizes.len())
     }
 
-    /// The next level, of so many states: which transitions it has. Their rates come with each cycle.
-    fn next(&mut self, count: usize) -> Self {
-        let mut members = vec![0u32; count + 1];
-        for group in &self.group {
-            members[*group as usize + 1] += 1;
-        }
-        for at in 0..count {
-            members[at + 1] += members[at];
-        }
-        let mut order = vec![0u32; self.group.len()];
-        let mut place = members.clone();
-        for (state, group) in self.group.iter().enumerate() {
-            order[place[*group as usize] as usize] = state as u32;
-            place[*group as usize] += 1;
-        }
-        let mut into = vec![WITHIN; self.sources.transitions()];
-        // Where the transition from a group into the current one stands, if it is there yet.
-        let mut known = vec![(WITHIN, 0u32); count];
-        let (mut starts, mut targets) = (vec![0u32], vec![]);
-        for to in 0..count {
-            for state in &order[members[to] as usize..members[to + 1] as usize] {
-                let first = self.sources.begin(*state as usize);
-                for (at, (from, _)) in self.sources.row(*state as usize).enumerate() {
-                    let from = self.group[from];
-                    if from as usize == to {
-                        continue;
-                    }
-                    let entry = &mut known[from as usize];
-                    if entry.0 != to as u32 {
-                        *entry = (to as u32, targets.len() as u32);
-                        targets.push(from);
-                    }
-                    into[first + at] = entry.1;
-                }
-            }
-            starts.push(targets.len() as u32);
-        }
-        self.into = into;
-        let rates = vec![0.0; targets.len()];
-        let mut next = Self {
-            sources: Chain::of_parts(starts, targets, rates),
-            exits: vec![0.0; count],
-            group: vec![],
-            into: vec![],
-            x: vec![0.0; count],
-        };
+    /// The next level, of so many groups.
+    fn next(&mut self, group: Vec<u32>, count: usize) -> Self {
+        let (joined, sources) = Joined::new(&self.sources, group, count, |_| [None; 0]);
+        self.joined = Some(joined);
+        let (exits, x) = (vec![0.0; count], vec![0.0; count]);
+        let mut next = Self { sources, exits, joined: None, x };
         self.aggregate(&mut next);
         next
     }
 
     /// Gives the next level the weights and rates that follow from the values of this one.
     fn aggregate(&self, next: &mut Self) {
-        next.x.fill(0.0);
-        for (value, group) in self.x.iter().zip(&self.group) {
-            next.x[*group as usize] += value;
-        }
-        let rates = next.sources.rates_mut();
-        rates.fill(0.0);
-        let mut at = 0;
-        for state in 0..self.sources.len() {
-            for (from, rate) in self.sources.row(state) {
-                if self.into[at] != WITHIN {
-                    rates[self.into[at] as usize] += self.x[from] * rate;
-                }
-                at += 1;
-            }
-        }
-        next.exits.fill(0.0);
-        let (weights, exits) = (&next.x, &mut next.exits);
-        next.sources.scale_rates(|from, flow| {
-            let weight = weights[from];
-            let rate = if weight > 0.0 { flow / weight } else { 0.0 };
-            exits[from] += rate;
-            rate
-        });
+        let Some(joined) = &self.joined else { return };
+        let Self { sources, exits, x, .. } = next;
+        exits.fill(0.0);
+        joined.weigh((&self.sources, &self.x), (sources, x), |from, rate| exits[from] += rate);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::family::{Bound, Family, Replicas, State};
 use super::graph::{Chain, ChainError};
+use super::shared::NODES_MAX;
 use crate::scenario::{FailureLoses, QueueCounts, Repair};
 use std::fmt::Write;
 
@@ -29,7 +30,7 @@ impl Family {
         let (chain, states, _) = self.chain()?;
         let mut files = Explicit {
             transitions: format!("{} {}\n", chain.len(), chain.transitions()),
-            states: "(i,k,s,j)\n".to_owned(),
+            states: format!("(i,k,s,j{})\n", self.node_columns()),
             labels: String::new(),
             rewards: String::new(),
             drn: String::new(),
@@ -38,7 +39,13 @@ impl Family {
         let mut rewarded = 0;
         for (at, state) in states.iter().enumerate() {
             let (i, k, s, j) = (state.i, state.k, state.s, state.j);
-            let _ = writeln!(files.states, "{at}:({i},{k},{s},{j})");
+            let _ = write!(files.states, "{at}:({i},{k},{s},{j}");
+            if self.is_shared() {
+                for (ready, starting) in state.on.nodes() {
+                    let _ = write!(files.states, ",{ready},{starting}");
+                }
+            }
+            files.states.push_str(")\n");
             if state.j > 0 {
                 let _ = writeln!(files.rewards, "{at} {}", state.j);
                 rewarded += 1;
@@ -50,6 +57,12 @@ impl Family {
         files.labels = self.labels(&states, first);
         files.drn = self.drn(&chain, &states, first);
         Ok(files)
+    }
+
+    /// Where replicas share nodes: ready and starting ones of each, the node with the most first.
+    fn node_columns(&self) -> String {
+        let nodes = if self.is_shared() { NODES_MAX } else { 0 };
+        (1..=nodes).map(|node| format!(",k{node},s{node}")).collect()
     }
 
     fn labels(&self, states: &[State], first: usize) -> String {

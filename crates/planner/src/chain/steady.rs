@@ -3,7 +3,7 @@
 //! | chain | method |
 //! |---|---|
 //! | small | GTH: elimination without subtraction, every probability to full relative precision however small |
-//! | lines (the built-in families) | each line solved exactly, again without subtraction, and the lines aggregated by GTH (Koury, McAllister, Stewart); rare failures, on which iterations fail, are its fast case |
+//! | lines (the built-in families) | each line solved exactly, again without subtraction, and aggregated in levels ([`Lines`]); rare failures, on which iterations fail, are its fast case |
 //! | other | Gauss-Seidel in the order of discovery, and where that would take too long, multilevel aggregation |
 //!
 //! An iteration ends when the flow balances to rounding *and* no measure has changed over a quarter more work. Balance alone says
@@ -12,6 +12,8 @@
 //! What does not get there is an error, never a number.
 
 use super::graph::{Chain, ChainError};
+use super::gth::gth;
+use super::lines::Lines;
 use super::multilevel::Multilevel;
 use crate::progress::Progress;
 
@@ -92,7 +94,8 @@ pub fn steady_state(
     measures: impl Fn(&[f64]) -> Vec<f64>,
     progress: &Progress,
 ) -> Result<Steady, ChainError> {
-    chain.check_irreducible()?;
+    let back = chain.transposed();
+    back.check_all_lead_to_first()?;
     if chain.len() <= DENSE_MAX && (lines.is_empty() || chain.len() <= DENSE_MAX / 4) {
         let x = gth(chain);
         let residual = chain.residual(&x);
@@ -106,13 +109,15 @@ pub fn steady_state(
     }
     let mut work = Work::new(chain, &measures, progress);
     if !lines.is_empty() && lines.len() <= LINES_MAX {
-        let mut solver = Lines::new(chain, lines);
-        return match work.iterate(Method::Lines, SWEEPS_MAX, |x| solver.sweep(x))? {
+        let mut solver = Lines::new(&back, lines);
+        drop(back);
+        work.x.copy_from_slice(solver.x());
+        return match work.iterate(Method::Lines, SWEEPS_MAX / 10, |x| solver.cycle(x))? {
             Some(certificate) => Ok(Steady { x: work.x, certificate }),
             None => uncertified(work.sweeps, work.residual),
         };
     }
-    work.general()
+    work.general(back)
 }
 
 fn uncertified<T>(sweeps: u32, residual: f64) -> Result<T, ChainError> {
@@ -138,8 +143,7 @@ impl<'a, M: Fn(&[f64]) -> Vec<f64>> Work<'a, M> {
     }
 
     /// Gauss-Seidel and, where it does not get there or its answer does not stand, multilevel aggregation.
-    fn general(mut self) -> Result<Steady, ChainError> {
-        let sources = self.chain.transposed();
+    fn general(mut self, sources: Chain) -> Result<Steady, ChainError> {
         let exits: Vec<f64> = (0..self.chain.len()).map(|state| self.chain.exit(state)).collect();
         let sweep = |x: &mut [f64]| gauss_seidel(&sources, &exits, x);
         let found = self.iterate(Method::GaussSeidel, PATIENCE, sweep)?;
@@ -191,6 +195,10 @@ impl<'a, M: Fn(&[f64]) -> Vec<f64>> Work<'a, M> {
             let now = (self.measures)(&self.x);
             let change = relative_change(&before, &now);
             self.residual = residual;
+            // A number that is none stays none.
+            if residual.is_nan() {
+                return Ok(None);
+            }
             if residual <= RESIDUAL && change <= CHANGE {
                 let sweeps = self.sweeps;
                 let certificate = Certificate { method, sweeps, residual, change, correction: 0.0 };
@@ -229,167 +237,8 @@ pub(super) fn normalise(x: &mut [f64]) {
 
 pub(super) fn gauss_seidel(sources: &Chain, exits: &[f64], x: &mut [f64]) {
     for state in 0..x.len() {
-        let inflow: f64 = sources.row(state).map(|(from, rate)| x[from] * rate).sum();
-        x[state] = inflow / exits[state];
+        x[state] = sources.inflow(state, 0, x) / exits[state];
     }
-}
-
-/// Elimination after Grassmann, Taksar and Heyman: no subtraction, so that the smallest probability has as many right
-/// digits as the largest.
-fn gth(chain: &Chain) -> Vec<f64> {
-    let n = chain.len();
-    let mut rates = vec![0.0; n * n];
-    for state in 0..n {
-        for (target, rate) in chain.row(state) {
-            rates[state * n + target] = rate;
-        }
-    }
-    gth_dense(&mut rates, n)
-}
-
-/// As [`gth`], of a matrix of rates by rows, which it uses up.
-pub(super) fn gth_dense(rates: &mut [f64], n: usize) -> Vec<f64> {
-    for last in (1..n).rev() {
-        let (above, row) = rates.split_at_mut(last * n);
-        let exit: f64 = row[..last].iter().sum();
-        for state in 0..last {
-            let into = above[state * n + last] / exit;
-            above[state * n + last] = into;
-            if into > 0.0 {
-                let from = &mut above[state * n..state * n + last];
-                from.iter_mut().zip(&row[..last]).for_each(|(rate, more)| *rate += into * more);
-            }
-        }
-    }
-    let mut x = vec![0.0; n];
-    if let Some(first) = x.first_mut() {
-        *first = 1.0;
-    }
-    for state in 1..n {
-        x[state] = (0..state).map(|from| x[from] * rates[from * n + state]).sum();
-    }
-    normalise(&mut x);
-    x
-}
-
-/// The line solver.
-struct Lines {
-    /// Rates from each state to other lines: "targets" are lines.
-    crossing: Chain,
-    /// What flows into each state from elsewhere than its neighbours in the line.
-    sources: Chain,
-    /// First state of each line, and the number of states at the end.
-    bounds: Vec<usize>,
-    /// Rates to the next state of the line.
-    up: Vec<f64>,
-    /// Elimination from the end of a line, which is the same in every sweep: the share of what flows into a state that
-    /// goes down rather than out, and the time that a visit takes.
-    share_down: Vec<f64>,
-    visit: Vec<f64>,
-    /// Room for one line: what flows in.
-    inflow: Vec<f64>,
-}
-
-impl Lines {
-    fn new(chain: &Chain, lines: &[u32]) -> Self {
-        let n = chain.len();
-        let bounds: Vec<usize> = lines.iter().map(|begin| *begin as usize).chain([n]).collect();
-        let mut line = vec![0; n];
-        for (at, pair) in bounds.windows(2).enumerate() {
-            line[pair[0]..pair[1]].fill(at as u32);
-        }
-        let (mut up, mut down, mut out) = (vec![0.0; n], vec![0.0; n], vec![0.0; n]);
-        for state in 0..n {
-            for (target, rate) in chain.row(state) {
-                let same = line[target] == line[state];
-                if same && target == state + 1 {
-                    up[state] = rate;
-                } else if same && target + 1 == state {
-                    down[state] = rate;
-                } else {
-                    out[state] += rate;
-                }
-            }
-        }
-        let sources = chain.transposed().filtered(|state, from| {
-            line[from] != line[state] || (from + 1 != state && from != state + 1)
-        });
-        let crossing =
-            chain.grouped(|state, target| (line[target] != line[state]).then(|| line[target]));
-        let (share_down, visit) = eliminate(&bounds, (&up, &down, &out));
-        Self { crossing, sources, bounds, up, share_down, visit, inflow: vec![0.0; n] }
-    }
-
-    fn sweep(&mut self, x: &mut [f64]) {
-        self.aggregate(x);
-        let count = self.bounds.len() - 1;
-        for line in (0..count).chain((0..count).rev()) {
-            self.solve(line, x);
-        }
-    }
-
-    /// Gives each line the weight that it has in the chain of the lines.
-    fn aggregate(&self, x: &mut [f64]) {
-        let count = self.bounds.len() - 1;
-        let mut weights = vec![0.0; count];
-        for (line, pair) in self.bounds.windows(2).enumerate() {
-            weights[line] = x[pair[0]..pair[1]].iter().sum::<f64>();
-        }
-        let mut rates = vec![0.0; count * count];
-        for (from, pair) in self.bounds.windows(2).enumerate() {
-            if weights[from] == 0.0 {
-                continue;
-            }
-            let row = &mut rates[from * count..(from + 1) * count];
-            for (state, value) in x.iter().enumerate().take(pair[1]).skip(pair[0]) {
-                let share = value / weights[from];
-                self.crossing.row(state).for_each(|(to, rate)| row[to] += share * rate);
-            }
-        }
-        let coarse = gth_dense(&mut rates, count);
-        for (line, pair) in self.bounds.windows(2).enumerate() {
-            if weights[line] > 0.0 && coarse[line].is_finite() {
-                let scale = coarse[line] / weights[line];
-                x[pair[0]..pair[1]].iter_mut().for_each(|value| *value *= scale);
-            }
-        }
-    }
-
-    /// Solves a line exactly for what flows into it now.
-    fn solve(&mut self, line: usize, x: &mut [f64]) {
-        let (first, end) = (self.bounds[line], self.bounds[line + 1]);
-        let mut from_above = 0.0;
-        for state in (first..end).rev() {
-            let outside: f64 = self.sources.row(state).map(|(from, rate)| x[from] * rate).sum();
-            self.inflow[state] = outside + from_above;
-            from_above = self.inflow[state] * self.share_down[state];
-        }
-        let mut from_below = 0.0;
-        for (state, value) in x.iter_mut().enumerate().take(end).skip(first) {
-            // A line that nothing leaves is the whole chain: any weight will do.
-            if self.visit[state].is_finite() {
-                *value = (self.inflow[state] + from_below) * self.visit[state];
-            }
-            from_below = *value * self.up[state];
-        }
-    }
-}
-
-/// Eliminates the states of each line from its end, without subtraction: where a state is left to, once those above it
-/// are passed through in no time.
-fn eliminate(bounds: &[usize], (up, down, out): (&[f64], &[f64], &[f64])) -> (Vec<f64>, Vec<f64>) {
-    let (mut share_down, mut visit) = (vec![0.0; up.len()], vec![0.0; up.len()]);
-    for pair in bounds.windows(2) {
-        // Share of what goes up that leaves the line before it comes down again.
-        let mut lost_above = 0.0;
-        for state in (pair[0]..pair[1]).rev() {
-            let exit = out[state] + up[state] * lost_above;
-            let leaves = down[state] + exit;
-            (share_down[state], lost_above) = (down[state] / leaves, exit / leaves);
-            visit[state] = 1.0 / leaves;
-        }
-    }
-    (share_down, visit)
 }
 
 #[cfg(test)]

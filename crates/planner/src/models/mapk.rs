@@ -100,7 +100,6 @@ pub(crate) fn mapk(n: u8, secs: f64, progress: &Progress) -> Result<(usize, f64)
         sum
     };
     let rewards: Vec<f64> = states.iter().map(counted).collect();
-    let mut first = vec![0.0; chain.len()];
-    first[0] = 1.0;
+    let first = super::begin(chain.len());
     Ok((chain.len(), accumulated(&chain, (&first, &rewards), secs, progress)?))
 }

@@ -7,6 +7,7 @@ use crate::image_build::Bundle;
 use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use camino::Utf8PathBuf;
+use http::Method;
 use skein_api::{BatchItem, Client, Code, JobOptions};
 use skein_cloud::{Cloud, CloudConfig};
 use skein_model::{
@@ -14,10 +15,10 @@ use skein_model::{
     ThresholdScope,
 };
 use skein_planner::{
-    LiveService, NodeChange, PlannedRequest, Scenario, UserScript, batch_scenario, measure_history,
-    node_changes, replay,
+    LiveService, NodeChange, NodeTurn, PlannedRequest, Scenario, UserScript, batch_scenario,
+    measure_history, node_changes, replay,
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -69,8 +70,10 @@ pub(super) struct Measured {
     pub(super) batches: Vec<f64>,
     /// Mean time from launch to ready, seconds.
     pub(super) start_secs: Option<f64>,
-    /// When the user ended it before its time, seconds after its beginning.
+    /// When the user ended it before its time, seconds after its beginning; 0 before anything was sent.
     pub(super) stopped_secs: Option<f64>,
+    /// Whether the user ended it while it measured batches.
+    pub(super) batches_stopped: bool,
 }
 
 /// Lines of the cloud's history so far.
@@ -130,24 +133,29 @@ impl Live {
         (bundle, batches, stop): (&Bundle, Option<(u32, u32)>, &mut Stop),
     ) -> Result<Measured> {
         let client = Client::new(cloud.target());
-        let image = upload(&client, bundle).await?;
-        let names = node_names(&client, scenario.node_count()).await?;
+        let prepared = tokio::select! {
+            // Owns all it needs; what is half uploaded goes with the cloud.
+            prepared = prepare(&client, bundle, scenario.node_count()) => prepared?,
+            // Cancel-safe: as documented. Signals that came while the cloud was started are kept.
+            () = stop.wait() => return Ok(Measured { stopped_secs: Some(0.0), ..Measured::default() }),
+        };
+        let (image, names) = prepared;
         let lines = Lines::default();
         let mut tasks = JoinSet::new();
         tasks.spawn(collect(client.clone(), Arc::clone(&lines)));
         let begun_us = skein_shell::now().as_micros();
         for service in &scenario.services {
-            client.create_service(&spec_of(service, &image.name)?).await?;
+            client.create_service(&spec_of(service, &image)?).await?;
         }
         let begun = Instant::now();
         eprintln!("live: {:.0} s on {} nodes", scenario.run.duration_secs, names.len());
         self.users(&client, scenario, begun, &mut tasks);
         let end = begun + Duration::from_secs_f64(scenario.run.duration_secs);
-        let mut down = BTreeSet::new();
+        let mut down = BTreeMap::new();
         let changes = node_changes(scenario, 0);
         let stopped_secs = tokio::select! {
             // Owns all it needs; a node that is half ended or started is seen to when the cloud is ended.
-            failed = fail_nodes((cloud, &mut down), &changes, &names, (begun, end)) => {
+            failed = fail_nodes((cloud, &client, &mut down), &changes, &names, (begun, end)) => {
                 failed?;
                 None
             }
@@ -167,21 +175,41 @@ impl Live {
             batches: vec![],
             start_secs: start_secs(&history),
             stopped_secs,
+            batches_stopped: false,
         };
         for service in &scenario.services {
             client.remove_service(service.name.as_str()).await?;
         }
-        if let Some((replicas_max, requests)) = batches.filter(|_| stopped_secs.is_none()) {
-            for node in down {
-                cloud.restart_agent(&node).await?;
+        if let Some(batches) = batches.filter(|_| stopped_secs.is_none()) {
+            for (node, turn) in down {
+                bring_back((cloud, &client), &node, turn).await?;
             }
-            for replicas in 1..=replicas_max {
-                let secs = self.batch(&client, scenario, &image.name, (replicas, requests)).await?;
-                eprintln!("live: {requests} requests on {replicas} replicas took {secs:.2} s");
-                measured.batches.push(secs);
-            }
+            let measuring = self.batches(&client, scenario, &image, batches, &mut measured.batches);
+            measured.batches_stopped = tokio::select! {
+                // Owns all it needs; a batch that is half done goes with the cloud.
+                done = measuring => done.map(|()| false)?,
+                // Cancel-safe: as documented.
+                () = stop.wait() => true,
+            };
         }
         Ok(measured)
+    }
+
+    /// Seconds that a batch takes on 1, 2, ... replicas, as they are known.
+    async fn batches(
+        &self,
+        client: &Client,
+        scenario: &Scenario,
+        image: &str,
+        (replicas_max, requests): (u32, u32),
+        known: &mut Vec<f64>,
+    ) -> Result<()> {
+        for replicas in 1..=replicas_max {
+            let secs = self.batch(client, scenario, image, (replicas, requests)).await?;
+            eprintln!("live: {requests} requests on {replicas} replicas took {secs:.2} s");
+            known.push(secs);
+        }
+        Ok(())
     }
 
     /// Starts the users.
@@ -327,6 +355,12 @@ fn spec_of(service: &skein_planner::Service, image: &str) -> Result<ServiceSpec>
     })
 }
 
+/// The name of the image once it is there, and those of the nodes.
+async fn prepare(client: &Client, bundle: &Bundle, nodes: usize) -> Result<(String, Vec<String>)> {
+    let image = upload(client, bundle).await?;
+    Ok((image.name.to_string(), node_names(client, nodes).await?))
+}
+
 /// The names of the nodes in the order in which the scenario counts its own, once all are there.
 async fn node_names(client: &Client, count: usize) -> Result<Vec<String>> {
     wait_for("the nodes", async || {
@@ -340,9 +374,10 @@ async fn node_names(client: &Client, count: usize) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Fails nodes and brings them back, as and when it is said, until the end; `down` are those that are not back yet.
+/// Cordons nodes that are known to fail, fails them and brings them back, as and when it is said, until the end; `down` are those that
+/// are not back yet, and what became of them last.
 async fn fail_nodes(
-    (cloud, down): (&mut Cloud, &mut BTreeSet<String>),
+    (cloud, client, down): (&mut Cloud, &Client, &mut BTreeMap<String, NodeTurn>),
     changes: &[NodeChange],
     names: &[String],
     (begun, end): (Instant, Instant),
@@ -354,20 +389,41 @@ async fn fail_nodes(
         }
         sleep_until(at).await;
         let Some(node) = names.get(change.node) else { continue };
-        eprintln!(
-            "live: {:.1} s: {node} {}",
-            change.at_secs,
-            if change.works { "comes back" } else { "fails" }
-        );
-        if change.works {
-            down.remove(node);
-            cloud.restart_agent(node).await?;
-        } else {
-            down.insert(node.clone());
-            cloud.crash_agent(node).await;
+        let says = match change.turn {
+            NodeTurn::Warned => "is known to fail soon: cordoned",
+            NodeTurn::Fails => "fails",
+            NodeTurn::Returns => "comes back",
+        };
+        eprintln!("live: {:.1} s: {node} {says}", change.at_secs);
+        match change.turn {
+            NodeTurn::Warned => mark_node(client, node, "cordon").await?,
+            NodeTurn::Fails => cloud.crash_agent(node).await,
+            NodeTurn::Returns => bring_back((cloud, client), node, NodeTurn::Fails).await?,
         }
+        match change.turn {
+            NodeTurn::Warned | NodeTurn::Fails => down.insert(node.clone(), change.turn),
+            NodeTurn::Returns => down.remove(node),
+        };
     }
     sleep_until(end).await;
+    Ok(())
+}
+
+/// Makes a node ready that was cordoned or has failed.
+async fn bring_back(
+    (cloud, client): (&mut Cloud, &Client),
+    node: &str,
+    from: NodeTurn,
+) -> Result<()> {
+    if from == NodeTurn::Fails {
+        cloud.restart_agent(node).await?;
+    }
+    mark_node(client, node, "uncordon").await
+}
+
+/// Cordons a node, or the opposite.
+async fn mark_node(client: &Client, node: &str, how: &str) -> Result<()> {
+    client.raw(Method::POST, &format!("/v1/nodes/{node}/{how}"), Bytes::new()).await?;
     Ok(())
 }
 

@@ -12,7 +12,9 @@ use serde::Serialize;
 use skein_planner::replay::{self, Scene};
 use skein_planner::report::{self, Table};
 use skein_planner::search::{Goal, Parameter, Vary, search};
-use skein_planner::{Recording, Scenario, compare, experiments, replicate, simulate, verify};
+use skein_planner::{
+    Comparison, Recording, Scenario, compare, experiments, replicate, simulate, verify,
+};
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -51,7 +53,7 @@ pub(crate) struct Sim {
     /// The scenario
     #[arg(value_name = "SCENARIO.toml")]
     scenario: PathBuf,
-    /// Print comma-separated values
+    /// Print comma-separated values, as `-o csv` does
     #[arg(long)]
     csv: bool,
     /// Write the history of the first replication, one event a line
@@ -68,7 +70,7 @@ pub(crate) struct Solve {
     /// Means over so long from the empty start, instead of the long run
     #[arg(long, value_name = "TIME", value_parser = commands::duration)]
     over: Option<Duration>,
-    /// Print comma-separated values
+    /// Print comma-separated values, as `-o csv` does
     #[arg(long)]
     csv: bool,
 }
@@ -79,7 +81,7 @@ pub(crate) struct Compare {
     /// The scenario
     #[arg(value_name = "SCENARIO.toml")]
     scenario: PathBuf,
-    /// Print comma-separated values
+    /// Print comma-separated values, as `-o csv` does
     #[arg(long)]
     csv: bool,
     /// Also the speed-up of a batch of requests over 1 to so many replicas of the first service
@@ -107,7 +109,7 @@ pub(crate) struct Search {
     /// What shall be least
     #[arg(long, value_name = "PARAMETER")]
     minimise: Parameter,
-    /// Print comma-separated values
+    /// Print comma-separated values, as `-o csv` does
     #[arg(long)]
     csv: bool,
     /// Write the scenario that was found
@@ -147,7 +149,7 @@ pub(crate) struct Verify {
     /// Also the large published chains, up to 2.5 million states: takes minutes and 4 GiB of memory
     #[arg(long)]
     long: bool,
-    /// Print comma-separated values
+    /// Print comma-separated values, as `-o csv` does
     #[arg(long)]
     csv: bool,
 }
@@ -213,10 +215,11 @@ fn write_bytes(file: &Path, bytes: &[u8]) -> Result<()> {
     std::fs::write(file, bytes).with_context(|| format!("writing {}", file.display()))
 }
 
-/// Prints a table, or the thing itself as JSON.
+/// Prints a table, also as comma-separated values, or the thing itself as JSON.
 fn print(format: Format, csv: bool, whole: &impl Serialize, table: &Table) -> Result<()> {
     let mut out = std::io::stdout().lock();
     match format {
+        Format::Csv => write!(out, "{}", table.to_csv())?,
         _ if csv => write!(out, "{}", table.to_csv())?,
         Format::Json => writeln!(out, "{}", serde_json::to_string_pretty(whole)?)?,
         Format::Table | Format::Wide | Format::Name => write!(out, "{}", table.to_text())?,
@@ -238,7 +241,7 @@ impl Sim {
         if outcome.stopped && report.simulated_secs < 0.999 * duration {
             eprintln!("of {duration:.0} s only {:.0} s were simulated", report.simulated_secs);
         }
-        if !self.csv && format != Format::Json {
+        if !self.csv && !matches!(format, Format::Json | Format::Csv) {
             eprintln!(
                 "{}: {} replications, {} events, {:.0} s cut off as warm-up, {} % intervals",
                 report.scenario,
@@ -286,6 +289,10 @@ impl Compare {
             true => self.live.run(&scenario, batches).await?,
             false => live::Measured::default(),
         };
+        if real.stopped_secs == Some(0.0) {
+            eprintln!("stopped before anything was sent: nothing is known");
+            return Ok(progress::exit(true));
+        }
         if let Some(secs) = real.stopped_secs {
             eprintln!("stopped after {secs:.0} s: simulated and computed are as many");
             scenario.run.duration_secs = secs.max(1.0);
@@ -293,6 +300,40 @@ impl Compare {
         let (same, services) = (scenario.clone(), real.services);
         let outcome = with_progress(move |progress| compare(&same, &services, progress)).await?;
         let compared = &outcome.value;
+        self.say_what_is_left_out(&scenario, compared, real.start_secs);
+        let table = report::of_comparison(compared);
+        let stopped = outcome.stopped || real.stopped_secs.is_some();
+        // Of batches, those that were measured are known when the user ended it among them.
+        let known = |(most, requests): (u32, u32)| match real.batches_stopped {
+            true => (real.batches.len() as u32, requests),
+            false => (most, requests),
+        };
+        let Some(batches) = batches.filter(|_| !stopped).map(known).filter(|it| it.0 > 0) else {
+            print(format, self.csv, compared, &table)?;
+            return Ok(progress::exit(stopped || real.batches_stopped));
+        };
+        let times = with_progress(move |_| {
+            skein_planner::batch_times(&scenario, 0, batches, &real.batches)
+        });
+        let times = times.await?.value;
+        if !self.csv && format == Format::Json {
+            let both = serde_json::json!({ "comparison": compared, "speed_up": times });
+            print(format, self.csv, &both, &table)?;
+        } else {
+            print(format, self.csv, compared, &table)?;
+            println!();
+            print(format, self.csv, &times, &report::of_batches(&times))?;
+        }
+        Ok(progress::exit(real.batches_stopped))
+    }
+
+    /// What chain and live run leave out, and how long machines took to start, on stderr.
+    fn say_what_is_left_out(
+        &self,
+        scenario: &Scenario,
+        compared: &Comparison,
+        start_secs: Option<f64>,
+    ) {
         match &compared.computation {
             Err(why) => eprintln!("nothing computed: {why}"),
             Ok(solved) => {
@@ -309,33 +350,14 @@ impl Compare {
             }
         }
         if self.live.wanted() {
-            for what in skein_planner::left_out(&scenario) {
+            for what in skein_planner::left_out(scenario) {
                 eprintln!("the live run leaves out {what}");
             }
-            if let Some(secs) = real.start_secs {
+            if let Some(secs) = start_secs {
                 let said = scenario.services[0].start_secs.mean();
                 eprintln!("machines were ready after {secs:.3} s; the scenario says {said:.3} s");
             }
         }
-        let table = report::of_comparison(compared);
-        let stopped = outcome.stopped || real.stopped_secs.is_some();
-        let Some(batches) = batches.filter(|_| !stopped) else {
-            print(format, self.csv, compared, &table)?;
-            return Ok(progress::exit(stopped));
-        };
-        let times = with_progress(move |_| {
-            skein_planner::batch_times(&scenario, 0, batches, &real.batches)
-        });
-        let times = times.await?.value;
-        if !self.csv && format == Format::Json {
-            let both = serde_json::json!({ "comparison": compared, "speed_up": times });
-            print(format, self.csv, &both, &table)?;
-        } else {
-            print(format, self.csv, compared, &table)?;
-            println!();
-            print(format, self.csv, &times, &report::of_batches(&times))?;
-        }
-        Ok(ExitCode::SUCCESS)
     }
 }
 

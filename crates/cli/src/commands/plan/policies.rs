@@ -35,7 +35,7 @@ pub(crate) struct Policies {
     /// The predictive rule's objective for the wait; the mean work of a request unless given
     #[arg(long, value_name = "TIME", value_parser = crate::commands::duration)]
     wait: Option<Duration>,
-    /// Print comma-separated values
+    /// Print comma-separated values, as `-o csv` does
     #[arg(long)]
     csv: bool,
 }
