@@ -5,7 +5,7 @@ use camino::Utf8PathBuf;
 use http::Method;
 use skein_api::{Client, Link};
 use skein_cloud::{Cloud, CloudConfig, NodePlace};
-use skein_fabric::{Op, State as _, Txn};
+use skein_fabric::{Op, Txn};
 use skein_link::broker::{self, Connection};
 use skein_link::testbed::{Host, Testbed};
 use skein_link::{place, run};

@@ -243,8 +243,8 @@ impl Hub {
     pub fn wait(&self, limit: Option<Duration>, also: &[BorrowedFd<'_>]) -> io::Result<()> {
         let now = self.clock.now();
         // What is due for a carrier that takes nothing waits for the carrier.
-        let free = |peer: &&Box<Peer>| !self.lines[peer.ways[peer.current].carrier.0].full;
-        let peers = self.peers.iter().flatten();
+        let free = |peer: &&Peer| !self.lines[peer.ways[peer.current].carrier.0].full;
+        let peers = self.peers.iter().flatten().map(|peer| &**peer);
         let deadlines = peers.filter(free).filter_map(|p| p.session.next_deadline());
         let congested = self.lines.iter().filter_map(|line| line.congested_until);
         let due = deadlines.chain(congested).min().map(|due| due.since(now));
