@@ -81,6 +81,8 @@ impl FakeWorld {
                 wire: None,
             },
             encryption: Encryption::Off,
+            namespace: None,
+            link: None,
             uid_base: None,
             launches_max: 4,
             boot_timeout: Duration::from_secs(20),

@@ -4,7 +4,7 @@
 use super::LinkOptions;
 use super::peer::{Found, Traffic};
 use crate::error::BenchError;
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use skein_link::broker::{Broker, BrokerConfig};
 use skein_link::run;
 use std::ffi::OsString;
@@ -28,6 +28,19 @@ pub(super) enum Link {
 
 /// A program and all that it has started, ended when it is dropped.
 pub(super) struct Running(Child);
+
+impl Running {
+    /// Asks it to end, and waits for that at most so long. For servers whose processes leave the group.
+    pub(super) fn stop(&mut self, signal: Signal, limit: Duration) {
+        if let Some(pid) = Pid::from_raw(i32::try_from(self.0.id()).unwrap_or(0)) {
+            let _ = kill_process(pid, signal);
+        }
+        let begun = Instant::now();
+        while begun.elapsed() < limit && matches!(self.0.try_wait(), Ok(None)) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
 
 impl Drop for Running {
     fn drop(&mut self) {

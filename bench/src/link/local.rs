@@ -14,7 +14,7 @@ const LARGE_BYTES: u64 = 4 << 30;
 /// Bytes of one in small writes.
 const SMALL_BYTES: u64 = 768 << 20;
 /// Round trips without waiting.
-const SPIN_ROUNDS: u32 = 100_000;
+const SPIN_ROUNDS: u32 = 40_000;
 /// Round trips with.
 const SLEEP_ROUNDS: u32 = 10_000;
 /// How long one run of a pair may take: some ten times what the slowest takes on a quiet host.

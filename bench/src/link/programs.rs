@@ -6,6 +6,7 @@ use crate::error::BenchError;
 use crate::options::Progress;
 use crate::report::{Baseline, Check};
 use crate::stats::Sample;
+use rustix::process::Signal;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -106,7 +107,14 @@ fn redis_line(text: &str, test: &str) -> Result<(f64, f64), BenchError> {
 struct Postgres {
     folder: PathBuf,
     port: String,
-    _server: Running,
+    server: Running,
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        // Its processes have sessions of their own, and the next server waits for the last of them: a fast shutdown.
+        self.server.stop(Signal::INT, LIMIT);
+    }
 }
 
 fn postgres(ground: &Ground<'_>, link: Link) -> Result<[f64; 2], BenchError> {
@@ -155,7 +163,7 @@ fn start_postgres(ground: &Ground<'_>, link: Link) -> Result<Postgres, BenchErro
     command.arg("-c").arg(format!("unix_socket_directories={}", ground.path("").display()));
     let (running, _) = ground.start(command)?;
     listening(port, LIMIT)?;
-    let server = Postgres { folder, port: port.to_string(), _server: running };
+    let server = Postgres { folder, port: port.to_string(), server: running };
     for _ in 0..200 {
         let mut command = server.command(ground, "pg_isready", Link::Tcp)?;
         command.arg("-q");

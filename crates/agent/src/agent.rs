@@ -1,6 +1,7 @@
 //! The agent itself: joins, converges, leaves.
 
 use crate::config::{AgentConfig, ConfigError};
+use crate::link::{self, Link};
 use crate::machine::Keeper;
 use crate::networks::{self, Networks, Opened, Own};
 use crate::node::{Node, NodeParts};
@@ -109,10 +110,12 @@ impl Agent {
         let own = Own { name: &config.name, underlay };
         let none = Desired::new(underlay);
         let wanted = mirror.read(|view| networks::desired(view, own, &none));
-        let Opened { networks, adopted, events: happens } =
-            Networks::open(config.network.clone(), config.wire_key(), wanted).await?;
+        let Opened { networks, adopted, events: happens } = Networks::open(&config, wanted).await?;
         let events = EventSink::start(parts.bus.clone(), &last_tasks);
-        let lease = join(&config, underlay, &parts).await?;
+        // Before the node is known: its record tells the others where its light protocol is.
+        let link = Link::start(&config, &parts.state, &mirror).await;
+        let light_port = link.as_ref().map_or(0, Link::light_port);
+        let lease = join(&config, underlay, light_port, &parts).await?;
         let (tell, lease_in) = watch::channel(Some(lease.id()));
         let copy = parts.clone();
         let node = Node::new(NodeParts {
@@ -124,6 +127,7 @@ impl Agent {
             driver: parts.driver,
             networks,
             underlay,
+            link,
             slots,
             mirror,
             events,
@@ -138,6 +142,7 @@ impl Agent {
         networks::start(&node, happens);
         tasks.spawn(converge(node.clone()));
         tasks.spawn(figures::run(node.clone()));
+        tasks.spawn(link::follow(node.clone()));
         Ok(Self { node, last_tasks })
     }
 
@@ -180,6 +185,7 @@ impl Agent {
     /// faults.
     pub async fn crash(self) {
         self.node.tasks.crash().await;
+        self.node.link.iter().for_each(Link::stop);
         self.last_tasks.crash().await;
     }
 }
@@ -198,6 +204,7 @@ fn own_underlay(config: &AgentConfig) -> Result<Underlay, NetError> {
 async fn join(
     config: &AgentConfig,
     underlay: Underlay,
+    light_port: u16,
     parts: &Parts,
 ) -> Result<HeldLease, AgentError> {
     let lease = HeldLease::take(parts.state.clone(), config.lease).await?;
@@ -213,6 +220,7 @@ async fn join(
         underlay: underlay.address,
         vxlan_port: underlay.vxlan_port,
         wire_key: underlay.wire,
+        light_port,
         joined_at: now(),
     };
     let alive = Alive { lease: lease.id(), since: now() };
@@ -252,7 +260,8 @@ async fn keep_lease(
                 return;
             }
             let underlay = *node.underlay.borrow();
-            match join(&node.config, underlay, &parts).await {
+            let light_port = node.link.as_ref().map_or(0, Link::light_port);
+            match join(&node.config, underlay, light_port, &parts).await {
                 Ok(lease) => break lease,
                 Err(error) => warn!(error = %report::chain(&error), "joining failed"),
             }

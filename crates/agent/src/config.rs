@@ -3,6 +3,7 @@
 use camino::Utf8PathBuf;
 use skein_model::{CpuMilli, Encryption, NodeName};
 use skein_net::{NetworkName, Underlay};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -29,6 +30,10 @@ pub struct AgentConfig {
     pub underlay: Underlay,
     /// Whether it encrypts what it sends to other nodes. Its secret is in `wire.key` of its folder, made at its first start.
     pub encryption: Encryption,
+    /// The network namespace of the host that its underlay address is in; none: this process's.
+    pub namespace: Option<PathBuf>,
+    /// The link for programs of the host; none: this node has none.
+    pub link: Option<LinkConfig>,
     /// Machines run as this user id or one of the `machines_max` that follow; none: as the agent's own user.
     pub uid_base: Option<u32>,
     /// Machines started at the same time. More only take longer each: as many as cores, and one to wait for disks.
@@ -39,6 +44,16 @@ pub struct AgentConfig {
     pub stop_grace: Duration,
     /// How long the agent may be silent before its jobs fall back and its machines count as lost.
     pub lease: Duration,
+}
+
+/// What an agent is told about the link.
+#[derive(Debug, Clone)]
+pub struct LinkConfig {
+    /// Folder of the sockets on which programs ask for it; made if absent. Several agents may be told the same one: each project of a
+    /// network namespace is served by one of them.
+    pub folder: Utf8PathBuf,
+    /// Where its light protocol listens, for other nodes: the underlay address and a port; none: it reaches no other nodes.
+    pub light: Option<SocketAddr>,
 }
 
 /// A value of the configuration that cannot be.

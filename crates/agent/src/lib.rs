@@ -5,6 +5,7 @@
 //!   records (mirror) ──▶ reconcile ──▶ one task for each machine ──▶ driver (QEMU), port (tap)
 //!                                          │ ready, draining, gone
 //!                                          ▼
+//!   records (mirror) ──▶ link ──▶ broker, peers: the fast path of the host's programs
 //!   queue ──claim──▶ one dispatcher for each service ──HTTP──▶ machine ──▶ queue (result)
 //! ```
 //! The agent converges to the machines that the leader assigned to its node, and writes what they are. Nobody sends
@@ -18,6 +19,7 @@ mod agent;
 mod config;
 mod delivery;
 mod dispatch;
+mod link;
 mod machine;
 mod networks;
 mod node;
@@ -26,4 +28,4 @@ mod requests;
 mod slots;
 
 pub use agent::{Agent, AgentError, Parts};
-pub use config::{AgentConfig, ConfigError};
+pub use config::{AgentConfig, ConfigError, LinkConfig};

@@ -2,6 +2,7 @@
 
 use crate::config::AgentConfig;
 use crate::dispatch::Dispatchers;
+use crate::link::Link;
 use crate::machine::Live;
 use crate::networks::{Networks, Plug};
 use crate::slots::Slots;
@@ -30,6 +31,8 @@ pub(crate) struct Node {
     pub(crate) networks: Networks,
     /// Where other nodes reach it, with its public key: another one when it is given one.
     pub(crate) underlay: watch::Sender<Underlay>,
+    /// The link of the host's programs, if the node has it.
+    pub(crate) link: Option<Link>,
     /// User ids of machines.
     pub(crate) slots: Slots,
     pub(crate) mirror: Mirror,
@@ -57,6 +60,7 @@ pub(crate) struct NodeParts {
     pub(crate) driver: Arc<dyn Driver>,
     pub(crate) networks: Networks,
     pub(crate) underlay: Underlay,
+    pub(crate) link: Option<Link>,
     pub(crate) slots: Slots,
     pub(crate) mirror: Mirror,
     pub(crate) events: EventSink,
@@ -86,6 +90,7 @@ impl Node {
             driver: parts.driver,
             networks: parts.networks,
             underlay: watch::Sender::new(parts.underlay),
+            link: parts.link,
             slots: parts.slots,
             mirror: parts.mirror,
             events: parts.events,

@@ -1,5 +1,6 @@
 //! What the node measures and tells: its own figures and those of its machines.
 
+use crate::link::Link;
 use crate::machine::Live;
 use crate::node::Node;
 use skein_fabric::Message;
@@ -65,6 +66,7 @@ pub(crate) async fn run(node: Arc<Node>) {
                 in_service: live.iter().map(|l| l.in_service()).sum(),
             },
             machines,
+            link: node.link.as_ref().and_then(Link::figures),
         };
         match serde_json::to_vec(&report) {
             Ok(json) => {

@@ -71,6 +71,10 @@ async fn answer(node: &Arc<Node>, sessions: &Arc<AtomicU32>, request: AgentReque
             let rules = networks::counters(node, &project, &group).await;
             rules.map(|rules| AgentReply::Counters { rules })
         }
+        AgentRequest::Link { project } => {
+            let connections = node.link.as_ref().map(|link| link.connections(project.as_str()));
+            Ok(AgentReply::Link { connections: connections.unwrap_or_default() })
+        }
         AgentRequest::OpenCapture { machine, session, snap, time_ms } => {
             let how = (snap, Duration::from_millis(time_ms));
             open_capture(node, sessions, &machine, &session, how).await.map(|()| AgentReply::Opened)

@@ -1,6 +1,7 @@
 //! A typed client of the API, over HTTP/1.1 with keep-alive.
 
 use crate::error::{ApiError, Code, ErrorBody};
+use crate::link::LinkList;
 use crate::types::{
     BatchItem, BatchReply, BlobReply, EventLine, EventPage, Image, ImagePut, Job, JobPage, Machine,
     Node, ScaleRequest, Service, ServicePatch, Version,
@@ -328,6 +329,14 @@ impl Client {
         let path = format!("/v1/nodes/{node}/renew-key");
         let body = self.bytes(Method::POST, &path, &[], Bytes::new()).await?;
         self.parse(&body)
+    }
+
+    /// The project's connections that take the link, or could, on all nodes.
+    ///
+    /// # Errors
+    /// Any [`ClientError`].
+    pub async fn links(&self) -> Result<LinkList, ClientError> {
+        self.get("/v1/links").await
     }
 
     /// All images.

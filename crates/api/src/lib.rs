@@ -6,12 +6,14 @@
 
 mod client;
 mod error;
+mod link;
 mod network;
 mod network_client;
 mod types;
 
 pub use client::{CallReply, Client, ClientError, Console, EventStream, JobOptions, Target};
 pub use error::{ApiError, Code, ErrorBody, ErrorDetail};
+pub use link::{Link, LinkList};
 pub use network::{
     Group, GroupCounters, GroupPut, Network, NetworkField, NetworkPatch, Port, PortField,
     PortPatch, Project, ProjectField, ProjectNew, ProjectPatch, ProjectToken, Publication, Rule,

@@ -61,6 +61,8 @@ pub struct Node {
     /// Its address on the encrypted way between nodes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wire_address: Option<String>,
+    /// UDP port of its light protocol, at the same address; 0: it has none.
+    pub light_port: u16,
     /// When it joined, RFC 3339.
     pub joined_at: String,
 }
@@ -91,6 +93,7 @@ impl Node {
             underlay: format!("{}:{}", record.underlay, record.vxlan_port),
             wire_key: record.wire_key.map(|key| key.to_string()),
             wire_address: record.wire_key.map(|_| record.wire_address().to_string()),
+            light_port: record.light_port,
             joined_at: time_text(record.joined_at),
         }
     }

@@ -4,7 +4,7 @@ use crate::host::{HostFigures, HostProblem, UID_BASE, UIDS_PER_NODE, may_change_
 use crate::leftover;
 use crate::tunnels::{NODES_MAX, TunnelPorts};
 use camino::{Utf8Path, Utf8PathBuf};
-use skein_agent::{Agent, AgentConfig, AgentError, Parts};
+use skein_agent::{Agent, AgentConfig, AgentError, LinkConfig, Parts};
 use skein_api::Target;
 use skein_fabric::{
     BlobError, BlobStore, Bus, EmbeddedOptions, EmbeddedState, LocalBus, Queue, QueueError, State,
@@ -15,8 +15,10 @@ use skein_net::{NetworkName, NodeNetwork, NodeNumber, Underlay};
 use skein_server::{Server, ServerConfig, ServerError, ServerParts, Token, TokenError};
 use skein_shell::report;
 use skein_vmm::{AccelChoice, Driver, ImageError, ImageStore, QemuConfig, QemuDriver, RunAs};
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tracing::warn;
@@ -26,6 +28,9 @@ const MEMORY_SHARE: f64 = 0.8;
 /// How often the host's processors are promised: machines wait for work most of their time.
 const CPU_OVERCOMMIT: u32 = 20;
 
+/// UDP port of the light protocol: that of `skein link broker`.
+const LIGHT_PORT: u16 = 4077;
+
 /// What a cloud is told.
 #[derive(Debug, Clone)]
 pub struct CloudConfig {
@@ -33,8 +38,12 @@ pub struct CloudConfig {
     pub state: Utf8PathBuf,
     /// Where the API listens.
     pub listen: SocketAddr,
-    /// How many nodes, 1 to 100.
+    /// How many nodes, 1 to 100; as many as `places`, if there are any.
     pub nodes: u32,
+    /// Where each node is; none: all are in this process's network namespace, and reach each other on its loopback.
+    pub places: Vec<NodePlace>,
+    /// Folder of the sockets on which programs of the host ask for the link; none: there is no link.
+    pub link: Option<Utf8PathBuf>,
     /// Who runs the guests' instructions.
     pub accel: AccelChoice,
     /// QEMU's program; searched for unless given.
@@ -47,6 +56,15 @@ pub struct CloudConfig {
     pub boot_timeout: Duration,
 }
 
+/// Where a node of the cloud is: a network namespace of this host that plays a host of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodePlace {
+    /// The namespace's file, such as `/run/netns/NAME`.
+    pub namespace: PathBuf,
+    /// Its address there, at which the other nodes reach it.
+    pub address: Ipv4Addr,
+}
+
 impl CloudConfig {
     /// One node, listening on `127.0.0.1:7070`.
     pub fn new(state: impl Into<Utf8PathBuf>) -> Self {
@@ -54,6 +72,8 @@ impl CloudConfig {
             state: state.into(),
             listen: SocketAddr::from(([127, 0, 0, 1], 7070)),
             nodes: 1,
+            places: Vec::new(),
+            link: None,
             accel: AccelChoice::Probe,
             qemu: None,
             encryption: Encryption::Off,
@@ -221,6 +241,7 @@ impl Cloud {
         let network: NetworkName =
             format!("{}-{name}", self.id).parse().map_err(|_| wrong("a node's network"))?;
         let uid = UID_BASE + UIDS_PER_NODE * (number - 1);
+        let place = self.config.places.get(number as usize - 1);
         Ok(AgentConfig {
             dir: self.config.state.join(name.as_str()),
             name,
@@ -231,13 +252,23 @@ impl Cloud {
             vmm: vmm.to_owned(),
             network,
             encryption: self.config.encryption,
-            underlay: underlay(&self.tunnels, number).ok_or_else(|| wrong("a node's number"))?,
+            underlay: underlay(&self.tunnels, number, place)
+                .ok_or_else(|| wrong("a node's number"))?,
+            namespace: place.map(|place| place.namespace.clone()),
+            link: self.link_config(place),
             uid_base: may_change_users(nodes).then_some(uid),
             launches_max: host.cores as usize + 1,
             boot_timeout: self.config.boot_timeout,
             stop_grace: Duration::from_secs(5),
             lease: self.config.lease,
         })
+    }
+
+    /// The light protocol is for nodes that are elsewhere: on one host's loopback there is none.
+    fn link_config(&self, place: Option<&NodePlace>) -> Option<LinkConfig> {
+        let folder = self.config.link.clone()?;
+        let light = place.map(|place| SocketAddr::from((place.address, LIGHT_PORT)));
+        Some(LinkConfig { folder, light })
     }
 
     /// Where the API listens, and the token to show it.
@@ -321,9 +352,18 @@ impl Cloud {
     }
 }
 
+/// Whether some network namespace has several nodes.
+fn is_shared(config: &CloudConfig) -> bool {
+    let namespaces: BTreeSet<_> = config.places.iter().map(|place| &place.namespace).collect();
+    match config.places.len() {
+        0 => config.nodes > 1,
+        places => namespaces.len() < places,
+    }
+}
+
 /// Tells what several nodes on this host cannot do, if there is something: the cloud runs nevertheless.
 fn tell_limit_of_host(config: &CloudConfig) {
-    if config.nodes > 1
+    if is_shared(config)
         && config.encryption == Encryption::Off
         && let Err(problem) = skein_net::check_shared_host()
     {
@@ -331,12 +371,12 @@ fn tell_limit_of_host(config: &CloudConfig) {
     }
 }
 
-/// Where the node `number` of a cloud that is all on this host is reached by the others: on the loopback interface, and at
-/// a port of its own, because all are in one network namespace.
-fn underlay(tunnels: &TunnelPorts, number: u32) -> Option<Underlay> {
+/// Where the node `number` is reached by the others: at the address of its place, or on the loopback interface; and at a port of
+/// its own, because all may be in one network namespace.
+fn underlay(tunnels: &TunnelPorts, number: u32, place: Option<&NodePlace>) -> Option<Underlay> {
     Some(Underlay {
         number: NodeNumber::new(u16::try_from(number).ok()?)?,
-        address: Ipv4Addr::LOCALHOST,
+        address: place.map_or(Ipv4Addr::LOCALHOST, |place| place.address),
         vxlan_port: tunnels.port(number)?,
         wire: None,
     })
@@ -344,6 +384,13 @@ fn underlay(tunnels: &TunnelPorts, number: u32) -> Option<Underlay> {
 
 fn check(config: &CloudConfig) -> Result<(), CloudError> {
     let wrong = |what: String| Err(CloudError::Config(what));
+    let places = config.places.len();
+    if places > 0 && places != config.nodes as usize {
+        return wrong(format!("{} nodes at {places} places: must be as many", config.nodes));
+    }
+    if let Some(twice) = twice(&config.places) {
+        return wrong(format!("two nodes at {twice}: each must have an address of its own"));
+    }
     if config.nodes == 0 || config.nodes > NODES_MAX {
         return wrong(format!("{} nodes: must be 1 to {NODES_MAX}", config.nodes));
     }
@@ -357,6 +404,13 @@ fn check(config: &CloudConfig) -> Result<(), CloudError> {
         ));
     }
     Ok(())
+}
+
+/// An address that two places have.
+fn twice(places: &[NodePlace]) -> Option<Ipv4Addr> {
+    let addresses = places.iter().map(|place| place.address).enumerate();
+    let known = |at: usize, address| places[..at].iter().any(|other| other.address == address);
+    addresses.filter(|(at, address)| known(*at, *address)).map(|(_, address)| address).next()
 }
 
 pub(crate) async fn open_driver(config: &CloudConfig) -> Result<QemuDriver, CloudError> {

@@ -12,6 +12,6 @@ mod host;
 mod leftover;
 mod tunnels;
 
-pub use cloud::{Cloud, CloudConfig, CloudError};
+pub use cloud::{Cloud, CloudConfig, CloudError, NodePlace};
 pub use host::{HostFigures, HostProblem, check_host};
 pub use leftover::remove_abandoned;

@@ -136,6 +136,10 @@ pub trait Remote: Send + Sync {
     /// Whether the host of this address is reached by the light protocol now. Asked once for each connection, after its
     /// first bytes.
     fn reaches(&self, peer: SocketAddr) -> bool;
+    /// The network namespace whose connections it carries, `SO_NETNS_COOKIE` of its sockets. `None`: those of any.
+    fn namespace(&self) -> Option<u64> {
+        None
+    }
     /// A program here has its end of the connection on a ring; `peer` is its address on the other host. The node looks for
     /// the same connection at the peer's node. When both are there, it calls [`Local`]'s methods; before, and if that
     /// never happens, nothing is switched and the connection stays on TCP.

@@ -36,6 +36,9 @@ pub struct NodeRecord {
     /// Its public key if it encrypts what it sends to other nodes; its secret never leaves its host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wire_key: Option<WireKey>,
+    /// UDP port of its light protocol, at the same address; 0: it has none.
+    #[serde(default)]
+    pub light_port: u16,
     /// When it joined.
     pub joined_at: Timestamp,
 }

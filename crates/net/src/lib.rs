@@ -61,7 +61,7 @@ pub use events::{EVENTS_WAITING_MAX, NetworkEvent};
 pub use host::{HostError, check_host, check_shared_host};
 pub use names::{InterfaceName, InvalidName, NetworkName, PortLabel};
 pub use network::{NetworkSpec, NodeNetwork, Opened, PORTS_MAX};
-pub use node::{Applied, NodeNetworks, NodeNetworksConfig, sweep_tables};
+pub use node::{Applied, NodeNetworks, NodeNetworksConfig, TABLE_PREFIX, sweep_tables};
 pub use port::{Peers, Port, PortInfo, PortSpec, Unplugged};
 pub use trace::{Counter, Hop, Payload, Place, Probe, Trace, trace};
 pub use transfer::Connection;

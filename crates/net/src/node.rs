@@ -14,6 +14,7 @@ mod leftover;
 mod outside;
 
 pub use leftover::sweep_tables;
+pub use outside::TABLE_PREFIX;
 
 use crate::connector::Connector;
 use crate::desired::{Desired, DesiredNetwork, InvalidDesired, Vni};

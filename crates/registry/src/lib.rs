@@ -30,10 +30,10 @@ mod network;
 pub use events::{EVENT_SUBJECT, EventSink};
 pub use keys::{RECORDS, RecordKey};
 pub use messages::{
-    AgentError, AgentReply, AgentRequest, Demand, MachineFigures, NodeReport, RuleFigures,
-    ServiceDemand, TraceAnswer, TraceStep, agent_subject, capture_input_subject, capture_subject,
-    console_input_subject, console_output_subject, demand_pattern, demand_subject, report_pattern,
-    report_subject,
+    AgentError, AgentReply, AgentRequest, Demand, LinkConnection, LinkFigures, MachineFigures,
+    NodeReport, RuleFigures, ServiceDemand, TraceAnswer, TraceStep, agent_subject,
+    capture_input_subject, capture_subject, console_input_subject, console_output_subject,
+    demand_pattern, demand_subject, report_pattern, report_subject,
 };
 pub use mirror::{Alive, Mirror, RegistryError, Stored, View};
 pub use network::{backends, exit_of, groups_of, is_ready, network_of, network_with};

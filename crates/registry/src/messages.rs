@@ -5,6 +5,7 @@ use skein_fabric::{Pattern, Subject};
 use skein_model::{
     GroupName, MachineId, NodeName, NodeStatus, ProjectName, Protocol, RuleId, ServiceName, WireKey,
 };
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 /// A subject of ours.
@@ -119,6 +120,48 @@ pub struct NodeReport {
     pub node: NodeStatus,
     /// Its machines.
     pub machines: Vec<MachineFigures>,
+    /// The link of its host's programs; none if it has none, or an older release says so.
+    #[serde(default)]
+    pub link: Option<LinkFigures>,
+}
+
+/// What is counted of the link of a node, since its agent began. The programs write part of it: for looking at, not for billing.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkFigures {
+    /// Connections: that went over shared memory, over the light protocol, and that have ended without.
+    pub connections: [u64; 3],
+    /// Bytes over shared memory, over the light protocol, and over TCP where both ends had asked for the link.
+    pub bytes: [u64; 3],
+    /// How often a program slept for bytes and was woken.
+    pub wakeups: u64,
+    /// Ends that went back to TCP for good, or were cut, by the reason's word.
+    pub steps_back: BTreeMap<String, u64>,
+    /// Other nodes that it knows, and those of them that answer.
+    pub peers: u32,
+    /// See `peers`.
+    pub peers_up: u32,
+}
+
+/// A connection of two programs that has asked for the link, as one node sees it. Each pair is in the order of the addresses: of
+/// the low end and the high one, or from low to high and back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkConnection {
+    /// The smaller address.
+    pub low: String,
+    /// The greater one.
+    pub high: String,
+    /// Processes that hold the ends; 0: not on this node, or it has not asked.
+    pub pids: [u32; 2],
+    /// `ring`, `light` or `tcp`.
+    pub path: String,
+    /// Why it is on TCP; `none` if it is not.
+    pub reason: String,
+    /// Bytes over ring or light protocol.
+    pub ring_bytes: [u64; 2],
+    /// Bytes over TCP since the ends agreed.
+    pub tcp_bytes: [u64; 2],
+    /// How often the receiver slept and was woken.
+    pub wakeups: [u64; 2],
 }
 
 /// What is measured of one machine.
@@ -176,6 +219,11 @@ pub enum AgentRequest {
         /// Group.
         group: GroupName,
     },
+    /// The connections of a project that have asked for the link on this node.
+    Link {
+        /// Owner.
+        project: ProjectName,
+    },
     /// Record what a machine's port sends and receives: the file appears on the session's subject.
     OpenCapture {
         /// Which.
@@ -214,6 +262,11 @@ pub enum AgentReply {
     Counters {
         /// One for each rule that the node has.
         rules: Vec<RuleFigures>,
+    },
+    /// Connections.
+    Link {
+        /// In the order of their addresses.
+        connections: Vec<LinkConnection>,
     },
     /// It could not be done.
     Failed {

@@ -26,7 +26,8 @@ pub(crate) async fn ask(app: &App, node: &NodeName, request: &AgentRequest) -> A
         | AgentReply::Opened
         | AgentReply::Trace { .. }
         | AgentReply::Renewed { .. }
-        | AgentReply::Counters { .. } => Ok(reply),
+        | AgentReply::Counters { .. }
+        | AgentReply::Link { .. } => Ok(reply),
     }
 }
 
@@ -40,6 +41,7 @@ fn refused(node: &NodeName, request: &AgentRequest, error: AgentError) -> Failur
         }
         AgentRequest::Counters { group, .. } => format!("group {group} on node {node}: {error}"),
         AgentRequest::RenewKey => format!("node {node}: {error}"),
+        AgentRequest::Link { .. } => format!("the link of node {node}: {error}"),
     };
     match error {
         AgentError::MachineUnknown | AgentError::NotRunning => {

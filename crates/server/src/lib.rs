@@ -22,6 +22,7 @@ mod demands;
 mod error;
 mod extract;
 mod history;
+mod link_metrics;
 mod metrics;
 mod observe;
 mod readiness;

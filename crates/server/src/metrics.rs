@@ -3,6 +3,7 @@
 //!
 //! Counters are fed by the recorded events, gauges are read when somebody asks.
 
+use crate::link_metrics::LinkMetrics;
 use prometheus_client::encoding::{EncodeLabelSet, text::encode};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -64,6 +65,7 @@ pub(crate) struct Metrics {
     pub(crate) node_machines: Family<OnNode, Gauge>,
     pub(crate) node_memory_reserved: Family<OnNode, Gauge>,
     pub(crate) node_up: Family<OnNode, Gauge>,
+    pub(crate) link: LinkMetrics,
     sums: std::sync::Mutex<HashMap<Of, Sums>>,
     /// Held while gauges are set and shown.
     reading: std::sync::Mutex<()>,
@@ -128,6 +130,7 @@ impl Metrics {
         );
         let node_up = Family::<OnNode, Gauge>::default();
         registry.register("node_up", "1 while the node's agent lives", node_up.clone());
+        let link = LinkMetrics::new(&mut registry);
         Self {
             registry,
             generated,
@@ -155,6 +158,7 @@ impl Metrics {
             node_machines,
             node_memory_reserved,
             node_up,
+            link,
             sums: std::sync::Mutex::default(),
             reading: std::sync::Mutex::default(),
         }
@@ -248,6 +252,7 @@ impl Metrics {
         self.node_machines.clear();
         self.node_memory_reserved.clear();
         self.node_up.clear();
+        self.link.clear();
         guard
     }
 

@@ -3,7 +3,7 @@
 
 use skein_fabric::{Bus, BusError, Subscribe};
 use skein_model::{MachineId, NodeName};
-use skein_registry::{MachineFigures, NodeReport, report_pattern};
+use skein_registry::{LinkFigures, MachineFigures, NodeReport, report_pattern};
 use skein_shell::Tasks;
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -44,6 +44,12 @@ impl Reports {
     pub(crate) fn node(&self, name: &NodeName) -> Option<skein_model::NodeStatus> {
         let reports = self.0.read().unwrap_or_else(PoisonError::into_inner);
         reports.get(name).map(|report| report.node.clone())
+    }
+
+    /// What a node said last of its link.
+    pub(crate) fn link(&self, name: &NodeName) -> Option<LinkFigures> {
+        let reports = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        reports.get(name).and_then(|report| report.link.clone())
     }
 
     /// What the nodes said last of their machines.

@@ -71,6 +71,16 @@ pub(crate) fn desired(view: &View, own: Own<'_>, before: &net::Desired) -> net::
     }
 }
 
+/// What the networks of all nodes shall be.
+pub(crate) fn of_all_nodes(view: &View) -> Vec<net::Desired> {
+    let nodes = view.nodes.values().filter_map(|stored| {
+        let underlay = underlay(&stored.value)?;
+        let own = Own { name: &stored.value.name, underlay };
+        Some(desired(view, own, &net::Desired::new(underlay)))
+    });
+    nodes.collect()
+}
+
 /// What is plugged in and published, by network.
 struct Present<'a> {
     ports: BTreeMap<model::Vni, Vec<&'a PortRecord>>,
@@ -364,4 +374,4 @@ fn publication(
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -2,13 +2,12 @@
 //! port.
 
 use super::demand::rule_of;
-use super::desired::{underlay, vni};
-use super::{Networks, Own, Plug, desired};
+use super::{Networks, Plug, of_all_nodes, vni};
 use crate::node::Node;
 use bytes::{Bytes, BytesMut};
 use skein_fabric::{Message, Subscribe};
 use skein_model::{GroupName, MachineId, PortRecord, ProjectName, Protocol};
-use skein_net::{Capture, CaptureOptions, Connection, Desired, Payload, Probe, Transport};
+use skein_net::{Capture, CaptureOptions, Connection, Payload, Probe, Transport};
 use skein_registry::{
     AgentError, RuleFigures, TraceAnswer, TraceStep, capture_input_subject, capture_subject,
 };
@@ -59,14 +58,7 @@ pub(crate) fn trace(
         (Protocol::Icmp | Protocol::Any, _) => Payload::Icmp(echo),
         (Protocol::Tcp | Protocol::Udp, None) => return Err(AgentError::Malformed),
     };
-    let all: Vec<Desired> = node.mirror.read(|view| {
-        let nodes = view.nodes.values().filter_map(|stored| {
-            let underlay = underlay(&stored.value)?;
-            let own = Own { name: &stored.value.name, underlay };
-            Some(desired(view, own, &Desired::new(underlay)))
-        });
-        nodes.collect()
-    });
+    let all = node.mirror.read(of_all_nodes);
     let trace = skein_net::trace(&all, network, &Probe { source, destination, payload });
     let hops = trace.hops.iter().map(|hop| TraceStep {
         place: hop.at.to_string(),

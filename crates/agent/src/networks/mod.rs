@@ -14,21 +14,22 @@ mod demand;
 mod desired;
 mod look;
 
-pub(crate) use desired::{Own, desired, encryption};
+#[cfg(test)]
+pub(crate) use desired::tests::{Records, ready};
+pub(crate) use desired::{Own, desired, encryption, of_all_nodes, vni};
 pub(crate) use look::{capture, counters, trace};
 
+use crate::config::AgentConfig;
 use crate::node::Node;
-use desired::vni;
 use skein_model::{EventKind, EventSubject, MachineId, PortRecord};
 use skein_net::{
-    Connector, Desired, EVENTS_WAITING_MAX, NetError, NetworkEvent, NetworkName, NodeNetworks,
+    Connector, Desired, EVENTS_WAITING_MAX, NetError, NetworkEvent, NodeNetworks,
     NodeNetworksConfig, Port, Vni,
 };
 use skein_registry::network_with;
 use skein_shell::report;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -94,21 +95,17 @@ pub(crate) struct Opened {
 }
 
 impl Networks {
-    /// The node's networks as `wanted`, with the ports that an earlier agent left in them.
+    /// The node's networks as `wanted`, above the host's namespace `underlay` (none: this process's), with the ports that an earlier agent left in them.
     ///
     /// # Errors
     /// What the kernel says.
-    pub(crate) async fn open(
-        group: NetworkName,
-        wire_key: Option<PathBuf>,
-        wanted: Desired,
-    ) -> Result<Opened, NetError> {
+    pub(crate) async fn open(config: &AgentConfig, wanted: Desired) -> Result<Opened, NetError> {
         let (tell, events) = mpsc::channel(EVENTS_WAITING_MAX);
         let config = NodeNetworksConfig {
-            group,
-            underlay: None,
+            group: config.network.clone(),
+            underlay: config.namespace.clone(),
             resolvers: Vec::new(),
-            wire_key,
+            wire_key: config.wire_key(),
             events: Some(tell),
         };
         let kernel = NodeNetworks::start(config).await?;

@@ -4,9 +4,12 @@ use crate::Context;
 use crate::commands::up::Stop;
 use crate::output::{self, column, wide};
 use anyhow::{Context as _, Result, bail};
+use rustix::fs::Access;
+use skein_api::Link as ApiLink;
 use skein_bench::{LinkOptions, Traffic};
 use skein_link::broker::{self, Broker as Server, BrokerConfig, Connection, Project};
 use skein_link::node::{Ethernet, Node, NodeConfig, PORT, PeerConfig, shared_key};
+use skein_link::place;
 use skein_link::remote::Remote;
 use skein_link::run;
 use std::ffi::OsString;
@@ -19,8 +22,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// Where programs and broker meet unless told. Root's own; another user says `--broker`.
-const SOCKET: &str = "/run/skein/link.sock";
 /// How long a broker that `run` has started may take to answer.
 const BROKER_START: Duration = Duration::from_secs(5);
 /// A broker that `run` has started ends after so many looks, one a second, at no connection at all.
@@ -47,9 +48,9 @@ pub(crate) enum Link {
 
 #[derive(clap::Args)]
 pub(crate) struct Run {
-    /// Socket of the broker
-    #[arg(long, value_name = "PATH", env = "SKEIN_LINK_BROKER", default_value = SOCKET)]
-    broker: PathBuf,
+    /// Socket of the broker: that of this host (or network namespace) and project unless given, /run/skein/link.sock
+    #[arg(long, value_name = "PATH", env = "SKEIN_LINK_BROKER")]
+    broker: Option<PathBuf>,
     /// The program and its arguments
     #[arg(trailing_var_arg = true, required = true, value_name = "PROGRAM")]
     program: Vec<OsString>,
@@ -90,9 +91,12 @@ pub(crate) struct Broker {
 
 #[derive(clap::Args)]
 pub(crate) struct Ls {
-    /// Socket of the broker
-    #[arg(long, value_name = "PATH", env = "SKEIN_LINK_BROKER", default_value = SOCKET)]
-    broker: PathBuf,
+    /// Socket of the broker: that of this host (or network namespace) and project unless given, /run/skein/link.sock
+    #[arg(long, value_name = "PATH", env = "SKEIN_LINK_BROKER")]
+    broker: Option<PathBuf>,
+    /// Those of all nodes of the cloud, as its server knows them
+    #[arg(long, conflicts_with = "broker")]
+    cloud: bool,
 }
 
 #[derive(clap::Args)]
@@ -139,9 +143,9 @@ fn peer(text: &str) -> Result<PeerConfig, String> {
 impl Link {
     pub(crate) async fn run(self, context: &Context) -> Result<ExitCode> {
         match self {
-            Self::Run(run) => run.run(),
+            Self::Run(run) => run.run(context),
             Self::Broker(broker) => broker.run().await,
-            Self::Ls(ls) => ls.run(context),
+            Self::Ls(ls) => ls.run(context).await,
             Self::Bench(bench) => bench.run(context).await,
             Self::Peer(peer) => {
                 let traffic = Traffic::parse(&peer.words).context("no such traffic")?;
@@ -157,24 +161,59 @@ fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
 }
 
 impl Run {
-    fn run(self) -> Result<ExitCode> {
-        let folder = self.broker.parent().unwrap_or(Path::new("/"));
-        let library = run::library(&folder.join("link-lib"))?;
-        if let Err(error) = started(&self.broker) {
+    fn run(self, context: &Context) -> Result<ExitCode> {
+        let is_found = self.broker.is_none();
+        let broker = socket(self.broker, context);
+        let folder = broker.parent().unwrap_or(Path::new("/"));
+        let library = run::library(&folder.join(run::FOLDER)).or_else(|error| {
+            // A user who may ask a broker of root's, and has another release of the library.
+            let own = own_folder().map(|own| run::library(&own.join(run::FOLDER)));
+            own.unwrap_or(Err(error))
+        })?;
+        if let Err(error) = started(&broker, is_found, context) {
             // The program matters more than its speed.
             eprintln!("warning: without a broker all stays on TCP: {error:#}");
         }
         let loaded = std::env::var_os("LD_PRELOAD");
-        let variables = run::environment(&library, &self.broker, loaded.as_deref());
+        let variables = run::environment(&library, &broker, loaded.as_deref());
         let error = command(&self.program[0]).args(&self.program[1..]).envs(variables).exec();
         Err(error).with_context(|| format!("starting {}", self.program[0].display()))
     }
 }
 
-/// Starts a broker on a socket if none answers there.
-fn started(socket: &Path) -> Result<()> {
-    if broker::connections(socket).is_ok() {
+/// The project that programs belong to.
+fn project_of(context: &Context) -> &str {
+    context.project.as_deref().unwrap_or(place::PROJECT)
+}
+
+/// The broker's socket.
+fn socket(given: Option<PathBuf>, context: &Context) -> PathBuf {
+    let find = |folder: &Path| place::find_socket(folder, project_of(context));
+    given.unwrap_or_else(|| {
+        let of_host = find(Path::new(place::FOLDER));
+        if rustix::fs::access(&of_host, Access::WRITE_OK).is_ok() {
+            return of_host;
+        }
+        // One's own, which `run` starts.
+        own_folder().map_or(of_host, |own| find(&own))
+    })
+}
+
+/// Where a user who is not root has brokers of his own.
+fn own_folder() -> Option<PathBuf> {
+    let is_root = rustix::process::geteuid().is_root();
+    let folder = std::env::var_os("XDG_RUNTIME_DIR").filter(|_| !is_root)?;
+    Some(PathBuf::from(folder).join("skein"))
+}
+
+/// Starts a broker on a socket if none answers there. A project's broker is its cloud's: none is started in its stead.
+fn started(socket: &Path, is_found: bool, context: &Context) -> Result<()> {
+    let asked = broker::connections(socket);
+    if asked.is_ok() {
         return Ok(());
+    }
+    if is_found && project_of(context) != place::PROJECT {
+        asked.with_context(|| format!("project {} is not served here", project_of(context)))?;
     }
     let program = std::env::current_exe().context("finding this program")?;
     let project = format!("--serve=default={}", socket.display());
@@ -232,7 +271,8 @@ impl Broker {
         let node = self.node()?;
         let mut projects = self.projects;
         if projects.is_empty() {
-            projects.push(Project { name: "default".to_owned(), socket: SOCKET.into() });
+            let socket = place::socket_path(Path::new(place::FOLDER), None, place::PROJECT);
+            projects.push(Project { name: place::PROJECT.to_owned(), socket });
         }
         for project in &projects {
             if let Some(folder) = project.socket.parent() {
@@ -245,6 +285,9 @@ impl Broker {
             capacity: self.ring_kib << 10,
             connections_max: self.connections_max,
             remote: node.map(|node| node as Arc<dyn Remote>),
+            guard: None,
+            yields: self.until_unused,
+            tables_ignored: None,
         })?;
         let mut stop = Stop::new()?;
         let mut unused = 0;
@@ -263,10 +306,13 @@ impl Broker {
 }
 
 impl Ls {
-    fn run(self, context: &Context) -> Result<ExitCode> {
+    async fn run(self, context: &Context) -> Result<ExitCode> {
+        if self.cloud {
+            return of_cloud(context).await;
+        }
         output::list(
             context.output,
-            &broker::connections(&self.broker)?,
+            &broker::connections(&socket(self.broker, context))?,
             &[
                 column("LOW", |c: &Connection| c.low.clone()),
                 column("HIGH", |c| c.high.clone()),
@@ -281,6 +327,30 @@ impl Ls {
         )?;
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// What the server knows, node by node.
+async fn of_cloud(context: &Context) -> Result<ExitCode> {
+    let list = context.client()?.links().await?;
+    if !list.silent.is_empty() {
+        eprintln!("warning: nodes that do not answer: {}", list.silent.join(", "));
+    }
+    output::list(
+        context.output,
+        &list.links,
+        &[
+            column("NODE", |l: &ApiLink| l.node.clone()),
+            column("LOW", |l| l.low.clone()),
+            column("HIGH", |l| l.high.clone()),
+            column("PATH", |l| l.path.clone()),
+            column("REASON", |l| l.reason.clone()),
+            column("RING BYTES", |l| both(l.ring_bytes)),
+            column("TCP BYTES", |l| both(l.tcp_bytes)),
+            column("WAKE-UPS", |l| both(l.wakeups)),
+            wide("PROCESSES", |l| format!("{}/{}", l.pids[0], l.pids[1])),
+        ],
+    )?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Two figures: from the low end to the high one, and back.

@@ -3,7 +3,7 @@
 use crate::{Context, access};
 use anyhow::{Context as _, Result};
 use camino::Utf8PathBuf;
-use skein_cloud::{Cloud, CloudConfig};
+use skein_cloud::{Cloud, CloudConfig, NodePlace};
 use skein_model::Encryption;
 use std::io::IsTerminal;
 use std::net::SocketAddr;
@@ -21,6 +21,12 @@ pub(crate) struct Up {
     /// Let machines go on when the cloud stops
     #[arg(long)]
     keep: bool,
+    /// Folder of the sockets on which programs of this host ask for the link (`skein link run`)
+    #[arg(long, value_name = "DIR", default_value = skein_link::place::FOLDER, conflicts_with = "no_link")]
+    link_dir: Utf8PathBuf,
+    /// No link for programs of this host
+    #[arg(long)]
+    no_link: bool,
 }
 
 /// What the cloud is like
@@ -29,6 +35,10 @@ pub(crate) struct Shape {
     /// How many nodes
     #[arg(long, default_value_t = 3, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=100))]
     pub(crate) nodes: u32,
+    /// Put a node into a network namespace of this host, at an address there that the others reach: instead of --nodes, once for
+    /// each node. Makes one machine behave like several hosts
+    #[arg(long = "node-in", value_name = "NAMESPACE=ADDRESS", value_parser = place, conflicts_with = "nodes")]
+    places: Vec<NodePlace>,
     /// Where the API listens
     #[arg(long, default_value = "127.0.0.1:7070", value_name = "ADDRESS:PORT")]
     pub(crate) listen: SocketAddr,
@@ -43,6 +53,18 @@ pub(crate) struct Shape {
     qemu: Option<Utf8PathBuf>,
 }
 
+/// A name as `ip netns` gives it, or a path, and an address.
+fn place(text: &str) -> Result<NodePlace, String> {
+    let (name, address) = text.split_once('=').ok_or("a place is NAMESPACE=ADDRESS")?;
+    let namespace = if name.contains('/') {
+        name.into()
+    } else {
+        std::path::Path::new("/run/netns").join(name)
+    };
+    let address = address.parse().map_err(|_| format!("{address} is no IPv4 address"))?;
+    Ok(NodePlace { namespace, address })
+}
+
 pub(crate) fn accel(text: &str) -> Result<skein_vmm::AccelChoice, String> {
     match text {
         "kvm" => Ok(skein_vmm::AccelChoice::Kvm),
@@ -52,10 +74,17 @@ pub(crate) fn accel(text: &str) -> Result<skein_vmm::AccelChoice, String> {
 }
 
 impl Shape {
+    /// How many nodes.
+    pub(crate) fn count(&self) -> u32 {
+        let places = u32::try_from(self.places.len()).unwrap_or(u32::MAX);
+        if places == 0 { self.nodes } else { places }
+    }
+
     /// The configuration of a cloud on `state`.
     pub(crate) fn config(&self, state: impl Into<Utf8PathBuf>) -> CloudConfig {
         CloudConfig {
-            nodes: self.nodes,
+            nodes: self.count(),
+            places: self.places.clone(),
             listen: self.listen,
             accel: self.accel.unwrap_or_default(),
             qemu: self.qemu.clone(),
@@ -71,12 +100,14 @@ impl Up {
             .map_err(|path| anyhow::anyhow!("{} is not UTF-8", path.display()))?;
         let state = camino::absolute_utf8(&state).context("the state folder")?;
         let mut stop = Stop::new()?;
-        let cloud = Cloud::start(self.shape.config(&state)).await?;
+        let link = (!self.no_link).then(|| camino::absolute_utf8(&self.link_dir)).transpose();
+        let link = link.context("the folder of the link")?;
+        let cloud = Cloud::start(CloudConfig { link, ..self.shape.config(&state) }).await?;
         let target = cloud.target();
         let file = access::write(state.as_std_path(), &target)?;
         let told = access::told(&target, &file, std::io::stderr().is_terminal());
         eprintln!("{told}");
-        eprintln!("nodes          {}; Ctrl-C stops", self.shape.nodes);
+        eprintln!("nodes          {}; Ctrl-C stops", self.shape.count());
         stop.wait().await;
         eprintln!("stopping");
         if self.keep {

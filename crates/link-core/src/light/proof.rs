@@ -25,6 +25,13 @@ impl Key {
         mac
     }
 
+    /// A key of its own for what `parts` name, in which no two different purposes may look alike: who knows it knows neither this
+    /// one nor others that are derived from it.
+    #[must_use]
+    pub fn derive(&self, parts: &[&[u8]]) -> Self {
+        Self(self.keyed(parts).finalize().into_bytes().into())
+    }
+
     /// The proof of `parts`, in which no two different messages may look alike.
     pub(crate) fn prove(&self, parts: &[&[u8]]) -> Proof {
         let whole = self.keyed(parts).finalize().into_bytes();

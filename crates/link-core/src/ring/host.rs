@@ -8,6 +8,7 @@ extern crate std;
 use super::atomic::AtomicU32;
 use super::{Reach, Segment, SegmentError, segment_len};
 use core::ptr::NonNull;
+use core::time::Duration;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
@@ -160,4 +161,45 @@ pub fn network_namespace(socket: BorrowedFd<'_>) -> io::Result<u64> {
         )
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
+}
+
+/// The network namespace that a socket belongs to, as a file for `setns`.
+///
+/// # Errors
+/// What the kernel says: it takes CAP_NET_ADMIN in that namespace.
+pub fn network_namespace_file(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    /// Of linux/sockios.h.
+    const SIOCGSKNS: libc::c_ulong = 0x894C;
+    // SAFETY: a descriptor and a number; the call takes no pointer.
+    let file = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCGSKNS as _) };
+    if file < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: just made, owned by nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(file) })
+}
+
+/// How long ago a TCP connection last heard of its peer: an acknowledgement, alone or with data. As fine as the kernel's clock
+/// ticks, 1 to 10 ms.
+///
+/// # Errors
+/// What the kernel says: it is no TCP socket.
+pub fn last_heard(socket: BorrowedFd<'_>) -> io::Result<Duration> {
+    // SAFETY: all-zero is a valid value of plain numbers.
+    let mut info: libc::tcp_info = unsafe { core::mem::zeroed() };
+    let mut len = size_of::<libc::tcp_info>() as libc::socklen_t;
+    // SAFETY: a structure of ours and its length.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut len,
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(Duration::from_millis(info.tcpi_last_ack_recv.into()))
 }

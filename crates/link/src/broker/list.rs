@@ -54,10 +54,16 @@ pub struct Totals {
     pub ring_connections: u64,
     /// The same, to programs of other hosts.
     pub light_connections: u64,
+    /// Connections that have ended without: they asked, and stayed on TCP.
+    #[serde(default)]
+    pub tcp_connections: u64,
     /// Bytes that went over rings within this host.
     pub ring_bytes: u64,
     /// Bytes that went over the light protocol, both directions.
     pub light_bytes: u64,
+    /// Bytes and bells over TCP of connections whose ends have both asked, since they agreed.
+    #[serde(default)]
+    pub tcp_bytes: u64,
     /// How often a receiver slept and was woken by the kernel.
     pub wakeups: u64,
     /// Ends that went back to TCP for good, or were cut, by the reason's word.
@@ -65,6 +71,14 @@ pub struct Totals {
 }
 
 impl Totals {
+    /// Adds a connection that has ended.
+    pub(crate) fn add_ended(&mut self, shared: &Shared) {
+        let before = self.ring_connections + self.light_connections;
+        self.add(shared);
+        let has_left_tcp = self.ring_connections + self.light_connections > before;
+        self.tcp_connections += u64::from(!has_left_tcp);
+    }
+
     /// Adds a connection.
     pub(crate) fn add(&mut self, shared: &Shared) {
         let segment = shared.memory.segment();
@@ -81,6 +95,8 @@ impl Totals {
         for role in roles {
             let sleeps = segment.pipe(role).direction().sleeps();
             self.wakeups = self.wakeups.saturating_add(sleeps);
+            let shown = segment.pipe(role).direction().shown_tcp();
+            self.tcp_bytes = self.tcp_bytes.saturating_add(shown);
             match segment.header().left(role) {
                 Reason::None => {}
                 reason => *self.steps_back.entry(reason.word().to_owned()).or_default() += 1,
@@ -93,9 +109,11 @@ impl Totals {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) memory: Arc<Memory>,
+    /// It was sent back to TCP; ends that have not asked yet get nothing.
+    pub(crate) is_revoked: bool,
 }
 
-pub(crate) fn describe(project: &str, place: &Place, entry: &Entry<Shared>) -> Connection {
+pub(crate) fn describe(place: &Place, entry: &Entry<Shared>) -> Connection {
     let segment = entry.shared.memory.segment();
     let header = segment.header();
     let directions = [Role::Low, Role::High].map(|role| segment.pipe(role).direction());
@@ -108,7 +126,7 @@ pub(crate) fn describe(project: &str, place: &Place, entry: &Entry<Shared>) -> C
     let left = [Role::Low, Role::High].map(|role| header.left(role));
     let left = left.into_iter().find(|reason| *reason != Reason::None);
     Connection {
-        project: project.to_owned(),
+        project: place.project.to_string(),
         low: place.key.low.to_string(),
         high: place.key.high.to_string(),
         pids: entry.ends.map(|end| end.map_or(0, |end| end.pid)),

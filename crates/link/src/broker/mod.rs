@@ -8,15 +8,23 @@
 //!
 //! It is not on the way of any byte between programs of one host: when it ends, connections go on, and new ones stay on
 //! TCP. It reads a socket's addresses from the socket itself, so that nobody gets a segment of a connection of which
-//! he does not hold an end. A connection exists only if the firewall let it through; [`Broker::revoke`] takes the ring from
-//! connections that it would not let through any more. Each project asks on a socket of its own, whose file permissions say
-//! who belongs to it, and projects never meet.
+//! he does not hold an end. Each project asks on a socket of its own, whose file permissions say who belongs to it, and
+//! projects never meet.
+//!
+//! **The firewall has the last word.** A connection exists only if the firewall let it through, and it has carried bytes. When the rules
+//! of its namespace change, it goes back to TCP for good, where the kernel judges every packet by the new ones; a connection that asks
+//! after such a change must have heard of its peer since. What else a cloud forbids is said by a [`Guard`], asked for each
+//! connection and again by [`Broker::enforce`].
 //!
 //! It keeps no copy of a program's socket: TCP ends when the programs' last descriptor does.
 
+mod asker;
 mod error;
 mod far;
+mod firewall;
+mod holders;
 mod list;
+mod listen;
 mod serve;
 mod table;
 
@@ -24,7 +32,7 @@ pub use error::BrokerError;
 pub use list::{Connection, Path, Totals, connections};
 pub use table::{End, Place};
 
-use crate::remote::{ConnectionKey, Remote};
+use crate::remote::Remote;
 use rustix::event::EventfdFlags;
 use serve::Server;
 use std::os::fd::OwnedFd;
@@ -43,20 +51,34 @@ pub struct Project {
     pub socket: PathBuf,
 }
 
+/// Says which connections may leave TCP, beside what the broker sees by itself. Called on the broker's thread: it looks
+/// something up, no more.
+pub trait Guard: Send + Sync {
+    /// Whether the two ends may share memory, or take the light protocol.
+    fn allows(&self, place: &Place) -> bool;
+}
+
 /// What a broker is told.
 #[derive(Clone)]
 pub struct BrokerConfig {
-    /// The projects; at least one.
+    /// The projects, to begin with.
     pub projects: Vec<Project>,
     /// Ring capacity of a direction, bytes: a power of two.
     pub capacity: usize,
-    /// Connections that are known at a time; one more stays on TCP.
+    /// Connections of each project that are known at a time; one more stays on TCP.
     pub connections_max: usize,
     /// The way to other hosts.
     pub remote: Option<Arc<dyn Remote>>,
+    /// What else is forbidden.
+    pub guard: Option<Arc<dyn Guard>>,
+    /// Leaves its sockets to another broker that wants them; connections that it knows stay. For one that is started for want
+    /// of another.
+    pub yields: bool,
+    /// Tables of nftables whose names begin so do not concern programs of the host: their changes are left alone.
+    pub tables_ignored: Option<String>,
 }
 
-/// 4,096 connections: two gigabytes of rings if all of them are full at once.
+/// 4,096 connections of a project: two gigabytes of rings if all of them are full at once.
 pub const CONNECTIONS_MAX_DEFAULT: usize = 4096;
 
 impl BrokerConfig {
@@ -67,6 +89,9 @@ impl BrokerConfig {
             capacity: skein_link_core::ring::CAPACITY_DEFAULT,
             connections_max: CONNECTIONS_MAX_DEFAULT,
             remote: None,
+            guard: None,
+            yields: false,
+            tables_ignored: None,
         }
     }
 }
@@ -77,7 +102,9 @@ const ORDERS: usize = 16;
 pub(crate) enum Order {
     List(mpsc::SyncSender<Vec<Connection>>),
     Totals(mpsc::SyncSender<Totals>),
-    Revoke(Box<dyn Fn(&ConnectionKey) -> bool + Send>, mpsc::SyncSender<usize>),
+    Revoke(Box<dyn Fn(&Place) -> bool + Send>, mpsc::SyncSender<usize>),
+    Enforce(mpsc::SyncSender<usize>),
+    Projects(Vec<Project>, mpsc::SyncSender<Result<(), BrokerError>>),
 }
 
 /// A running broker. It stops when the value is dropped; its sockets' files go with it.
@@ -109,41 +136,48 @@ impl Broker {
 
     /// The connections that it knows.
     pub fn connections(&self) -> Vec<Connection> {
-        let (answer, inbox) = mpsc::sync_channel(1);
-        let _ = self.orders.send(Order::List(answer));
-        self.wake();
-        inbox.recv().unwrap_or_default()
+        self.order(Order::List).unwrap_or_default()
     }
 
     /// What it has counted since it began.
     pub fn totals(&self) -> Totals {
-        let (answer, inbox) = mpsc::sync_channel(1);
-        let _ = self.orders.send(Order::Totals(answer));
-        self.wake();
-        inbox.recv().unwrap_or_default()
+        self.order(Order::Totals).unwrap_or_default()
     }
 
     /// Takes the ring from all connections that `forbidden` says: both ends go back to TCP with their next byte, and there
     /// the firewall has them. How many there were.
-    pub fn revoke(&self, forbidden: impl Fn(&ConnectionKey) -> bool + Send + 'static) -> usize {
-        let (answer, inbox) = mpsc::sync_channel(1);
-        let _ = self.orders.send(Order::Revoke(Box::new(forbidden), answer));
-        self.wake();
-        inbox.recv().unwrap_or_default()
+    pub fn revoke(&self, forbidden: impl Fn(&Place) -> bool + Send + 'static) -> usize {
+        self.order(|answer| Order::Revoke(Box::new(forbidden), answer)).unwrap_or_default()
     }
-}
 
-impl Broker {
-    fn wake(&self) {
+    /// Asks the guard again about all connections, and takes the ring from those that it does not allow any more. How many
+    /// there were.
+    pub fn enforce(&self) -> usize {
+        self.order(Order::Enforce).unwrap_or_default()
+    }
+
+    /// Serves these projects from now on. Connections of one that is none any more go back to TCP.
+    ///
+    /// # Errors
+    /// A socket that could not be made; the other projects are served then.
+    pub fn set_projects(&self, projects: Vec<Project>) -> Result<(), BrokerError> {
+        // A broker whose thread has ended serves nobody, and has said so.
+        self.order(|answer| Order::Projects(projects, answer)).unwrap_or(Ok(()))
+    }
+
+    fn order<T>(&self, order: impl FnOnce(mpsc::SyncSender<T>) -> Order) -> Option<T> {
+        let (answer, inbox) = mpsc::sync_channel(1);
+        self.orders.send(order(answer)).ok()?;
         // Full means that it is awake.
         let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
+        inbox.recv().ok()
     }
 }
 
 impl Drop for Broker {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
-        self.wake();
+        let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }

@@ -1,65 +1,58 @@
 //! The broker's thread: takes asks, answers them.
 
+use super::asker::{ASKERS_MAX, Asker, Wish, keep};
 use super::far::{self, Asker as FarAsker, Doorman, Program};
+use super::firewall::Watches;
+use super::holders::holders;
 use super::list::{Connection, Shared, Totals, describe};
+use super::listen::Listener;
 use super::table::{self, End, Place, Table};
-use super::{BrokerConfig, BrokerError, Order};
+use super::{BrokerConfig, BrokerError, Order, Project};
 use crate::remote::{ConnectionKey, Meeting, PROJECT_BYTES_MAX, Remote};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, recvmsg, sendmsg,
-    sockopt,
-};
-use skein_link_core::negotiate::{Answer, Ask, LIST, MESSAGE_LEN};
-use skein_link_core::ring::host::{Memory, network_namespace};
+use rustix::net::{SocketFlags, sockopt};
+use skein_link_core::negotiate::{Answer, Ask};
+use skein_link_core::ring::host::{Memory, network_namespace, wake_all};
 use skein_link_core::ring::{Hello, Reach, Reason, Refusal, Role};
-use std::io::{IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
+use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 use tracing::{debug, warn};
 
-/// Askers that have connected and not yet asked. 256: an ask follows its connection within microseconds.
-const ASKERS_MAX: usize = 256;
-/// Asks that may wait for the thread in the kernel.
-const BACKLOG: i32 = 1024;
 /// Between two looks at what nobody tells: askers that do not ask, ends that are no more.
 const TICK: Duration = Duration::from_millis(100);
 /// How often connections that have ended are dropped, and askers that have not asked since the last time.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
-
-struct Listener {
-    socket: OwnedFd,
-    path: PathBuf,
-    name: String,
-}
-
-struct Asker {
-    socket: OwnedFd,
-    project: usize,
-    /// It was there at the last sweep.
-    old: bool,
-}
+/// How often it is looked up who holds the sockets: a process may hand its socket on and live.
+const HOLDERS_EVERY: Duration = Duration::from_secs(30);
 
 pub(crate) struct Server {
     config: BrokerConfig,
     listeners: Vec<Listener>,
+    /// In the order in which they came.
     askers: Vec<Asker>,
     table: Table<Shared>,
     /// Of the connections that are no more.
     past: Totals,
     /// Where connections to other hosts are taken; `None` if there is no way, or the kernel is too old.
     doorman: Option<Arc<Doorman>>,
+    watches: Watches,
     stop: Arc<AtomicBool>,
     orders: Receiver<Order>,
     wake: Arc<OwnedFd>,
+    looked: Instant,
+}
+
+/// What has something for the thread.
+enum Ready {
+    Wake,
+    Listener(usize),
+    Namespace(u64),
+    Asker(usize),
 }
 
 impl Server {
@@ -69,16 +62,8 @@ impl Server {
         orders: Receiver<Order>,
         wake: Arc<OwnedFd>,
     ) -> Result<Self, BrokerError> {
-        let mut listeners = Vec::new();
-        for project in &config.projects {
-            let socket = listen(&project.socket)?;
-            listeners.push(Listener {
-                socket,
-                path: project.socket.clone(),
-                name: project.name.clone(),
-            });
-        }
-        let table = Table::new(config.connections_max);
+        let open = |project| Listener::open(project, !config.yields);
+        let listeners = config.projects.iter().map(open).collect::<Result<_, _>>()?;
         let doorman = config.remote.as_ref().and_then(|_| match Doorman::new() {
             Ok(doorman) => Some(Arc::new(doorman)),
             Err(error) => {
@@ -87,15 +72,17 @@ impl Server {
             }
         });
         Ok(Self {
+            table: Table::new(config.connections_max),
+            watches: Watches::new(config.tables_ignored.clone()),
             config,
             listeners,
             askers: Vec::new(),
-            table,
             past: Totals::default(),
             doorman,
             stop,
             orders,
             wake,
+            looked: Instant::now(),
         })
     }
 
@@ -106,9 +93,7 @@ impl Server {
             while let Ok(order) = self.orders.try_recv() {
                 self.obey(order);
             }
-            if let Some(ready) = ready {
-                self.serve(&ready);
-            }
+            self.serve(&ready);
             if swept.elapsed() >= SWEEP_EVERY {
                 swept = Instant::now();
                 self.sweep();
@@ -116,112 +101,142 @@ impl Server {
         }
     }
 
-    /// Which sockets are readable, listeners first, after the one that wakes; `None` after a tick without any.
-    fn wait(&self) -> Option<Vec<bool>> {
-        let listeners = self.listeners.iter().map(|listener| &listener.socket);
-        let askers = self.askers.iter().map(|asker| &asker.socket);
-        let wake = std::iter::once(&*self.wake);
-        let all = wake.chain(listeners).chain(askers);
-        let mut set: Vec<_> = all.map(|socket| PollFd::new(socket, PollFlags::IN)).collect();
-        let tick = Timespec::try_from(TICK).ok()?;
-        match poll(&mut set, Some(&tick)) {
-            Ok(0) | Err(_) => None,
-            Ok(_) => Some(set.iter().map(|entry| !entry.revents().is_empty()).collect()),
+    /// Waits for a tick at most.
+    fn wait(&self) -> Vec<Ready> {
+        let wake = std::iter::once((Ready::Wake, PollFd::new(&*self.wake, PollFlags::IN)));
+        let listeners = self.listeners.iter().enumerate().map(|(at, listener)| {
+            (Ready::Listener(at), PollFd::new(&listener.socket, PollFlags::IN))
+        });
+        let watches = self.watches.sockets().map(|(namespace, socket)| {
+            (Ready::Namespace(namespace), PollFd::from_borrowed_fd(socket, PollFlags::IN))
+        });
+        let askers =
+            self.askers.iter().enumerate().map(|(at, asker)| {
+                (Ready::Asker(at), PollFd::new(&asker.socket, asker.interest()))
+            });
+        let all = wake.chain(listeners).chain(watches).chain(askers);
+        let (sources, mut set): (Vec<Ready>, Vec<PollFd<'_>>) = all.unzip();
+        let tick = Timespec::try_from(TICK).ok();
+        if poll(&mut set, tick.as_ref()).is_err() {
+            return Vec::new();
         }
+        let states = sources.into_iter().zip(&set);
+        let ready = states.filter(|(_, state)| !state.revents().is_empty());
+        ready.map(|(source, _)| source).collect()
     }
 
-    fn serve(&mut self, ready: &[bool]) {
-        let Some((woken, ready)) = ready.split_first() else { return };
-        if *woken {
-            let _ = rustix::io::read(&*self.wake, &mut [0; 8]);
-        }
-        let (listeners, askers) = ready.split_at(self.listeners.len());
-        let mut rest = Vec::new();
-        let mut asking = Vec::new();
-        for (index, asker) in std::mem::take(&mut self.askers).into_iter().enumerate() {
-            let is_ready = askers.get(index).is_some_and(|ready| *ready);
-            let into = if is_ready { &mut asking } else { &mut rest };
-            into.push(asker);
-        }
-        self.askers = rest;
-        for (project, _) in listeners.iter().enumerate().filter(|(_, ready)| **ready) {
-            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-            while self.askers.len() < ASKERS_MAX {
-                let listener = &self.listeners[project].socket;
-                let Ok(socket) = rustix::net::accept_with(listener, flags) else { break };
-                // Mostly the ask is there already.
-                asking.push(Asker { socket, project, old: false });
-                if asking.len() >= ASKERS_MAX {
-                    break;
+    fn serve(&mut self, ready: &[Ready]) {
+        let mut asking = HashSet::new();
+        let mut listening = Vec::new();
+        for source in ready {
+            match source {
+                Ready::Wake => {
+                    let _ = rustix::io::read(&*self.wake, &mut [0; 8]);
+                }
+                // Before all asks: who asks after a change is judged by it.
+                Ready::Namespace(namespace) => self.hear_firewall(*namespace),
+                Ready::Listener(at) => listening.push(*at),
+                Ready::Asker(at) => {
+                    asking.insert(*at);
                 }
             }
         }
-        for asker in asking {
-            self.answer(asker);
+        // Orders may have taken askers away since: then a place is another's, who is asked in vain.
+        let all = std::mem::take(&mut self.askers).into_iter().enumerate();
+        let (ready, rest): (Vec<_>, Vec<_>) = all.partition(|(at, _)| asking.contains(at));
+        self.askers = rest.into_iter().map(|(_, asker)| asker).collect();
+        for (_, asker) in ready {
+            if let Some(asker) = self.answer(asker) {
+                keep(&mut self.askers, asker);
+            }
+        }
+        for at in listening {
+            self.accept(at);
         }
     }
 
-    fn answer(&mut self, asker: Asker) {
-        let mut bytes = [0; MESSAGE_LEN];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let mut pieces = [IoSliceMut::new(&mut bytes)];
-        let received = recvmsg(&asker.socket, &mut pieces, &mut control, RecvFlags::CMSG_CLOEXEC);
-        let received = match received {
-            Ok(received) if received.bytes == MESSAGE_LEN => received,
-            Err(rustix::io::Errno::AGAIN) => return self.askers.push(asker),
-            _ => return,
-        };
-        let _ = received;
-        let mut passed = control.drain().filter_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(files) => Some(files),
-            _ => None,
-        });
-        let socket = passed.next().and_then(|mut files| files.next());
-        if bytes == LIST {
-            return self.send_list(&asker);
+    fn hear_firewall(&mut self, namespace: u64) {
+        if self.watches.hear(namespace, Instant::now()) {
+            let count = self.revoke(|place| place.namespace == namespace);
+            debug!(count, "the firewall's rules changed: connections went back to TCP");
         }
-        let (Ok(ask), Some(socket)) = (Ask::decode(&bytes), socket) else {
-            debug!("an ask that is none");
-            return;
+    }
+
+    fn accept(&mut self, at: usize) {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        // No more than fit: the others' turn comes first.
+        for _ in 0..ASKERS_MAX {
+            let Some(listener) = self.listeners.get(at) else { return };
+            let Ok(socket) = rustix::net::accept_with(&listener.socket, flags) else { return };
+            let project = Arc::clone(&listener.project);
+            // Mostly the ask is there already.
+            if let Some(asker) = self.answer(Asker::new(socket, project)) {
+                keep(&mut self.askers, asker);
+            }
+        }
+    }
+
+    /// Answers an asker; back if there is more to hear or to tell.
+    fn answer(&mut self, mut asker: Asker) -> Option<Asker> {
+        if asker.is_told() {
+            return asker.go_on().then_some(asker);
+        }
+        let (ask, socket) = match asker.hear() {
+            Wish::Waits => return Some(asker),
+            Wish::List => {
+                let list = self.list(Some(&asker.project));
+                let packets = list.iter().filter_map(|one| serde_json::to_vec(one).ok());
+                return asker.tell(packets.collect()).then_some(asker);
+            }
+            Wish::Leave => {
+                // Before the asker is let go, who then finds the sockets free.
+                if self.config.yields {
+                    self.listeners.clear();
+                }
+                return None;
+            }
+            Wish::Segment(ask, socket) => (ask, socket),
+            Wish::Nonsense => {
+                debug!("an ask that is none");
+                return None;
+            }
         };
-        let pid = sockopt::socket_peercred(&asker.socket)
-            .map_or(0, |peer| u32::try_from(peer.pid.as_raw_nonzero().get()).unwrap_or(0));
-        let answer = self.find(asker.project, socket.as_fd(), pid, ask);
+        let found = self.find(&asker.project, socket.as_fd(), asker.pid(), ask);
         // Closed before the answer: the program's own close must be the last.
         drop(socket);
-        let (answer, file) = match &answer {
-            Found::Segment(role, file) => (Answer::Segment(*role), Some(file.as_fd())),
-            Found::Never => (Answer::Never, None),
-            Found::Later => (Answer::Later, None),
-        };
-        reply(asker.socket.as_fd(), answer, file);
+        match &found {
+            Found::Segment(role, file) => asker.reply(Answer::Segment(*role), Some(file.as_fd())),
+            Found::Never => asker.reply(Answer::Never, None),
+            Found::Later => asker.reply(Answer::Later, None),
+        }
+        None
     }
 
     /// The segment for a socket.
-    fn find(&mut self, project: usize, socket: BorrowedFd<'_>, pid: u32, ask: Ask) -> Found {
-        let Some((place, role, local, peer)) = place(project, socket) else {
+    fn find(&mut self, project: &Arc<str>, socket: BorrowedFd<'_>, pid: u32, ask: Ask) -> Found {
+        let Some(seen) = Seen::of(project, socket) else { return Found::Never };
+        let far = if seen.is_near { None } else { self.way_to(&seen) };
+        if !seen.is_near && far.is_none() {
             return Found::Never;
-        };
-        let Ok(cookie) = sockopt::socket_cookie(socket) else {
-            return Found::Never;
-        };
-        let is_near = is_local(local.ip(), peer.ip());
+        }
+        if let Some(refused) = self.judge(&seen, socket) {
+            return refused;
+        }
+        let Seen { place, role, peer, cookie, inode, is_near } = seen;
+        if let Some(former) = self.table.supersede(&place, role, cookie) {
+            self.past.add_ended(&former.shared);
+        }
         let (reach, capacity) =
             if is_near { (Reach::Near, self.config.capacity) } else { (Reach::Far, far::CAPACITY) };
-        let far = if is_near { None } else { self.way_to(peer, project) };
-        if !is_near && far.is_none() {
-            return Found::Never;
-        }
-        if let Some(former) = self.table.supersede(&place, role, cookie) {
-            self.past.add(&former.shared);
-        }
         let mut fresh = false;
         let make = || {
             fresh = true;
-            Memory::create(capacity, reach).map(|memory| Shared { memory: Arc::new(memory) })
+            let memory = Memory::create(capacity, reach)?;
+            Ok::<_, std::io::Error>(Shared { memory: Arc::new(memory), is_revoked: false })
         };
-        let memory = match self.table.ask(place.clone(), role, End { cookie, pid }, make) {
+        let end = End { cookie, inode, pid };
+        let memory = match self.table.ask(place.clone(), role, end, make) {
+            Ok(Some(entry)) if entry.shared.is_revoked => return Found::Never,
             Ok(Some(entry)) => Arc::clone(&entry.shared.memory),
             Ok(None) => return Found::Later,
             Err(error) => {
@@ -240,8 +255,8 @@ impl Server {
             let fd = RawFd::try_from(ask.fd).unwrap_or(-1);
             match Program::new(memory, &FarAsker { socket, pid, fd, role }, &doorman) {
                 Ok(program) => {
-                    let project = self.listeners[project].name.clone();
-                    remote.open(Meeting { project, key: place.key }, peer, Box::new(program));
+                    let meeting = Meeting { project: project.to_string(), key: place.key };
+                    remote.open(meeting, peer, Box::new(program));
                 }
                 Err(error) => {
                     debug!(%error, "a program's socket cannot be had when it is needed");
@@ -253,35 +268,38 @@ impl Server {
         Found::Segment(role, file)
     }
 
-    /// What takes a connection to another host, if anything does.
-    fn way_to(&self, peer: SocketAddr, project: usize) -> Option<(Arc<Doorman>, Arc<dyn Remote>)> {
-        let remote = self.config.remote.as_ref().filter(|remote| remote.reaches(peer))?;
-        let fits = self.listeners[project].name.len() <= PROJECT_BYTES_MAX;
-        Some((self.doorman.clone().filter(|_| fits)?, Arc::clone(remote)))
+    /// What takes a connection to another host, if anything does. Only those of the node's own network namespace: in another
+    /// one a program may give itself any addresses.
+    fn way_to(&self, seen: &Seen) -> Option<(Arc<Doorman>, Arc<dyn Remote>)> {
+        let remote = self.config.remote.as_ref().filter(|remote| remote.reaches(seen.peer))?;
+        let is_own = remote.namespace().is_none_or(|own| own == seen.place.namespace);
+        let fits = seen.place.project.len() <= PROJECT_BYTES_MAX;
+        Some((self.doorman.clone().filter(|_| fits && is_own)?, Arc::clone(remote)))
     }
 
-    fn list(&self, project: Option<usize>) -> Vec<Connection> {
-        let wanted = |place: &Place| project.is_none_or(|project| place.project == project);
+    /// Whether guard or firewall are against it.
+    fn judge(&mut self, seen: &Seen, socket: BorrowedFd<'_>) -> Option<Found> {
+        let namespace = seen.place.namespace;
+        let allows = self.config.guard.as_ref().is_none_or(|guard| guard.allows(&seen.place));
+        if !allows || !self.watches.cover(namespace, socket) {
+            return Some(Found::Never);
+        }
+        // What has happened while this thread was asleep or answered others.
+        self.hear_firewall(namespace);
+        let is_proven = self.watches.is_proven(namespace, socket, Instant::now());
+        (!is_proven).then_some(Found::Later)
+    }
+
+    fn list(&self, project: Option<&Arc<str>>) -> Vec<Connection> {
+        let wanted = |place: &Place| project.is_none_or(|project| place.project == *project);
         let entries = self.table.iter().filter(|(place, _)| wanted(place));
-        let mut list: Vec<_> = entries
-            .map(|(place, entry)| describe(&self.listeners[place.project].name, place, entry))
-            .collect();
+        let mut list: Vec<_> = entries.map(|(place, entry)| describe(place, entry)).collect();
         list.sort_by(|one, other| (&one.low, &one.high).cmp(&(&other.low, &other.high)));
         list
     }
 
-    fn send_list(&self, asker: &Asker) {
-        // The asker reads as fast as it can; one that does not gets what fits.
-        for connection in self.list(Some(asker.project)) {
-            let Ok(packet) = serde_json::to_vec(&connection) else { return };
-            let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-            if rustix::net::send(&asker.socket, &packet, flags).is_err() {
-                return;
-            }
-        }
-    }
-
     fn obey(&mut self, order: Order) {
+        // Who has asked waits for the answer; one who does not needs none.
         match order {
             Order::List(answer) => {
                 let _ = answer.send(self.list(None));
@@ -292,16 +310,47 @@ impl Server {
                 let _ = answer.send(totals);
             }
             Order::Revoke(forbidden, answer) => {
-                let mut count = 0;
-                for (place, entry) in self.table.iter() {
-                    if forbidden(&place.key) {
-                        revoke(&entry.shared);
-                        count += 1;
-                    }
-                }
-                let _ = answer.send(count);
+                let _ = answer.send(self.revoke(forbidden));
+            }
+            Order::Enforce(answer) => {
+                let guard = self.config.guard.clone();
+                let forbids = |place: &Place| guard.as_ref().is_some_and(|g| !g.allows(place));
+                let _ = answer.send(self.revoke(forbids));
+            }
+            Order::Projects(projects, answer) => {
+                let _ = answer.send(self.set_projects(&projects));
             }
         }
+    }
+
+    /// Sends connections back to TCP for good; how many that were not there already.
+    fn revoke(&mut self, forbidden: impl Fn(&Place) -> bool) -> usize {
+        let mut count = 0;
+        for (place, entry) in self.table.iter_mut() {
+            if !entry.shared.is_revoked && forbidden(place) {
+                entry.shared.revoke();
+                count += 1;
+            }
+        }
+        count
+    }
+
+    fn set_projects(&mut self, projects: &[Project]) -> Result<(), BrokerError> {
+        self.listeners.retain(|listener| projects.iter().any(|project| listener.is_of(project)));
+        let mut result = Ok(());
+        for project in projects {
+            if self.listeners.iter().any(|listener| listener.is_of(project)) {
+                continue;
+            }
+            match Listener::open(project, !self.config.yields) {
+                Ok(listener) => self.listeners.push(listener),
+                Err(error) => result = Err(error),
+            }
+        }
+        let served = |name: &str| projects.iter().any(|project| project.name == name);
+        self.askers.retain(|asker| served(&asker.project));
+        self.revoke(|place| !served(&place.project));
+        result
     }
 
     /// Drops connections whose programs are gone.
@@ -310,8 +359,9 @@ impl Server {
         for asker in &mut self.askers {
             asker.old = true;
         }
+        self.find_heirs();
         let past = &mut self.past;
-        self.table.retain(|entry| {
+        self.table.retain(|_, entry| {
             let header = entry.shared.memory.segment().header();
             let gone = |role: Role, end: &Option<End>| match end {
                 None => true,
@@ -322,17 +372,40 @@ impl Server {
             let keeps = is_carried
                 || !(gone(Role::Low, &entry.ends[0]) && gone(Role::High, &entry.ends[1]));
             if !keeps {
-                past.add(&entry.shared);
+                past.add_ended(&entry.shared);
             }
             keeps
         });
+        let used: HashSet<u64> = self.table.iter().map(|(place, _)| place.namespace).collect();
+        self.watches.retain(|namespace| used.contains(&namespace));
     }
-}
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        for listener in &self.listeners {
-            let _ = std::fs::remove_file(&listener.path);
+    /// A program that has asked may end while others hold its socket: the connection is theirs, and may be revoked as before.
+    fn find_heirs(&mut self) {
+        let looks = self.looked.elapsed() >= HOLDERS_EVERY;
+        let ends = self.table.iter().flat_map(|(_, entry)| {
+            let header = entry.shared.memory.segment().header();
+            let roles = [Role::Low, Role::High].into_iter().zip(&entry.ends);
+            let open = roles.filter(|(role, _)| header.hello(*role) != Hello::Gone);
+            open.filter_map(|(_, end)| *end)
+        });
+        let wanted = ends.filter(|end| looks || !is_alive(end.pid)).map(|end| end.inode);
+        let wanted: HashSet<u64> = wanted.collect();
+        if looks {
+            self.looked = Instant::now();
+        }
+        if wanted.is_empty() {
+            return;
+        }
+        let found = holders(&wanted);
+        for (_, entry) in self.table.iter_mut() {
+            for end in entry.ends.iter_mut().flatten().filter(|end| wanted.contains(&end.inode)) {
+                end.pid = match found.get(&end.inode) {
+                    Some(pid) => *pid,
+                    None if is_hidden(end.pid) => end.pid,
+                    None => 0,
+                };
+            }
         }
     }
 }
@@ -343,11 +416,18 @@ enum Found {
     Later,
 }
 
-fn revoke(shared: &Shared) {
-    let segment = shared.memory.segment();
-    for role in [Role::Low, Role::High] {
-        segment.pipe(role).direction().refuse(Refusal::NoMore);
-        segment.header().leave(role, Reason::Operator);
+impl Shared {
+    fn revoke(&mut self) {
+        self.is_revoked = true;
+        let segment = self.memory.segment();
+        for role in [Role::Low, Role::High] {
+            segment.pipe(role).direction().refuse(Refusal::NoMore);
+            segment.header().leave(role, Reason::Operator);
+        }
+        // The other host's program hears of it from its node, which ours has to tell.
+        if segment.reach() == Reach::Far && segment.header().call_node() {
+            wake_all(segment.header().calls());
+        }
     }
 }
 
@@ -356,17 +436,39 @@ fn is_alive(pid: u32) -> bool {
     pid.is_some_and(|pid| rustix::process::test_kill_process(pid) != Err(rustix::io::Errno::SRCH))
 }
 
-/// Whose connection a socket is an end of. `None`: it is no connected TCP socket, or one that cannot be told apart.
-fn place(project: usize, socket: BorrowedFd<'_>) -> Option<(Place, Role, SocketAddr, SocketAddr)> {
-    if sockopt::socket_protocol(socket).ok()? != Some(rustix::net::ipproto::TCP) {
-        return None;
+/// Whether this user may not see what a process holds.
+fn is_hidden(pid: u32) -> bool {
+    let files = std::fs::read_dir(format!("/proc/{pid}/fd"));
+    files.is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
+}
+
+/// What the kernel says of a socket.
+struct Seen {
+    place: Place,
+    role: Role,
+    peer: SocketAddr,
+    cookie: u64,
+    inode: u64,
+    is_near: bool,
+}
+
+impl Seen {
+    /// `None`: it is no connected TCP socket, or one that cannot be told apart.
+    fn of(project: &Arc<str>, socket: BorrowedFd<'_>) -> Option<Self> {
+        if sockopt::socket_protocol(socket).ok()? != Some(rustix::net::ipproto::TCP) {
+            return None;
+        }
+        let local = address(rustix::net::getsockname(socket).ok()?)?;
+        let peer = address(rustix::net::getpeername(socket).ok()??)?;
+        let role = table::role(local, peer)?;
+        let namespace = network_namespace(socket).ok()?;
+        let key = ConnectionKey::new(local, peer);
+        let place = Place { project: Arc::clone(project), namespace, key };
+        let cookie = sockopt::socket_cookie(socket).ok()?;
+        let inode = rustix::fs::fstat(socket).ok()?.st_ino;
+        let is_near = is_local(local.ip(), peer.ip());
+        Some(Self { place, role, peer, cookie, inode, is_near })
     }
-    let local = address(rustix::net::getsockname(socket).ok()?)?;
-    let peer = address(rustix::net::getpeername(socket).ok()??)?;
-    let role = table::role(local, peer)?;
-    let namespace = network_namespace(socket).ok()?;
-    let key = ConnectionKey::new(local, peer);
-    Some((Place { project, namespace, key }, role, local, peer))
 }
 
 /// An address in its plainest form: IPv4 as such, even on an IPv6 socket, without flow and scope.
@@ -379,50 +481,4 @@ fn address(address: rustix::net::SocketAddrAny) -> Option<SocketAddr> {
 /// chose otherwise; then the connection stays on TCP.
 fn is_local(local: IpAddr, peer: IpAddr) -> bool {
     local == peer || (local.is_loopback() && peer.is_loopback())
-}
-
-fn reply(asker: BorrowedFd<'_>, answer: Answer, file: Option<BorrowedFd<'_>>) {
-    let bytes = answer.encode();
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    let files;
-    if let Some(file) = file {
-        files = [file];
-        control.push(SendAncillaryMessage::ScmRights(&files));
-    }
-    let pieces = [IoSlice::new(&bytes)];
-    if let Err(error) = sendmsg(asker, &pieces, &mut control, SendFlags::NOSIGNAL) {
-        debug!(%error, "an asker did not wait for its answer");
-    }
-}
-
-/// A listening socket. A file that nobody listens on is replaced.
-fn listen(path: &std::path::Path) -> Result<OwnedFd, BrokerError> {
-    let failed = |source: rustix::io::Errno| BrokerError::Listen {
-        path: path.to_owned(),
-        source: source.into(),
-    };
-    let address =
-        SocketAddrUnix::new(path).map_err(|_| BrokerError::Path { path: path.to_owned() })?;
-    let make = || {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
-    };
-    if path.exists() {
-        match rustix::net::connect(make().map_err(failed)?, &address) {
-            Ok(()) | Err(rustix::io::Errno::AGAIN) => {
-                return Err(BrokerError::Running { path: path.to_owned() });
-            }
-            Err(_) => {
-                let _ = std::fs::remove_file(path);
-            }
-        }
-    }
-    let socket = make().map_err(failed)?;
-    rustix::net::bind(&socket, &address).map_err(failed)?;
-    let mode = std::fs::Permissions::from_mode(0o660);
-    std::fs::set_permissions(path, mode)
-        .map_err(|source| BrokerError::Listen { path: path.to_owned(), source })?;
-    rustix::net::listen(&socket, BACKLOG).map_err(failed)?;
-    Ok(socket)
 }

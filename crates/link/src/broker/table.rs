@@ -4,13 +4,14 @@ use crate::remote::ConnectionKey;
 use skein_link_core::ring::Role;
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 /// A connection as the broker tells them apart: two network namespaces, or two projects, may use the same addresses.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Place {
     /// The project whose socket was asked on.
-    pub project: usize,
-    /// The network namespace's number.
+    pub project: Arc<str>,
+    /// The network namespace's number: `SO_NETNS_COOKIE` of its sockets.
     pub namespace: u64,
     /// The two addresses.
     pub key: ConnectionKey,
@@ -21,7 +22,9 @@ pub struct Place {
 pub struct End {
     /// The kernel's number of the socket; never used again while the host runs.
     pub cookie: u64,
-    /// The process that asked.
+    /// The socket's inode, by which its holders are found in `/proc`.
+    pub inode: u64,
+    /// The process that asked, or another that holds the socket when that one has ended.
     pub pid: u32,
 }
 
@@ -38,6 +41,8 @@ pub(crate) struct Entry<T> {
 #[derive(Debug)]
 pub(crate) struct Table<T> {
     entries: HashMap<Place, Entry<T>>,
+    /// How many each project has.
+    counts: HashMap<Arc<str>, usize>,
     limit: usize,
 }
 
@@ -58,21 +63,21 @@ const fn index(role: Role) -> usize {
 }
 
 impl<T> Table<T> {
-    /// An empty table for at most `limit` connections.
+    /// An empty table for at most `limit` connections of each project: none can take another's places.
     pub(crate) fn new(limit: usize) -> Self {
-        Self { entries: HashMap::new(), limit }
+        Self { entries: HashMap::new(), counts: HashMap::new(), limit }
     }
 
     /// Forgets the connection of a place if another socket than this one had the end before: the addresses were used again.
     pub(crate) fn supersede(&mut self, place: &Place, role: Role, cookie: u64) -> Option<Entry<T>> {
         let known = self.entries.get(place).and_then(|entry| entry.ends[index(role)])?;
-        if known.cookie == cookie { None } else { self.entries.remove(place) }
+        if known.cookie == cookie { None } else { self.remove(place) }
     }
 
     /// An end asks, after [`Table::supersede`]: it joins the connection of its place. `make` is called for a new one.
     ///
     /// # Errors
-    /// `make`'s. `Ok(None)`: the table is full.
+    /// `make`'s. `Ok(None)`: the project has as many as it may.
     pub(crate) fn ask<E>(
         &mut self,
         place: Place,
@@ -81,10 +86,12 @@ impl<T> Table<T> {
         make: impl FnOnce() -> Result<T, E>,
     ) -> Result<Option<&mut Entry<T>>, E> {
         if !self.entries.contains_key(&place) {
-            if self.entries.len() >= self.limit {
+            let count = self.counts.get(&place.project).copied().unwrap_or_default();
+            if count >= self.limit {
                 return Ok(None);
             }
             let entry = Entry { ends: [None, None], shared: make()? };
+            self.counts.insert(Arc::clone(&place.project), count + 1);
             self.entries.insert(place.clone(), entry);
         }
         let mut entry = self.entries.get_mut(&place);
@@ -95,8 +102,10 @@ impl<T> Table<T> {
     }
 
     /// Forgets a connection.
-    pub(crate) fn remove(&mut self, place: &Place) {
-        self.entries.remove(place);
+    pub(crate) fn remove(&mut self, place: &Place) -> Option<Entry<T>> {
+        let entry = self.entries.remove(place)?;
+        discount(&mut self.counts, &place.project);
+        Some(entry)
     }
 
     /// All entries.
@@ -104,9 +113,30 @@ impl<T> Table<T> {
         self.entries.iter()
     }
 
+    /// All entries, to be changed.
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (&Place, &mut Entry<T>)> {
+        self.entries.iter_mut()
+    }
+
     /// Drops entries that are not to be kept.
-    pub(crate) fn retain(&mut self, mut keep: impl FnMut(&mut Entry<T>) -> bool) {
-        self.entries.retain(|_, entry| keep(entry));
+    pub(crate) fn retain(&mut self, mut keep: impl FnMut(&Place, &Entry<T>) -> bool) {
+        let counts = &mut self.counts;
+        self.entries.retain(|place, entry| {
+            let keeps = keep(place, entry);
+            if !keeps {
+                discount(counts, &place.project);
+            }
+            keeps
+        });
+    }
+}
+
+fn discount(counts: &mut HashMap<Arc<str>, usize>, project: &Arc<str>) {
+    if let Some(count) = counts.get_mut(project) {
+        *count = count.saturating_sub(1);
+        if *count == 0 {
+            counts.remove(project);
+        }
     }
 }
 
@@ -117,11 +147,11 @@ mod tests {
     fn place(port: u16) -> Place {
         let low = SocketAddr::from(([127, 0, 0, 1], 80));
         let high = SocketAddr::from(([127, 0, 0, 1], port));
-        Place { project: 0, namespace: 1, key: ConnectionKey::new(low, high) }
+        Place { project: "one".into(), namespace: 1, key: ConnectionKey::new(low, high) }
     }
 
     fn ask(table: &mut Table<u32>, port: u16, role: Role, cookie: u64, made: u32) -> Option<u32> {
-        let end = End { cookie, pid: 1 };
+        let end = End { cookie, inode: 1, pid: 1 };
         table.supersede(&place(port), role, cookie);
         let entry = table.ask(place(port), role, end, || Ok::<_, ()>(made)).unwrap();
         entry.map(|entry| entry.shared)
@@ -148,8 +178,9 @@ mod tests {
     fn projects_do_not_meet() {
         let mut table = Table::new(10);
         ask(&mut table, 5000, Role::Low, 7, 1);
-        let other = Place { project: 1, ..place(5000) };
-        let entry = table.ask(other, Role::High, End { cookie: 8, pid: 1 }, || Ok::<_, ()>(2));
+        let other = Place { project: "two".into(), ..place(5000) };
+        let end = End { cookie: 8, inode: 1, pid: 1 };
+        let entry = table.ask(other, Role::High, end, || Ok::<_, ()>(2));
         assert_eq!(entry.unwrap().unwrap().shared, 2);
     }
 
@@ -158,5 +189,13 @@ mod tests {
         let mut table = Table::new(1);
         ask(&mut table, 5000, Role::Low, 7, 1);
         assert_eq!(ask(&mut table, 5001, Role::Low, 9, 2), None);
+        // Another project's places are its own.
+        let end = End { cookie: 10, inode: 1, pid: 1 };
+        let other = Place { project: "two".into(), ..place(5001) };
+        assert!(table.ask(other.clone(), Role::Low, end, || Ok::<_, ()>(3)).unwrap().is_some());
+        table.retain(|place, _| *place == other);
+        assert_eq!(ask(&mut table, 5002, Role::Low, 11, 4), Some(4));
+        assert!(table.remove(&place(5002)).is_some());
+        assert_eq!(ask(&mut table, 5003, Role::Low, 12, 5), Some(5));
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 pub const PORT: u16 = 4077;
 
 /// A node of the cluster.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerConfig {
     /// Its name: the same that it has in its own configuration.
     pub name: String,
@@ -26,9 +26,10 @@ pub struct NodeConfig {
     pub name: String,
     /// Where its light protocol listens.
     pub socket: SocketAddr,
-    /// The secret of the cluster's nodes: no stranger gets a session.
+    /// The secret of the cluster's nodes: no stranger gets a session. Each pair of nodes uses a key of its own that is derived
+    /// from it and both names.
     pub key: Key,
-    /// The others. Nobody else is answered.
+    /// The others, to begin with. Nobody else is answered.
     pub peers: Vec<PeerConfig>,
     /// Whether datagrams carry a check of their own.
     pub check: Check,
@@ -73,6 +74,12 @@ impl NodeConfig {
 /// The key of a secret of any length: its SHA-256.
 pub fn shared_key(secret: &[u8]) -> Key {
     Key::new(Sha256::digest(secret).into())
+}
+
+/// The key of a pair of nodes, the same at both: a proof made for one pair is none for another.
+pub(super) fn pair_key(key: &Key, one: AgentId, other: AgentId) -> Key {
+    let (low, high) = (one.min(other).0.to_be_bytes(), one.max(other).0.to_be_bytes());
+    key.derive(&[b"skein link pair", &low, &high])
 }
 
 /// The id of a node in the protocol: the first 64 bits of its name's SHA-256.

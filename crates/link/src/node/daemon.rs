@@ -1,21 +1,22 @@
 //! The thread that joins programs' rings with channels.
 
 use super::clock::Clock;
-use super::config::{Ethernet, NodeConfig, agent_id};
+use super::config::{Ethernet, NodeConfig, PeerConfig, agent_id};
 use super::connection::{Broken, Connection, Found, Opening, Phase};
-use super::hub::{Hub, PeerIndex, Way};
+use super::hub::{Hub, PeerIndex};
 use super::path::{Choice, Interfaces, PROOF_WITHIN};
+use super::peers::Own;
 use super::spin::Spin;
 use super::status::{PeerStatus, Shared};
-use crate::carrier::{Address, CarrierError, Udp};
+use crate::carrier::{CarrierError, Udp};
 use crate::remote::{Local, Meeting};
 use rustix::event::epoll;
 use rustix::io::Errno;
-use skein_link_core::light::{ChannelId, Config, Event, Moment, ResetReason};
+use skein_link_core::light::{ChannelId, Event, Moment, ResetReason};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError};
 use std::time::Duration;
 
 /// 1024: connections of a peer whose program has not reached our broker yet; more are refused and stay on TCP.
@@ -32,42 +33,54 @@ const ROUNDS_PER_LOOK: u32 = 32;
 /// Programs woken at a time.
 const WAKES: usize = 64;
 
-/// What the broker asks for.
+/// What broker and agent ask for.
 pub(super) enum Command {
-    Open { meeting: Meeting, peer: PeerIndex, local: Box<dyn Local> },
+    Open {
+        meeting: Meeting,
+        peer: PeerIndex,
+        local: Box<dyn Local>,
+    },
+    /// There is another peer; the answer is its index.
+    Add {
+        peer: PeerConfig,
+        answer: SyncSender<PeerIndex>,
+    },
+    /// A peer is none any more.
+    Remove(PeerIndex),
     Stop,
 }
 
 /// A channel that a peer opened for a connection whose program is not here yet.
 #[derive(Debug, Clone, Copy)]
-struct Parked {
-    peer: PeerIndex,
+pub(super) struct Parked {
+    pub(super) peer: PeerIndex,
     channel: ChannelId,
     until: Moment,
 }
 
 pub(super) struct Daemon {
-    hub: Hub,
-    smaller: BTreeMap<PeerIndex, bool>,
-    choices: BTreeMap<PeerIndex, Choice>,
+    pub(super) hub: Hub,
+    pub(super) own: Own,
+    pub(super) smaller: BTreeMap<PeerIndex, bool>,
+    pub(super) choices: BTreeMap<PeerIndex, Choice>,
     interfaces: Option<Interfaces>,
     commands: Receiver<Command>,
     command_wake: OwnedFd,
     wakes: OwnedFd,
-    connections: BTreeMap<u64, Connection>,
+    pub(super) connections: BTreeMap<u64, Connection>,
     next_connection: u64,
     by_meeting: HashMap<Meeting, u64>,
     by_channel: HashMap<(PeerIndex, ChannelId), u64>,
     waiting: BTreeMap<u64, Moment>,
-    parked: HashMap<Meeting, Parked>,
+    pub(super) parked: HashMap<Meeting, Parked>,
     meet_within: Duration,
     /// Channels of which everything that comes is thrown away: races, and connections that are over.
-    races: BTreeSet<(PeerIndex, ChannelId)>,
+    pub(super) races: BTreeSet<(PeerIndex, ChannelId)>,
     /// Connections that may have something to do.
     active: BTreeSet<u64>,
     spin: Spin,
-    shared: Arc<Shared>,
-    status_at: Moment,
+    pub(super) shared: Arc<Shared>,
+    pub(super) status_at: Moment,
     broken: Vec<(u64, Broken)>,
 }
 
@@ -80,20 +93,13 @@ impl Daemon {
     ) -> Result<Self, CarrierError> {
         let mut hub = Hub::new(Clock::start());
         let udp = hub.add_carrier(Box::new(Udp::open(config.socket)?));
-        let me = agent_id(&config.name);
-        let incarnation = rand::random();
-        let (mut smaller, mut choices) = (BTreeMap::new(), BTreeMap::new());
-        for peer in &config.peers {
-            let id = agent_id(&peer.name);
-            let session = Config::new(me, id, config.key.clone(), incarnation, rand::random());
-            let session = Config { check: config.check, ..session };
-            let way = Way { carrier: udp, address: Address::Socket(peer.socket) };
-            let index = hub.add_peer(session, way);
-            let now = hub.now();
-            hub.session(index).call(now);
-            smaller.insert(index, me < id);
-            choices.insert(index, Choice::new(index, peer.socket.ip()));
-        }
+        let own = Own {
+            id: agent_id(&config.name),
+            key: config.key.clone(),
+            incarnation: rand::random(),
+            check: config.check,
+            udp,
+        };
         let failed = |errno: Errno| CarrierError::Socket {
             action: "waiting for",
             subject: "programs".to_owned(),
@@ -102,8 +108,9 @@ impl Daemon {
         let wakes = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed)?;
         Ok(Self {
             hub,
-            smaller,
-            choices,
+            own,
+            smaller: BTreeMap::new(),
+            choices: BTreeMap::new(),
             interfaces: (config.ethernet == Ethernet::Probe).then(Interfaces::new),
             commands,
             command_wake,
@@ -122,10 +129,6 @@ impl Daemon {
             status_at: Moment::default(),
             broken: Vec::new(),
         })
-    }
-
-    pub(super) fn peers(&self) -> impl Iterator<Item = PeerIndex> + use<> {
-        self.hub.peers()
     }
 
     /// Runs until told to stop.
@@ -198,7 +201,10 @@ impl Daemon {
 
     fn handle_events(&mut self) -> bool {
         let mut any = false;
-        for peer in self.hub.peers() {
+        for peer in self.hub.indices() {
+            if !self.hub.has(peer) {
+                continue;
+            }
             while let Some(event) = self.hub.session(peer).event() {
                 any = true;
                 self.handle(peer, &event);
@@ -388,6 +394,11 @@ impl Daemon {
         loop {
             match self.commands.try_recv() {
                 Ok(Command::Open { meeting, peer, local }) => self.open(meeting, peer, local),
+                Ok(Command::Add { peer, answer }) => {
+                    // Who has asked waits for it.
+                    let _ = answer.send(self.add_peer(&peer));
+                }
+                Ok(Command::Remove(peer)) => self.remove_peer(peer),
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return None,
                 Err(TryRecvError::Empty) => return Some(any),
             }
@@ -398,8 +409,8 @@ impl Daemon {
     /// A program here has its end of a connection.
     fn open(&mut self, meeting: Meeting, peer: PeerIndex, local: Box<dyn Local>) {
         let now = self.hub.now();
-        // The same two addresses again while the former connection drains: stays on TCP.
-        if self.by_meeting.contains_key(&meeting) {
+        // The same two addresses again while the former connection drains, or a peer that was removed meanwhile: stays on TCP.
+        if self.by_meeting.contains_key(&meeting) || !self.hub.has(peer) {
             return;
         }
         let calls = self.smaller.get(&peer).copied().unwrap_or(false);
@@ -434,7 +445,7 @@ impl Daemon {
         }
     }
 
-    fn remove(&mut self, id: u64) -> Option<Connection> {
+    pub(super) fn remove(&mut self, id: u64) -> Option<Connection> {
         let connection = self.connections.remove(&id)?;
         self.by_meeting.remove(&connection.meeting);
         if let Some(channel) = connection.channel() {
@@ -498,7 +509,7 @@ impl Daemon {
         let statuses = self.choices.iter().map(|(peer, choice)| {
             let (_, carrier) = self.hub.current(*peer);
             let session = self.hub.session(*peer);
-            PeerStatus {
+            let status = PeerStatus {
                 is_up: session.is_established(),
                 carrier,
                 datagram_bytes: session.datagram().get(),
@@ -506,7 +517,8 @@ impl Daemon {
                 counters: session.counters(),
                 rates: choice.rates,
                 connections: self.by_channel.keys().filter(|(other, _)| other == peer).count(),
-            }
+            };
+            (*peer, status)
         });
         self.shared.set_peers(statuses.collect());
     }
@@ -518,7 +530,10 @@ impl Daemon {
                 connection.local().abort(ResetReason::PeerLeft.code());
             }
         }
-        for peer in self.hub.peers() {
+        for peer in self.hub.indices() {
+            if !self.hub.has(peer) {
+                continue;
+            }
             self.hub.session(peer).leave(now);
             self.shared.set_up(peer, false);
         }

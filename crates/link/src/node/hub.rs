@@ -22,7 +22,7 @@ const CONGESTED_PAUSE: Duration = Duration::from_micros(100);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct CarrierIndex(usize);
 
-/// A peer of a hub.
+/// A peer of a hub. Never that of another peer, even after this one was removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PeerIndex(usize);
 
@@ -64,7 +64,8 @@ struct Peer {
 pub struct Hub {
     clock: Clock,
     lines: Vec<Line>,
-    peers: Vec<Peer>,
+    /// `None`: was removed. A place is never used again, so that no index means another peer later: eight bytes for each.
+    peers: Vec<Option<Box<Peer>>>,
     by_address: HashMap<Address, usize>,
 }
 
@@ -88,56 +89,81 @@ impl Hub {
         let index = self.peers.len();
         self.by_address.insert(way.address, index);
         let session = Session::new(config);
-        self.peers.push(Peer { session, ways: vec![way], sizes: vec![size], current: 0 });
+        let peer = Peer { session, ways: vec![way], sizes: vec![size], current: 0 };
+        self.peers.push(Some(Box::new(peer)));
         PeerIndex(index)
+    }
+
+    /// Forgets a peer and its session: what it sends from now on is a stranger's.
+    pub fn remove_peer(&mut self, peer: PeerIndex) {
+        self.by_address.retain(|_, index| *index != peer.0);
+        if let Some(place) = self.peers.get_mut(peer.0) {
+            *place = None;
+        }
+    }
+
+    /// Whether the peer is there.
+    pub fn has(&self, peer: PeerIndex) -> bool {
+        self.peers.get(peer.0).is_some_and(Option::is_some)
+    }
+
+    fn peer(&self, peer: PeerIndex) -> &Peer {
+        self.peers[peer.0].as_deref().expect("a peer that was not removed")
+    }
+
+    fn peer_mut(&mut self, peer: PeerIndex) -> &mut Peer {
+        self.peers[peer.0].as_deref_mut().expect("a peer that was not removed")
     }
 
     /// Adds another way to a peer, not used yet, but listened to.
     pub fn add_way(&mut self, peer: PeerIndex, way: Way) {
         let size = self.datagram_max(way);
         self.by_address.insert(way.address, peer.0);
-        let peer = &mut self.peers[peer.0];
+        let peer = self.peer_mut(peer);
         peer.ways.push(way);
         peer.sizes.push(size);
     }
 
     /// The ways to a peer; the first is the one it was added with.
     pub fn ways(&self, peer: PeerIndex) -> &[Way] {
-        &self.peers[peer.0].ways
+        &self.peer(peer).ways
     }
 
     /// Uses the way number `way` of [`Hub::ways`] from now on.
     pub fn use_way(&mut self, peer: PeerIndex, way: usize) {
-        let peer = &mut self.peers[peer.0];
+        let peer = self.peer_mut(peer);
         peer.current = way;
         peer.session.set_datagram(peer.sizes[way]);
     }
 
     /// The set-up has shown how large a datagram the way in use carries: remembers it for that way.
     pub fn note_size(&mut self, peer: PeerIndex) {
-        let peer = &mut self.peers[peer.0];
+        let peer = self.peer_mut(peer);
         peer.sizes[peer.current] = peer.session.datagram();
     }
 
     /// The largest datagram that the way number `way` carries.
     pub fn size_of(&self, peer: PeerIndex, way: usize) -> DatagramSize {
-        self.peers[peer.0].sizes[way]
+        self.peer(peer).sizes[way]
     }
 
     /// Which way is used, and what carries it.
     pub fn current(&self, peer: PeerIndex) -> (usize, CarrierKind) {
-        let peer = &self.peers[peer.0];
+        let peer = self.peer(peer);
         let line = &self.lines[peer.ways[peer.current].carrier.0];
         (peer.current, line.carrier.kind())
     }
 
     /// The session with a peer.
+    ///
+    /// # Panics
+    /// The peer was removed.
     pub fn session(&mut self, peer: PeerIndex) -> &mut Session {
-        &mut self.peers[peer.0].session
+        &mut self.peer_mut(peer).session
     }
 
-    /// All peers.
-    pub fn peers(&self) -> impl Iterator<Item = PeerIndex> + use<> {
+    /// All peers that were ever added; [`Hub::has`] tells which of them are there.
+    pub fn indices(&self) -> impl Iterator<Item = PeerIndex> + use<> {
         (0..self.peers.len()).map(PeerIndex)
     }
 
@@ -174,8 +200,9 @@ impl Hub {
                     },
                 };
                 latest = Some((from, peer));
+                let Some(there) = self.peers[peer].as_deref_mut() else { return };
                 let mut take = |channel, bytes: &[u8]| taker(PeerIndex(peer), channel, bytes);
-                self.peers[peer].session.receive_with(datagram, now, &mut take);
+                there.session.receive_with(datagram, now, &mut take);
             });
             match result {
                 Ok(count) => taken += count,
@@ -188,7 +215,7 @@ impl Hub {
     /// Sends what is to be sent; whether there was anything.
     pub fn transmit(&mut self) -> bool {
         let mut any = false;
-        for peer in &mut self.peers {
+        for peer in self.peers.iter_mut().flatten() {
             let way = peer.ways[peer.current];
             let line = &mut self.lines[way.carrier.0];
             any |= line.transmit(&way.address, &mut peer.session, &self.clock);
@@ -198,7 +225,7 @@ impl Hub {
 
     /// Sends one datagram by a way that need not be the one in use; whether it was taken.
     pub fn send_by(&mut self, peer: PeerIndex, way: usize, datagram: &[u8]) -> bool {
-        let way = self.peers[peer.0].ways[way];
+        let way = self.peer(peer).ways[way];
         let line = &mut self.lines[way.carrier.0];
         let mut once = Some(datagram);
         let sent = line.carrier.send(&way.address, &mut |out: &mut [u8]| {
@@ -216,8 +243,9 @@ impl Hub {
     pub fn wait(&self, limit: Option<Duration>, also: &[BorrowedFd<'_>]) -> io::Result<()> {
         let now = self.clock.now();
         // What is due for a carrier that takes nothing waits for the carrier.
-        let free = |peer: &&Peer| !self.lines[peer.ways[peer.current].carrier.0].full;
-        let deadlines = self.peers.iter().filter(free).filter_map(|p| p.session.next_deadline());
+        let free = |peer: &&Box<Peer>| !self.lines[peer.ways[peer.current].carrier.0].full;
+        let peers = self.peers.iter().flatten();
+        let deadlines = peers.filter(free).filter_map(|p| p.session.next_deadline());
         let congested = self.lines.iter().filter_map(|line| line.congested_until);
         let due = deadlines.chain(congested).min().map(|due| due.since(now));
         let full = self.lines.iter().any(|line| line.full).then_some(FULL_PAUSE);

@@ -3,7 +3,7 @@
 use super::hub::PeerIndex;
 use crate::carrier::CarrierKind;
 use skein_link_core::light::Counters;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -31,7 +31,7 @@ pub struct PeerStatus {
 #[derive(Debug, Default)]
 pub(super) struct Shared {
     up: Mutex<BTreeSet<PeerIndex>>,
-    peers: Mutex<Vec<PeerStatus>>,
+    peers: Mutex<BTreeMap<PeerIndex, PeerStatus>>,
     aborts: AtomicU64,
 }
 
@@ -49,11 +49,11 @@ impl Shared {
         lock(&self.up).contains(&peer)
     }
 
-    pub(super) fn set_peers(&self, peers: Vec<PeerStatus>) {
+    pub(super) fn set_peers(&self, peers: BTreeMap<PeerIndex, PeerStatus>) {
         *lock(&self.peers) = peers;
     }
 
-    pub(super) fn peers(&self) -> Vec<PeerStatus> {
+    pub(super) fn peers(&self) -> BTreeMap<PeerIndex, PeerStatus> {
         lock(&self.peers).clone()
     }
 

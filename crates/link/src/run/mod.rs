@@ -13,6 +13,9 @@ use std::path::{Path, PathBuf};
 /// The preload library.
 const LIBRARY: &[u8] = include_bytes!(env!("SKEIN_LINK_PRELOAD"));
 
+/// The library's folder, beside the broker's socket.
+pub const FOLDER: &str = "link-lib";
+
 /// Why a program could not be prepared. [`RunError::code`] is stable.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {

@@ -62,7 +62,10 @@ def stream(seed, count):
 
 
 def warm(sock, first):
-    for number in range(600 if "FAR" in os.environ else 40):
+    far = "FAR" in os.environ
+    for number in range(600 if far else 40):
+        if far and first and number >= 500:
+            time.sleep(0.001)  # the nodes agree meanwhile, however busy the host is
         if first:
             sock.sendall(b"%04d" % number * 50)
         assert recv_exactly(sock, 200) == b"%04d" % number * 50

@@ -707,8 +707,11 @@ fn write(
     Ok((generation, foreign))
 }
 
+/// What is published, and on which address; `None`: on all.
+type Open = BTreeSet<(Option<Ipv4Addr>, Transport, u16)>;
+
 /// What of a network's ways to the host a look must bring in line: where it leaves, and what is open.
-fn ways(network: &DesiredNetwork) -> (&NetworkKind, BTreeSet<(Option<Ipv4Addr>, Transport, u16)>) {
+fn ways(network: &DesiredNetwork) -> (&NetworkKind, Open) {
     (&network.kind, network.publications.iter().map(|p| (p.address, p.protocol, p.port)).collect())
 }
 

@@ -31,7 +31,7 @@ use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 /// What the name of a node's table begins with.
-pub(super) const TABLE_PREFIX: &str = "skein-";
+pub const TABLE_PREFIX: &str = "skein-";
 /// After a change of the node's namespace: others come in bursts.
 const SETTLE: Duration = Duration::from_millis(500);
 /// Bytes of the largest packet of Ethernet.

@@ -4,6 +4,7 @@ mod events;
 mod groups;
 mod images;
 mod jobs;
+mod links;
 mod machines;
 mod networks;
 mod nodes;
@@ -154,6 +155,7 @@ fn api() -> (Router<App>, utoipa::openapi::OpenApi) {
         .routes(routes!(groups::counters))
         .routes(routes!(publications::list, publications::create))
         .routes(routes!(publications::remove))
+        .routes(routes!(links::list))
         .routes(routes!(events::page))
         .routes(routes!(events::stream))
         .routes(routes!(system::metrics))

@@ -92,6 +92,9 @@ pub(crate) async fn metrics(State(app): State<App>, _: Admin) -> Answer<impl Int
         gauges.node_machines.get_or_create(&on).set(used.machines.into());
         let bytes = i64::try_from(used.memory_mib * 1024 * 1024).unwrap_or(i64::MAX);
         gauges.node_memory_reserved.get_or_create(&on).set(bytes);
+        if let Some(figures) = app.reports.link(&name) {
+            gauges.link.set(name.as_str(), &figures);
+        }
     }
     let text = gauges.text();
     drop(reading);

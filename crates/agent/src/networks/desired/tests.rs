@@ -21,10 +21,10 @@ fn project(name: &str) -> ProjectName {
 
 /// Records, built up step by step.
 #[derive(Default)]
-struct Records(View);
+pub(crate) struct Records(pub(crate) View);
 
 impl Records {
-    fn node(mut self, number: u16, host: u8) -> Self {
+    pub(crate) fn node(mut self, number: u16, host: u8) -> Self {
         let name: NodeName = format!("n{number}").parse().unwrap();
         let record = NodeRecord {
             name: name.clone(),
@@ -38,6 +38,7 @@ impl Records {
             underlay: Ipv4Addr::new(192, 0, 2, host),
             vxlan_port: 4789 + number,
             wire_key: None,
+            light_port: 0,
             joined_at: NOW,
         };
         self.0.nodes.insert(name.clone(), stored(record));
@@ -51,7 +52,12 @@ impl Records {
         self
     }
 
-    fn network(mut self, of: &str, vni: u32, change: impl FnOnce(&mut NetworkSpec)) -> Self {
+    pub(crate) fn network(
+        mut self,
+        of: &str,
+        vni: u32,
+        change: impl FnOnce(&mut NetworkSpec),
+    ) -> Self {
         let mut spec = NetworkSpec::new("web".parse().unwrap(), "10.20.0.0/24".parse().unwrap());
         change(&mut spec);
         let key = (project(of), spec.name.clone());
@@ -68,7 +74,7 @@ impl Records {
         self
     }
 
-    fn service(mut self, of: &str, name: &str, groups: &[&str]) -> Self {
+    pub(crate) fn service(mut self, of: &str, name: &str, groups: &[&str]) -> Self {
         let network = Attachment {
             name: "web".parse().unwrap(),
             groups: groups.iter().map(|group| group.parse().unwrap()).collect(),
@@ -94,7 +100,14 @@ impl Records {
     }
 
     /// A machine of a service, plugged in at 10.20.0.`at`.
-    fn machine(mut self, of: &str, id: &str, node: &str, at: u8, phase: MachinePhase) -> Self {
+    pub(crate) fn machine(
+        mut self,
+        of: &str,
+        id: &str,
+        node: &str,
+        at: u8,
+        phase: MachinePhase,
+    ) -> Self {
         let (service, _) = id.split_once('-').unwrap();
         let machine: MachineId = id.parse().unwrap();
         let image = ImageManifest {
@@ -158,7 +171,7 @@ impl Records {
         self
     }
 
-    fn group(mut self, of: &str, name: &str, peers: &[Peer]) -> Self {
+    pub(crate) fn group(mut self, of: &str, name: &str, peers: &[Peer]) -> Self {
         let rules = peers.iter().enumerate().map(|(at, peer)| Rule {
             id: RuleId::new(at as u32),
             spec: RuleSpec {
@@ -183,8 +196,13 @@ impl Records {
 
     fn publish(mut self, of: &str, port: u16, target: PublishTarget) -> Self {
         let protocol = model::Transport::Tcp;
-        let spec =
-            PublicationSpec { protocol, port, target, target_port: 80, affinity: model::Affinity::None };
+        let spec = PublicationSpec {
+            protocol,
+            port,
+            target,
+            target_port: 80,
+            affinity: model::Affinity::None,
+        };
         let record = PublicationRecord { project: project(of), spec, created_at: NOW };
         self.0.publications.insert((protocol, port), stored(record));
         self
@@ -201,7 +219,7 @@ impl Records {
     }
 }
 
-fn ready() -> MachinePhase {
+pub(crate) fn ready() -> MachinePhase {
     MachinePhase::Ready { since: NOW }
 }
 
