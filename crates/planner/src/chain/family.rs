@@ -513,11 +513,14 @@ impl Weights {
     fn new(family: &Family, states: &[State]) -> Self {
         let of = |state: &State| {
             let lost = Cell::new(0.0);
-            let mut added = 0.0;
-            let have = state.k + state.s;
+            let have = i32::from(state.k) + i32::from(state.s);
+            let by_policy = matches!(family.replicas, Replicas::Policy { .. });
+            // Each replica is lost at the rate at which its node fails: what is there after a failure and is not left was added.
+            let mut added = if by_policy { f64::from(have) * family.failure } else { 0.0 };
             let mut count = |after: State, rate: f64| {
-                if matches!(family.replicas, Replicas::Policy { .. }) {
-                    added += rate * f64::from((after.k + after.s).saturating_sub(have));
+                let more = i32::from(after.k) + i32::from(after.s) - have;
+                if by_policy {
+                    added += rate * f64::from(if after.i < state.i { more } else { more.max(0) });
                 }
             };
             family.transitions(*state, &mut count, &lost);
