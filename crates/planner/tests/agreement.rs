@@ -88,7 +88,7 @@ fn thresholds_with_start_up_time_agree() {
 
 #[test]
 fn replicas_that_share_nodes_fail_together() {
-    for (loses, rule) in [("in_service", 3), ("nothing", 3)] {
+    for (loses, rule) in [("in_service", 3), ("nothing", 3), ("held", 1)] {
         let mut scenario = scenario(
             &format!("failure_loses = \"{loses}\""),
             "count = 3\ntime_to_failure_secs = { kind = \"exponential\", mean = 60 }\n\

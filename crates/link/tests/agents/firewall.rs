@@ -1,6 +1,7 @@
 //! A connection whose firewall changes goes back to TCP, where the firewall has it.
 
-use crate::hosts::{Hosts, On, Running, script, wait};
+use crate::common::{On, Running, wait};
+use crate::hosts::{Hosts, script};
 use crate::peers::{goes_on, is_busy, resting};
 use skein_link::broker::{Connection, Path};
 use skein_link::node::Ethernet;

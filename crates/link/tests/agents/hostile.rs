@@ -108,7 +108,7 @@ fn addresses_of_another_namespace_are_others() {
         \x20s.sendall(b'x'*100); n=0\n\
         \x20while n<100: n+=len(o.recv(100))\n\
         print('done')\n";
-    let mut command = hosts.command(Host::A, crate::hosts::On::Link, &["python3", "-c", code]);
+    let mut command = hosts.command(Host::A, On::Link, &["python3", "-c", code]);
     let out = command.env("OWN", &own).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&out.stdout), "done\n");
     let totals = hosts.totals(Host::A);

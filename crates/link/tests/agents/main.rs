@@ -4,7 +4,6 @@
 #[path = "../two_hosts/hosts.rs"]
 mod hosts;
 
-#[allow(dead_code, reason = "shared with the tests of one host")]
 #[path = "../common/mod.rs"]
 mod common;
 

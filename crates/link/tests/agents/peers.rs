@@ -1,6 +1,8 @@
 //! Peers that come and go.
 
-use crate::hosts::{Hosts, On, Running, index, script, wait};
+use crate::common::site::Site as _;
+use crate::common::{On, Running, wait};
+use crate::hosts::{Hosts, index, script};
 use skein_link::node::{Ethernet, NodeError, PORT, PeerConfig};
 use skein_link::remote::Remote;
 use skein_link::testbed::Host;
@@ -71,23 +73,23 @@ fn who_still_waits_stays_on_tcp_when_the_peer_is_removed() {
     let hosts = Hosts::new(Ethernet::Never);
     // The server is not under the link.
     let server = ["socat", "TCP-LISTEN:7000,reuseaddr", "EXEC:cat"];
-    let _server = hosts.serve(Host::B, On::Tcp, 7000, &server);
+    let _server = hosts.serve(On::Tcp, 7000, &server);
     let code = "import socket,sys\n\
-                s=socket.create_connection(('10.77.0.2',7000))\n\
+                s=socket.create_connection(('10.77.0.1',7000))\n\
                 def talk():\n\
                 \x20for _ in range(50):\n\
                 \x20\x20s.sendall(b'x'*100); left=100\n\
                 \x20\x20while left: left-=len(s.recv(left))\n\
                 talk(); print('ready',flush=True); sys.stdin.readline(); talk()\n";
-    let mut command = hosts.command(Host::A, On::Link, &["python3", "-c", code]);
+    let mut command = hosts.command(Host::B, On::Link, &["python3", "-c", code]);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let stdin = child.stdin.take().unwrap();
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
     assert_eq!(line, "ready\n");
-    hosts.until("one end", Host::A, |c| c.reason == "peer-not-there");
-    let node = hosts.nodes[index(Host::A)].clone().unwrap();
-    assert!(node.remove_peer("b"));
+    hosts.until("one end", Host::B, |c| c.reason == "peer-not-there");
+    let node = hosts.nodes[index(Host::B)].clone().unwrap();
+    assert!(node.remove_peer("a"));
     assert!(goes_on((Running(child), stdin)));
     assert_eq!(node.aborts(), 0);
 }

@@ -74,8 +74,13 @@ impl World<'_> {
         let service = &mut self.services[at];
         let held = service.meter.waiting + service.meter.busy;
         let sharing = service.meter.ready.max(1);
+        // What starts or drains takes nothing of the queue.
+        let mut has_share = false;
         match service.seen[index].phase {
-            ReplicaPhase::Ready | ReplicaPhase::Moving => service.meter.ready -= 1,
+            ReplicaPhase::Ready | ReplicaPhase::Moving => {
+                service.meter.ready -= 1;
+                has_share = true;
+            }
             ReplicaPhase::Starting => service.meter.starting -= 1,
             ReplicaPhase::DrainAsked | ReplicaPhase::Draining | ReplicaPhase::Ending => {}
         }
@@ -92,7 +97,7 @@ impl World<'_> {
                 self.drop_request(at, request);
             }
             self.services[at].meter.waiting -= own;
-            if !self.services[at].spec.queue.is_distributed() {
+            if has_share && !self.services[at].spec.queue.is_distributed() {
                 self.drop_share(at, (held, sharing), in_service);
             }
         } else {
