@@ -65,7 +65,7 @@ fn requests_that_cannot_be_read_are_refused_with_a_code() {
         check("GET", "/v1/machines/none/console", "", 400, "MALFORMED").await?;
         check("GET", "/v1/nodes/none", "", 404, "NODE_UNKNOWN").await?;
         check("GET", "/v1/nothing", "", 404, "ROUTE_UNKNOWN").await?;
-        check("PATCH", "/v1/services/echo", "", 405, "METHOD_NOT_ALLOWED").await?;
+        check("PATCH", "/v1/nodes", "", 405, "METHOD_NOT_ALLOWED").await?;
         check("DELETE", "/v1/images/echo", "", 409, "IMAGE_IN_USE").await?;
         let listed = world.client().jobs(None, None, 10, None).await?.jobs;
         ensure!(listed.is_empty(), "something was accepted: {listed:?}");
