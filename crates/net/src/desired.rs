@@ -289,7 +289,7 @@ pub struct RemotePort {
     pub mac: MacAddr,
     /// The rule groups it belongs to.
     pub groups: Vec<GroupName>,
-    /// Where it runs; one of [`Desired::peers`].
+    /// Where it runs; one of the peers of [`Desired`].
     pub node: NodeNumber,
 }
 
