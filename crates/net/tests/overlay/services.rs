@@ -4,7 +4,7 @@ use crate::common::bed::{Bed, Machine, Plan, inside, run};
 use crate::common::eventually;
 use crate::tcp;
 use anyhow::{Context as _, Result, ensure};
-use skein_net::{Balance, DnsRecord, Publication, Route, Transport};
+use skein_net::{Balance, DnsRecord, Payload, Probe, Publication, Route, Transport, trace};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
@@ -248,6 +248,21 @@ async fn a_nat_network_reaches_out_and_is_reached() -> Result<()> {
     // A machine must not speak VXLAN to the nodes, nor reach them.
     let _listener = inside(&bed.nodes[0].namespace.0, || TcpListener::bind("192.0.2.1:7100"))?;
     ensure!(!a.connects(("192.0.2.1".parse::<Ipv4Addr>()?, 7100)), "a machine reached the node");
+    // A trace says so, and what the gateway answers.
+    let nodes = [bed.desired(0, &[&plan]), bed.desired(1, &[&node_two(&plan)])];
+    let gateway = plan.network.gateway;
+    let says = [
+        (Ipv4Addr::new(192, 0, 2, 1), Payload::Port(Transport::Tcp, 7100), false),
+        (Ipv4Addr::new(192, 0, 2, 254), Payload::Port(Transport::Tcp, 7000), true),
+        (gateway, Payload::Port(Transport::Udp, 53), true),
+        (gateway, Payload::Icmp(8), true),
+        (gateway, Payload::Port(Transport::Tcp, 22), false),
+    ];
+    for (destination, payload, arrives) in says {
+        let (source, destination) = (a.address.into(), destination.into());
+        let found = trace(&nodes, plan.network.vni, &Probe { source, destination, payload });
+        ensure!(found.arrives() == arrives, "to {destination}, {payload:?}: {found:?}");
+    }
     bed.finish().await
 }
 
