@@ -186,7 +186,10 @@ impl Outside {
         desired: &Desired,
         public: WireKey,
     ) -> Result<bool, NetError> {
-        let path = self.wire_key.clone().unwrap_or_default();
+        let Some(path) = self.wire_key.clone() else {
+            let source = io::Error::other("the node was started without a key");
+            return Err(NetError::Encryption { action: "setting up", source });
+        };
         let key = blocking(move || {
             let failed = |source| NetError::WireKey { path: path.clone(), source };
             let key = SecretKey::read(&path).map_err(failed)?;
