@@ -558,13 +558,13 @@ impl<'a> Call<'a> {
     /// The kernel reports an error. A peer that was killed while a bell lay in its queue sends a reset where on TCP it
     /// would have sent a FIN, for it had read all that we had sent.
     fn ended(&self, error: c_int) -> Part {
-        let Ok(tx) = self.conn.side().sender() else {
+        let Ok(sender) = self.conn.side().sender() else {
             return Part::Error(error);
         };
         let (out, _) = self.conn.pipes(self.segment);
         let (header, other) = (self.segment.header(), self.conn.role().other());
         let is_meant = header.left(other).is_cut() || header.resets(other);
-        if error == libc::ECONNRESET && tx.all_taken(out.direction()) && !is_meant {
+        if error == libc::ECONNRESET && sender.tx.all_taken(out.direction()) && !is_meant {
             return Part::End;
         }
         Part::Error(error)
