@@ -109,7 +109,7 @@ enum Waited {
 fn wait(conn: &Conn, fd: c_int, ring: Option<Rx>, quiet: &mut Quiet) -> Waited {
     let Some(rx) = ring.filter(|_| *quiet == Quiet::Leave) else {
         *quiet = Quiet::Leave;
-        return sleep(conn, fd);
+        return if ring.is_none() && spin_for_tcp(conn, fd) { Waited::Look } else { sleep(conn, fd) };
     };
     if spin_for(conn, &rx) {
         return Waited::Look;
@@ -167,6 +167,13 @@ fn spin_for(conn: &Conn, rx: &Rx) -> bool {
     };
     let (_, inward) = conn.pipes(&segment);
     spin::until(&conn.spin_read, || rx.stirs(inward.direction()))
+}
+
+/// Spins for bytes that another host sends by TCP: a sender that need not wake anybody sends the more.
+fn spin_for_tcp(conn: &Conn, fd: c_int) -> bool {
+    conn.side().stage() == Stage::Counting
+        && conn.segment().is_some_and(|segment| conn.pipes(&segment).1.is_far())
+        && spin::until_called(&conn.spin_tcp, || sys::poll(fd, libc::POLLIN, 0) > 0)
 }
 
 /// Sleeps in the kernel until the socket is readable: with its timeouts, its restarts after signals, its shutdown by
