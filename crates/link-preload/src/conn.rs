@@ -106,6 +106,11 @@ fn entry(fd: c_int) -> Option<&'static AtomicU32> {
     TABLE.get(usize::try_from(fd).ok()?)
 }
 
+/// Whether any descriptor was ever ours.
+pub(crate) fn are_any() -> bool {
+    FDS_END.load(Ordering::Relaxed) != 0
+}
+
 /// Whether a descriptor is ours.
 #[inline]
 pub(crate) fn is_ours(fd: c_int) -> bool {
