@@ -26,6 +26,7 @@
 //! [`Broken`].
 
 mod atomic;
+mod choice;
 mod direction;
 pub mod far;
 #[cfg(feature = "host")]
@@ -34,6 +35,7 @@ mod rx;
 mod segment;
 mod tx;
 
+pub use choice::{Choice, Path};
 pub use direction::{Direction, LOG, Phase, Record, Refusal};
 pub use rx::{Next, Rx, Settled};
 pub use segment::{
