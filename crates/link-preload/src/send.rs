@@ -112,20 +112,22 @@ fn part(
     {
         return Part::Error(error);
     }
-    let Sender { tx, choice } = &mut *sender;
-    let is_chosen = out.is_far() && chooses_tcp(fd, choice, out.direction());
-    let part = match whether_ring(conn, fd, &segment, (tx, is_chosen), buffers, onto_tcp) {
+    let is_chosen = match out.is_far() {
+        true => chooses_tcp(fd, &mut sender.choice, out.direction()),
+        false => sender.bells.rests(buffers.left()),
+    };
+    let part = match whether_ring(conn, fd, &segment, (&mut sender, is_chosen), buffers, onto_tcp) {
         Err(part) => part,
         Ok(()) => {
             let part = tcp(fd, buffers, flags);
             if let Part::Sent(bytes) = part {
-                tx.sent(out.direction(), bytes as u64);
+                sender.tx.sent(out.direction(), bytes as u64);
             }
             part
         }
     };
     if let Part::Sent(bytes) = part {
-        choice.sent(bytes as u64);
+        sender.choice.sent(bytes as u64);
     }
     part
 }
@@ -149,11 +151,12 @@ fn whether_ring(
     conn: &Conn,
     fd: c_int,
     segment: &Segment,
-    (tx, is_chosen): (&mut Tx, bool),
+    (sender, is_chosen): (&mut Sender, bool),
     buffers: &Buffers<'_>,
     onto_tcp: bool,
 ) -> Result<(), Part> {
     let (out, _) = conn.pipes(segment);
+    let Sender { tx, bells, .. } = sender;
     if !tx.on_ring() && !onto_tcp && !is_chosen {
         take_ring(conn, fd, segment, tx, out)
             .map_err(|reason| Part::Error(leave::abort(conn, fd, reason)))?;
@@ -162,7 +165,10 @@ fn whether_ring(
         return Ok(());
     }
     match ring(conn, fd, segment, tx, out, buffers) {
-        Ring::Sent(bytes) => return Err(Part::Sent(bytes)),
+        Ring::Sent { bytes, rang } => {
+            bells.wrote(bytes, rang);
+            return Err(Part::Sent(bytes));
+        }
         Ring::Full if !onto_tcp => return Err(Part::Full(*segment)),
         Ring::Full | Ring::Leave => {}
         Ring::Broken(reason) => return Err(Part::Error(leave::abort(conn, fd, reason))),
@@ -170,16 +176,21 @@ fn whether_ring(
     to_tcp(conn, fd, segment, tx, out)
 }
 
-/// Goes from a far ring to TCP by choice, if nothing has to be waited for.
+/// Goes to TCP by choice, if nothing has to be waited for.
 fn leaves_at_once(fd: c_int, segment: &Segment, tx: &mut Tx, out: Pipe<'_>) -> bool {
     let dir = out.direction();
-    let left = dir.refusal() != Refusal::Recall
-        && tx.leave_far(dir, || ring_last_bell(fd, &mut false)).is_ok();
-    if left {
+    if dir.refusal() == Refusal::Recall {
+        return false;
+    }
+    let left = match out.is_far() {
+        true => tx.leave_far(dir, || ring_last_bell(fd, &mut false)),
+        false => tx.to_tcp(dir),
+    };
+    if left.is_ok() {
         far::call(segment);
         doze::wake(dir);
     }
-    left
+    left.is_ok()
 }
 
 /// Sends on TCP without waiting.
@@ -197,7 +208,11 @@ fn tcp(fd: c_int, buffers: &Buffers<'_>, flags: c_int) -> Part {
 
 /// How writing to the ring went.
 enum Ring {
-    Sent(usize),
+    /// So many bytes; whether the receiver had to be rung for.
+    Sent {
+        bytes: usize,
+        rang: bool,
+    },
     Full,
     /// The ring may not be used any more, or not now.
     Leave,
@@ -227,13 +242,13 @@ fn ring(
         copy_in(conn, tx, out, buffers)
     };
     let done = match done {
-        Ring::Sent(bytes) if out.is_far() => {
+        Ring::Sent { bytes, .. } if out.is_far() => {
             // Its bells are the node's.
             far::call(segment);
             look(conn.side(), fd);
-            Ring::Sent(bytes)
+            Ring::Sent { bytes, rang: false }
         }
-        Ring::Sent(bytes) => {
+        Ring::Sent { bytes, .. } => {
             let rings = tx.bell(dir);
             if dir.seems_dozing() {
                 doze::wake(dir);
@@ -242,7 +257,7 @@ fn ring(
                 Ok(true) => ring_bell(fd, bytes),
                 Ok(false) => {
                     look(conn.side(), fd);
-                    Ring::Sent(bytes)
+                    Ring::Sent { bytes, rang: false }
                 }
                 Err(_) => Ring::Broken(Reason::Broken),
             }
@@ -278,7 +293,7 @@ fn copy_in(conn: &Conn, tx: &mut Tx, out: Pipe<'_>, buffers: &Buffers<'_>) -> Ri
     match (bytes, broken) {
         (_, true) => Ring::Broken(Reason::Broken),
         (0, false) => Ring::Full,
-        (bytes, false) => Ring::Sent(bytes),
+        (bytes, false) => Ring::Sent { bytes, rang: false },
     }
 }
 
@@ -293,7 +308,7 @@ fn ring_bell(fd: c_int, bytes: usize) -> Ring {
             break;
         }
     }
-    Ring::Sent(bytes)
+    Ring::Sent { bytes, rang: true }
 }
 
 /// Looks now and then whether the peer's end is no more, for a bell that nobody reads does not tell. If so, what follows

@@ -26,6 +26,7 @@
 //! [`Broken`].
 
 mod atomic;
+mod bells;
 mod choice;
 mod direction;
 pub mod far;
@@ -35,6 +36,7 @@ mod rx;
 mod segment;
 mod tx;
 
+pub use bells::Bells;
 pub use choice::{Choice, Path};
 pub use direction::{Direction, LOG, Phase, Record, Refusal};
 pub use rx::{Next, Rx, Settled};
