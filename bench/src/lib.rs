@@ -34,7 +34,7 @@ mod start;
 mod stats;
 
 pub use error::BenchError;
-pub use link::{LinkOptions, Traffic, peer, run_link};
+pub use link::{LinkOptions, LinkPart, Traffic, peer, run_link};
 pub use net::run_net;
 pub use options::{Bench, BenchImage, ImageModule, Options, Progress};
 pub use plan::{PlanOptions, run_plan};

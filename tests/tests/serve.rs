@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use bytes::Bytes;
-use skein_api::{ImagePut, JobOptions, ScaleRequest};
+use skein_api::{Code, ImagePut, JobOptions, Node, ScaleRequest};
 use skein_model::{
     EventKind, JobStateName, MachineGoal, NodeState, PhaseName, ScalingRule, ThresholdScope,
 };
@@ -200,6 +200,31 @@ fn a_cordoned_node_gets_no_machine() {
         world.client().scale("echo", &scale).await?;
         let machines = world.ready("echo", 3).await?;
         ensure!(machines.iter().any(|m| m.node == "n1"), "{machines:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_node_that_is_gone_for_good_is_taken_out_of_the_records() {
+    run(Setup::nodes(2), async |world| {
+        let client = world.client().clone();
+        let code = async || client.remove_node("n2").await.err().and_then(|error| error.code());
+        ensure!(code().await == Some(Code::NodeInUse), "its agent lives");
+        world.cloud_mut().crash_agent("n2").await;
+        until("n2 to be lost", async || {
+            let nodes = client.nodes().await?;
+            let is_lost = |node: &Node| node.name == "n2" && node.state == NodeState::Lost;
+            Ok(nodes.iter().any(is_lost).then_some(()))
+        })
+        .await?;
+        client.remove_node("n2").await?;
+        let nodes = client.nodes().await?;
+        ensure!(nodes.iter().all(|node| node.name != "n2"), "{nodes:?}");
+        ensure!(code().await == Some(Code::NodeUnknown), "it is gone");
+        // Whoever comes back joins again.
+        world.cloud_mut().restart_agent("n2").await?;
+        let nodes = client.nodes().await?;
+        ensure!(nodes.iter().any(|node| node.name == "n2"), "{nodes:?}");
         Ok(())
     });
 }

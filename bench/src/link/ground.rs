@@ -6,15 +6,19 @@ use super::peer::{Found, Traffic};
 use crate::error::BenchError;
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use skein_link::broker::{Broker, BrokerConfig};
+use skein_link::node::{Node, NodeConfig, PORT, PeerConfig, shared_key};
+use skein_link::remote::Remote;
 use skein_link::run;
-use std::ffi::OsString;
+use skein_link::testbed::{Host, Testbed};
+use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader, Read};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::Ordering;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -56,8 +60,69 @@ pub(super) struct Ground<'a> {
     options: &'a LinkOptions,
     pub(super) count: u32,
     folder: TempDir,
+    library: PathBuf,
     variables: Vec<(OsString, OsString)>,
     _broker: Broker,
+}
+
+/// Two hosts whose brokers and nodes run in this process, ended with the value.
+pub(super) struct Hosts<'a> {
+    bed: &'a Testbed,
+    folder: TempDir,
+    brokers: Vec<Broker>,
+}
+
+impl<'a> Hosts<'a> {
+    /// Starts them on the hosts of a testbed and waits until they know each other.
+    pub(super) fn new(bed: &'a Testbed) -> Result<Self, BenchError> {
+        let folder = tempfile::Builder::new().prefix("skein-bench-hosts-").tempdir();
+        let folder = folder.map_err(BenchError::io("making a folder for the brokers"))?;
+        let mut hosts = Self { bed, folder, brokers: Vec::new() };
+        let nodes: Vec<Arc<Node>> =
+            Host::BOTH.into_iter().map(|host| node(bed, host)).collect::<Result<_, _>>()?;
+        for (host, node) in Host::BOTH.into_iter().zip(&nodes) {
+            let remote = Some(Arc::clone(node) as Arc<dyn Remote>);
+            let config = BrokerConfig { remote, ..BrokerConfig::new(hosts.socket(host)) };
+            let broker = Broker::start(config);
+            hosts.brokers.push(broker.map_err(|e| BenchError::unexpected(super::chain(&e)))?);
+        }
+        let begun = Instant::now();
+        // Once the paths have been raced, which each node tells a moment later.
+        while !nodes.iter().all(|node| node.peers().iter().any(|(_, peer)| peer.rates.is_some())) {
+            if begun.elapsed() > HOSTS_MEET {
+                let what = "two nodes to know each other".to_owned();
+                return Err(BenchError::Deadline { what, waited: HOSTS_MEET });
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(hosts)
+    }
+
+    fn socket(&self, host: Host) -> PathBuf {
+        self.folder.path().join(format!("{host:?}.sock"))
+    }
+
+    /// Bytes that a host's programs have moved over the light protocol.
+    pub(super) fn light_bytes(&self) -> u64 {
+        self.brokers.iter().map(|broker| broker.totals().light_bytes).sum()
+    }
+}
+
+/// How long two nodes may take until they know each other, and their paths.
+const HOSTS_MEET: Duration = Duration::from_secs(10);
+
+fn node(bed: &Testbed, host: Host) -> Result<Arc<Node>, BenchError> {
+    let socket = |host: Host| SocketAddr::new(host.address().into(), PORT);
+    let other = host.other();
+    let name = |host: Host| format!("{host:?}");
+    let peer = PeerConfig { name: name(other), socket: socket(other), addresses: Vec::new() };
+    let config = NodeConfig {
+        peers: vec![peer],
+        ..NodeConfig::new(name(host), socket(host), shared_key(b"of this bench alone"))
+    };
+    let node = bed.on(host, move || Node::start(&config));
+    let node = node.map_err(BenchError::io("going to a host"))?;
+    Ok(Arc::new(node.map_err(|error| BenchError::unexpected(super::chain(&error)))?))
 }
 
 impl<'a> Ground<'a> {
@@ -75,7 +140,7 @@ impl<'a> Ground<'a> {
             std::fs::set_permissions(path, mode).map_err(BenchError::io("opening the folder"))?;
         }
         let variables = run::environment(&library, &socket, None);
-        Ok(Self { options, count, folder, variables, _broker: broker })
+        Ok(Self { options, count, folder, library, variables, _broker: broker })
     }
 
     pub(super) fn path(&self, name: &str) -> PathBuf {
@@ -133,17 +198,53 @@ impl<'a> Ground<'a> {
         Err(BenchError::unexpected(format!("{name} ended with {status}: {said}")))
     }
 
-    /// One run of a pair of peers, at most for so long.
+    /// One run of a pair of peers on this host, at most for so long.
     pub(super) fn pair(
         &self,
         traffic: Traffic,
         link: Link,
         limit: Duration,
     ) -> Result<Found, BenchError> {
+        let address = IpAddr::from(Ipv4Addr::LOCALHOST);
+        self.pair_at(traffic, address, limit, |_| self.command(&self.options.program, link))
+    }
+
+    /// The same on two hosts: the server is on the second.
+    pub(super) fn far_pair(
+        &self,
+        hosts: &Hosts<'_>,
+        traffic: Traffic,
+        link: Link,
+        limit: Duration,
+    ) -> Result<Found, BenchError> {
+        let address = IpAddr::from(Host::B.address());
+        self.pair_at(traffic, address, limit, |port| {
+            let host = if port.is_some() { Host::A } else { Host::B };
+            let mut command = self.command(Path::new("ip"), Link::Tcp);
+            command.args(["netns", "exec", &hosts.bed.namespace(host), "env"]);
+            if link != Link::Tcp {
+                // `ip` itself has no use for the library.
+                let socket = hosts.socket(host);
+                for (name, value) in run::environment(&self.library, &socket, None) {
+                    command.arg([name, value].join(OsStr::new("=")));
+                }
+            }
+            command.arg(&self.options.program);
+            command
+        })
+    }
+
+    fn pair_at(
+        &self,
+        traffic: Traffic,
+        address: IpAddr,
+        limit: Duration,
+        command: impl Fn(Option<u16>) -> Command,
+    ) -> Result<Found, BenchError> {
         self.check_stop()?;
         let peer = |port: Option<u16>| {
-            let mut command = self.command(&self.options.program, link);
-            command.args(&self.options.peer_words);
+            let mut command = command(port);
+            command.args(&self.options.peer_words).arg("--address").arg(address.to_string());
             if let Some(port) = port {
                 command.arg("--port").arg(port.to_string());
             }

@@ -23,6 +23,46 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+/// A part of the bench of the link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LinkPart {
+    /// Streams and round trips of two programs on one host.
+    Local,
+    /// Redis and PostgreSQL.
+    Programs,
+    /// Sizes and intervals.
+    Sweep,
+    /// Open MPI.
+    Mpi,
+    /// Two hosts and a wire of 1 Gbit/s.
+    Wire,
+    /// Two hosts and no limit.
+    Unlimited,
+}
+
+impl LinkPart {
+    /// All of them, in the order in which they run.
+    pub const ALL: [Self; 6] =
+        [Self::Local, Self::Programs, Self::Sweep, Self::Mpi, Self::Wire, Self::Unlimited];
+
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Programs => "programs",
+            Self::Sweep => "sweep",
+            Self::Mpi => "mpi",
+            Self::Wire => "wire",
+            Self::Unlimited => "unlimited",
+        }
+    }
+
+    /// The part of a name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|part| part.name() == name)
+    }
+}
+
 /// What the bench of the link is told.
 #[derive(Debug, Clone)]
 pub struct LinkOptions {
@@ -32,6 +72,8 @@ pub struct LinkOptions {
     pub program: PathBuf,
     /// Arguments before those of the traffic.
     pub peer_words: Vec<String>,
+    /// What is measured.
+    pub parts: Vec<LinkPart>,
     /// Set by who wants it to end before its time; looked at between runs.
     pub stop: Arc<AtomicBool>,
 }
@@ -43,19 +85,22 @@ pub struct LinkOptions {
 /// spoils one check is its [`Check::problem`].
 pub fn run_link(options: &LinkOptions, progress: Progress<'_>) -> Result<Report, BenchError> {
     let bench = Bench::Link;
-    let count = options.count.unwrap_or(bench.count_default());
-    let (least, most) = bench.counts();
-    if !(least..=most).contains(&count) {
-        return Err(BenchError::Count { bench: bench.name(), given: count, least, most });
-    }
+    let count = bench.count(options.count)?;
     let host = host::without_guests();
     let ground = Ground::new(options, count)?;
     let mut found = Outcome::default();
-    local::measure(&ground, progress, &mut found)?;
-    programs::measure(&ground, progress, &mut found)?;
-    sweep::measure(&ground, progress, &mut found)?;
-    mpi::measure(&ground, progress, &mut found)?;
-    found.checks.extend(wire::measure(count, &options.stop, progress)?);
+    let wanted = |part| options.parts.contains(&part);
+    type Measure = fn(&Ground<'_>, Progress<'_>, &mut Outcome) -> Result<(), BenchError>;
+    let parts: [(LinkPart, Measure); 4] = [
+        (LinkPart::Local, local::measure),
+        (LinkPart::Programs, programs::measure),
+        (LinkPart::Sweep, sweep::measure),
+        (LinkPart::Mpi, mpi::measure),
+    ];
+    for (_, measure) in parts.into_iter().filter(|(part, _)| wanted(*part)) {
+        measure(&ground, progress, &mut found)?;
+    }
+    found.checks.extend(wire::measure(&ground, progress, &wanted)?);
     let Outcome { checks, plots } = found;
     Ok(Report { bench: bench.name(), version: env!("CARGO_PKG_VERSION"), host, checks, plots })
 }

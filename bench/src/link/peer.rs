@@ -3,17 +3,19 @@
 
 use crate::error::BenchError;
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{IpAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 /// What goes between the two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Traffic {
-    /// One way, in writes of so many bytes; `bytes` in all.
+    /// One way, in writes of so many bytes; `before` that do not count, then `bytes`.
     Stream {
         /// Of one write.
         write: usize,
-        /// In all.
+        /// Until the link has taken its path.
+        before: u64,
+        /// That count.
         bytes: u64,
     },
     /// 64 bytes to and fro, so many times; reading without waiting, again and again.
@@ -41,9 +43,7 @@ pub enum Traffic {
 const MESSAGE: usize = 64;
 /// Round trips before those that count: the link takes its path while there is traffic.
 const ROUNDS_BEFORE: u32 = 2000;
-/// Bytes before those that count.
-const BYTES_BEFORE: u64 = 8 << 20;
-/// The same where writes are few.
+/// Bytes before those that count, where writes are few.
 const BYTES_BEFORE_PACED: u64 = 256 << 10;
 
 /// What the connecting side found: seconds for the stream, or for the median round trip; bytes of the stream; and processor
@@ -59,8 +59,9 @@ impl Traffic {
     /// The arguments after which [`peer`] is to be called with the same value.
     pub fn words(self) -> Vec<String> {
         match self {
-            Self::Stream { write, bytes } => {
-                vec!["stream".into(), write.to_string(), bytes.to_string()]
+            Self::Stream { write, before, bytes } => {
+                let numbers = [write.to_string(), before.to_string(), bytes.to_string()];
+                std::iter::once("stream".into()).chain(numbers).collect()
             }
             Self::Spin { rounds } => vec!["spin".into(), rounds.to_string()],
             Self::Sleep { rounds } => vec!["sleep".into(), rounds.to_string()],
@@ -74,9 +75,11 @@ impl Traffic {
     /// The value of those arguments.
     pub fn parse(words: &[String]) -> Option<Self> {
         match words {
-            [kind, write, bytes] if kind == "stream" => {
-                Some(Self::Stream { write: write.parse().ok()?, bytes: bytes.parse().ok()? })
-            }
+            [kind, write, before, bytes] if kind == "stream" => Some(Self::Stream {
+                write: write.parse().ok()?,
+                before: before.parse().ok()?,
+                bytes: bytes.parse().ok()?,
+            }),
             [kind, write, interval, millis] if kind == "paced" => Some(Self::Paced {
                 write: write.parse().ok()?,
                 interval_us: interval.parse().ok()?,
@@ -89,15 +92,16 @@ impl Traffic {
     }
 }
 
-/// Runs one side: the connecting one if a port is given. Called by the binary that the bench starts.
+/// Runs one side: the connecting one if a port is given, to the address; else one that listens there. Called by the binary that the
+/// bench starts.
 ///
 /// # Errors
 /// [`BenchError::Io`].
-pub fn peer(traffic: Traffic, port: Option<u16>) -> Result<(), BenchError> {
+pub fn peer(traffic: Traffic, address: IpAddr, port: Option<u16>) -> Result<(), BenchError> {
     let run = || match port {
-        None => serve(traffic),
+        None => serve(traffic, address),
         Some(port) => {
-            let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+            let stream = TcpStream::connect((address, port))?;
             let found = ask(traffic, stream)?;
             writeln!(io::stdout(), "{}", serde_json::to_string(&found)?)
         }
@@ -105,19 +109,19 @@ pub fn peer(traffic: Traffic, port: Option<u16>) -> Result<(), BenchError> {
     run().map_err(BenchError::io("talking to the other side"))
 }
 
-fn serve(traffic: Traffic) -> io::Result<()> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+fn serve(traffic: Traffic, address: IpAddr) -> io::Result<()> {
+    let listener = TcpListener::bind((address, 0))?;
     writeln!(io::stdout(), "{}", listener.local_addr()?.port())?;
     let (mut stream, _) = listener.accept()?;
     stream.set_nodelay(true)?;
     match traffic {
-        Traffic::Stream { write, bytes } => {
+        Traffic::Stream { write, before, bytes } => {
             let mut buffer = vec![0; write.max(64 << 10)];
-            take(&mut stream, &mut buffer, BYTES_BEFORE)?;
-            let before = cpu_nanos();
+            take(&mut stream, &mut buffer, before)?;
+            let spent = cpu_nanos();
             stream.write_all(&[1])?;
             take(&mut stream, &mut buffer, bytes)?;
-            stream.write_all(&(cpu_nanos() - before).to_le_bytes())?;
+            stream.write_all(&(cpu_nanos() - spent).to_le_bytes())?;
         }
         Traffic::Paced { .. } => {
             let mut buffer = vec![0; 64 << 10];
@@ -168,10 +172,10 @@ fn ask(traffic: Traffic, mut stream: TcpStream) -> io::Result<Found> {
             stream.read_exact(&mut answer)?;
             (begun.elapsed().as_secs_f64(), cpu_nanos() - cpu)
         }
-        Traffic::Stream { write, bytes } => {
+        Traffic::Stream { write, before, bytes } => {
             sent = bytes;
             let piece = vec![7; write];
-            give(&mut stream, &piece, BYTES_BEFORE)?;
+            give(&mut stream, &piece, before)?;
             stream.read_exact(&mut [0])?;
             let (begun, cpu) = (now(), cpu_nanos());
             give(&mut stream, &piece, bytes)?;

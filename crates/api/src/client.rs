@@ -321,6 +321,14 @@ impl Client {
         self.get("/v1/nodes").await
     }
 
+    /// Takes a node that is gone for good out of the cloud.
+    ///
+    /// # Errors
+    /// Any [`ClientError`]; `NODE_IN_USE` while its agent lives or a machine is on it.
+    pub async fn remove_node(&self, node: &str) -> Result<(), ClientError> {
+        self.delete(&format!("/v1/nodes/{node}")).await
+    }
+
     /// Gives a node another key for what it sends to other nodes.
     ///
     /// # Errors

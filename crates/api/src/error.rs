@@ -88,6 +88,8 @@ codes! {
     MachineUnknown = "MACHINE_UNKNOWN", NOT_FOUND, 1;
     /// No such node.
     NodeUnknown = "NODE_UNKNOWN", NOT_FOUND, 1;
+    /// The node's agent lives, or something is on the node, or leaves by it; the message names it.
+    NodeInUse = "NODE_IN_USE", CONFLICT, 1;
     /// The node does not encrypt what it sends to other nodes.
     NotEncrypted = "NOT_ENCRYPTED", CONFLICT, 1;
     /// No such image.

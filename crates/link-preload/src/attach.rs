@@ -260,7 +260,7 @@ pub(crate) const fn resets(linger: [c_int; 2]) -> bool {
 #[cold]
 fn confirm(conn: &Conn, fd: c_int, segment: &Segment) {
     let side: &Side = conn.side();
-    let (Ok(mut rx), Ok(mut tx)) = (side.try_receiver(), side.try_sender()) else {
+    let (Ok(mut rx), Ok(mut sender)) = (side.try_receiver(), side.try_sender()) else {
         return;
     };
     if side.stage() != Stage::Pending {
@@ -274,7 +274,7 @@ fn confirm(conn: &Conn, fd: c_int, segment: &Segment) {
     let Some((written, read)) = kernel::positions(fd, side.opener()) else {
         return;
     };
-    *tx = Tx::new(written);
+    sender.tx = Tx::new(written);
     *rx = Rx::new(read);
     for (name, value, kernel) in
         [(libc::TCP_NODELAY, &side.nodelay, 1), (libc::TCP_CORK, &side.cork, 0)]

@@ -41,8 +41,9 @@ pub(crate) struct Conn {
     pub(crate) listed: AtomicU8,
     /// Calls without bytes.
     pub(crate) idle: Idle,
-    /// How long it pays to spin for the next byte, nanoseconds; and for room.
+    /// How long it pays to spin for the next byte, nanoseconds; for one that comes by TCP from another host; and for room.
     pub(crate) spin_read: AtomicU32,
+    pub(crate) spin_tcp: AtomicU32,
     pub(crate) spin_write: AtomicU32,
     /// A descriptor of it plus one, for calls that have none (settling); zero: none. So that an unused slot is all zero, and the
     /// table takes no room in the file.
@@ -72,6 +73,7 @@ impl Conn {
         listed: AtomicU8::new(0),
         idle: Idle::new(),
         spin_read: AtomicU32::new(0),
+        spin_tcp: AtomicU32::new(0),
         spin_write: AtomicU32::new(0),
         any_fd: AtomicI32::new(0),
         closed_fd: AtomicI32::new(0),
@@ -102,6 +104,11 @@ impl Drop for Held {
 
 fn entry(fd: c_int) -> Option<&'static AtomicU32> {
     TABLE.get(usize::try_from(fd).ok()?)
+}
+
+/// Whether any descriptor was ever ours.
+pub(crate) fn are_any() -> bool {
+    FDS_END.load(Ordering::Relaxed) != 0
 }
 
 /// Whether a descriptor is ours.
@@ -158,6 +165,7 @@ pub(crate) fn add(fd: c_int, spin: u32) -> bool {
             flag.store(0, Ordering::Relaxed);
         }
         conn.spin_read.store(spin, Ordering::Relaxed);
+        conn.spin_tcp.store(spin, Ordering::Relaxed);
         conn.spin_write.store(spin, Ordering::Relaxed);
         conn.any_fd.store(fd + 1, Ordering::Relaxed);
         conn.closed_fd.store(0, Ordering::Relaxed);

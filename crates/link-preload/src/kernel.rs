@@ -13,7 +13,7 @@ pub(crate) struct TcpInfo {
     pub(crate) state: u8,
     options: u8,
     /// Bytes that the peer has acknowledged; its answer to our SYN counts as one.
-    acknowledged: u64,
+    pub(crate) acknowledged: u64,
     received: u64,
     unsent: u64,
 }

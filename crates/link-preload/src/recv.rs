@@ -109,7 +109,7 @@ enum Waited {
 fn wait(conn: &Conn, fd: c_int, ring: Option<Rx>, quiet: &mut Quiet) -> Waited {
     let Some(rx) = ring.filter(|_| *quiet == Quiet::Leave) else {
         *quiet = Quiet::Leave;
-        return sleep(conn, fd);
+        return if ring.is_none() && spin_for_tcp(conn, fd) { Waited::Look } else { sleep(conn, fd) };
     };
     if spin_for(conn, &rx) {
         return Waited::Look;
@@ -167,6 +167,13 @@ fn spin_for(conn: &Conn, rx: &Rx) -> bool {
     };
     let (_, inward) = conn.pipes(&segment);
     spin::until(&conn.spin_read, || rx.stirs(inward.direction()))
+}
+
+/// Spins for bytes that another host sends by TCP: a sender that need not wake anybody sends the more.
+fn spin_for_tcp(conn: &Conn, fd: c_int) -> bool {
+    conn.side().stage() == Stage::Counting
+        && conn.segment().is_some_and(|segment| conn.pipes(&segment).1.is_far())
+        && spin::until_called(&conn.spin_tcp, || sys::poll(fd, libc::POLLIN, 0) > 0)
 }
 
 /// Sleeps in the kernel until the socket is readable: with its timeouts, its restarts after signals, its shutdown by
@@ -558,13 +565,13 @@ impl<'a> Call<'a> {
     /// The kernel reports an error. A peer that was killed while a bell lay in its queue sends a reset where on TCP it
     /// would have sent a FIN, for it had read all that we had sent.
     fn ended(&self, error: c_int) -> Part {
-        let Ok(tx) = self.conn.side().sender() else {
+        let Ok(sender) = self.conn.side().sender() else {
             return Part::Error(error);
         };
         let (out, _) = self.conn.pipes(self.segment);
         let (header, other) = (self.segment.header(), self.conn.role().other());
         let is_meant = header.left(other).is_cut() || header.resets(other);
-        if error == libc::ECONNRESET && tx.all_taken(out.direction()) && !is_meant {
+        if error == libc::ECONNRESET && sender.tx.all_taken(out.direction()) && !is_meant {
             return Part::End;
         }
         Part::Error(error)

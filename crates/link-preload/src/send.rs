@@ -7,11 +7,13 @@
 use crate::buffers::Buffers;
 use crate::conn::Conn;
 use crate::kernel;
-use crate::side::{Guard, Side, Stage, Taken};
+use crate::side::{Guard, Sender, Side, Stage, Taken};
 use crate::{attach, doze, far, leave, spin, sys};
 use core::sync::atomic::Ordering;
 use libc::c_int;
-use skein_link_core::ring::{Behind, Hello, Pipe, Reason, Refusal, Segment, Tx};
+use skein_link_core::ring::{
+    Behind, Choice, Direction, Hello, Path, Pipe, Reason, Refusal, Segment, Tx,
+};
 
 /// What a bell looks like on the wire; its value has no meaning.
 const BELL: u8 = 0x07;
@@ -56,7 +58,7 @@ pub(crate) fn send(conn: &Conn, fd: c_int, mut buffers: Buffers<'_>, flags: c_in
         }
         let onto_tcp = sleeps >= ROOM_SLEEPS || blocks == Some(false);
         let part = match side.sender() {
-            Ok(guard) => part(conn, fd, guard, &mut buffers, flags, onto_tcp),
+            Ok(sender) => part(conn, fd, sender, &buffers, flags, onto_tcp),
             Err(Taken::Self_ | Taken::Other) => Part::Error(libc::EAGAIN),
         };
         let end = match part {
@@ -92,8 +94,8 @@ pub(crate) fn send(conn: &Conn, fd: c_int, mut buffers: Buffers<'_>, flags: c_in
 fn part(
     conn: &Conn,
     fd: c_int,
-    mut tx: Guard<'_, Tx>,
-    buffers: &mut Buffers<'_>,
+    mut sender: Guard<'_, Sender>,
+    buffers: &Buffers<'_>,
     flags: c_int,
     onto_tcp: bool,
 ) -> Part {
@@ -105,33 +107,90 @@ fn part(
         return tcp(fd, buffers, flags);
     };
     let (out, _) = conn.pipes(&segment);
-    if tx.orphaned
-        && let Err(error) = mend(conn, fd, &mut tx, out)
+    if sender.orphaned
+        && let Err(error) = mend(conn, fd, &mut sender.tx, out)
     {
         return Part::Error(error);
     }
-    if !tx.on_ring()
-        && !onto_tcp
-        && let Err(reason) = take_ring(conn, fd, &segment, &mut tx, out)
-    {
-        return Part::Error(leave::abort(conn, fd, reason));
-    }
-    if tx.on_ring() {
-        match ring(conn, fd, &segment, &mut tx, out, buffers) {
-            Ring::Sent(bytes) => return Part::Sent(bytes),
-            Ring::Full if !onto_tcp => return Part::Full(segment),
-            Ring::Full | Ring::Leave => {}
-            Ring::Broken(reason) => return Part::Error(leave::abort(conn, fd, reason)),
+    let is_chosen = match out.is_far() {
+        true => chooses_tcp(fd, &mut sender.choice, out.direction()),
+        false => sender.bells.rests(buffers.left()),
+    };
+    let part = match whether_ring(conn, fd, &segment, (&mut sender, is_chosen), buffers, onto_tcp) {
+        Err(part) => part,
+        Ok(()) => {
+            let part = tcp(fd, buffers, flags);
+            if let Part::Sent(bytes) = part {
+                sender.tx.sent(out.direction(), bytes as u64);
+            }
+            part
         }
-        if let Err(part) = to_tcp(conn, fd, &segment, &mut tx, out) {
-            return part;
-        }
-    }
-    let part = tcp(fd, buffers, flags);
+    };
     if let Part::Sent(bytes) = part {
-        tx.sent(out.direction(), bytes as u64);
+        sender.choice.sent(bytes as u64);
     }
     part
+}
+
+/// Whether TCP is to have what is sent next because it brings more.
+fn chooses_tcp(fd: c_int, choice: &mut Choice, dir: &Direction) -> bool {
+    if choice.wants_look() {
+        choice.look(sys::nanos(), || {
+            let info = kernel::tcp_info(fd).filter(|info| info.state == kernel::ESTABLISHED)?;
+            Some(dir.tail().wrapping_add(info.acknowledged))
+        });
+        if choice.prefers_tcp() != dir.prefers_tcp() {
+            dir.show_preference(choice.prefers_tcp());
+        }
+    }
+    choice.path() == Path::Tcp
+}
+
+/// Sends on the ring if it is there and wanted. `Ok`: what is left is TCP's; the direction is there.
+fn whether_ring(
+    conn: &Conn,
+    fd: c_int,
+    segment: &Segment,
+    (sender, is_chosen): (&mut Sender, bool),
+    buffers: &Buffers<'_>,
+    onto_tcp: bool,
+) -> Result<(), Part> {
+    let (out, _) = conn.pipes(segment);
+    let Sender { tx, bells, .. } = sender;
+    if !tx.on_ring() && !onto_tcp && !is_chosen {
+        take_ring(conn, fd, segment, tx, out)
+            .map_err(|reason| Part::Error(leave::abort(conn, fd, reason)))?;
+    }
+    if !tx.on_ring() || (is_chosen && leaves_at_once(fd, segment, tx, out)) {
+        return Ok(());
+    }
+    match ring(conn, fd, segment, tx, out, buffers) {
+        Ring::Sent { bytes, rang } => {
+            bells.wrote(bytes, rang);
+            return Err(Part::Sent(bytes));
+        }
+        Ring::Full if !onto_tcp => return Err(Part::Full(*segment)),
+        Ring::Full | Ring::Leave => {}
+        Ring::Broken(reason) => return Err(Part::Error(leave::abort(conn, fd, reason))),
+    }
+    to_tcp(conn, fd, segment, tx, out)
+}
+
+/// Goes to TCP by choice, if nothing has to be waited for.
+fn leaves_at_once(fd: c_int, segment: &Segment, tx: &mut Tx, out: Pipe<'_>) -> bool {
+    let dir = out.direction();
+    if dir.refusal() == Refusal::Recall {
+        return false;
+    }
+    let left = match out.is_far() {
+        true => tx.leave_far(dir, || ring_last_bell(fd, &mut false)),
+        false => tx.to_tcp(dir),
+    };
+    if left.is_ok() {
+        far::call(segment);
+        doze::wake(dir);
+    }
+    left.is_ok()
 }
 
 /// Sends on TCP without waiting.
@@ -149,7 +208,11 @@ fn tcp(fd: c_int, buffers: &Buffers<'_>, flags: c_int) -> Part {
 
 /// How writing to the ring went.
 enum Ring {
-    Sent(usize),
+    /// So many bytes; whether the receiver had to be rung for.
+    Sent {
+        bytes: usize,
+        rang: bool,
+    },
     Full,
     /// The ring may not be used any more, or not now.
     Leave,
@@ -179,13 +242,13 @@ fn ring(
         copy_in(conn, tx, out, buffers)
     };
     let done = match done {
-        Ring::Sent(bytes) if out.is_far() => {
+        Ring::Sent { bytes, .. } if out.is_far() => {
             // Its bells are the node's.
             far::call(segment);
             look(conn.side(), fd);
-            Ring::Sent(bytes)
+            Ring::Sent { bytes, rang: false }
         }
-        Ring::Sent(bytes) => {
+        Ring::Sent { bytes, .. } => {
             let rings = tx.bell(dir);
             if dir.seems_dozing() {
                 doze::wake(dir);
@@ -194,7 +257,7 @@ fn ring(
                 Ok(true) => ring_bell(fd, bytes),
                 Ok(false) => {
                     look(conn.side(), fd);
-                    Ring::Sent(bytes)
+                    Ring::Sent { bytes, rang: false }
                 }
                 Err(_) => Ring::Broken(Reason::Broken),
             }
@@ -230,7 +293,7 @@ fn copy_in(conn: &Conn, tx: &mut Tx, out: Pipe<'_>, buffers: &Buffers<'_>) -> Ri
     match (bytes, broken) {
         (_, true) => Ring::Broken(Reason::Broken),
         (0, false) => Ring::Full,
-        (bytes, false) => Ring::Sent(bytes),
+        (bytes, false) => Ring::Sent { bytes, rang: false },
     }
 }
 
@@ -245,7 +308,7 @@ fn ring_bell(fd: c_int, bytes: usize) -> Ring {
             break;
         }
     }
-    Ring::Sent(bytes)
+    Ring::Sent { bytes, rang: true }
 }
 
 /// Looks now and then whether the peer's end is no more, for a bell that nobody reads does not tell. If so, what follows
@@ -359,17 +422,17 @@ fn ring_last_bell(fd: c_int, blocked: &mut bool) -> bool {
 
 /// Takes the direction to TCP for something that the ring cannot do, or for good. `false`: not now.
 pub(crate) fn onto_tcp(conn: &Conn, fd: c_int) -> bool {
-    let Ok(mut tx) = conn.side().sender() else {
+    let Ok(mut sender) = conn.side().sender() else {
         return false;
     };
     let Some(segment) = conn.segment() else {
         return true;
     };
     let (out, _) = conn.pipes(&segment);
-    if tx.orphaned && mend(conn, fd, &mut tx, out).is_err() {
+    if sender.orphaned && mend(conn, fd, &mut sender.tx, out).is_err() {
         return false;
     }
-    !tx.on_ring() || to_tcp(conn, fd, &segment, &mut tx, out).is_ok()
+    !sender.tx.on_ring() || to_tcp(conn, fd, &segment, &mut sender.tx, out).is_ok()
 }
 
 /// Mends what a process left that died within a call of this side.
@@ -426,9 +489,10 @@ fn sleep_for_tcp(fd: c_int, deadline: &mut Option<u64>) -> c_int {
 
 /// Makes the peer's library look at its state: rings a bell, through the ring if need be. `false`: not now.
 pub(crate) fn wake(conn: &Conn, fd: c_int) -> bool {
-    let Ok(mut tx) = conn.side().sender() else {
+    let Ok(mut sender) = conn.side().sender() else {
         return false;
     };
+    let tx = &mut sender.tx;
     let Some(segment) = conn.segment() else {
         return false;
     };

@@ -7,7 +7,7 @@ use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 use libc::{c_int, pthread_mutex_t};
-use skein_link_core::ring::{Rx, Tx};
+use skein_link_core::ring::{Bells, Choice, Rx, Tx};
 
 /// Bytes of a side's page.
 const LEN: usize = 4096;
@@ -36,10 +36,21 @@ impl Stage {
     }
 }
 
+/// What the sender knows.
+#[derive(Default)]
+#[repr(C)]
+pub(crate) struct Sender {
+    pub(crate) tx: Tx,
+    /// Of use where the other end is on another host.
+    pub(crate) choice: Choice,
+    /// Of use where it is on this one.
+    pub(crate) bells: Bells,
+}
+
 /// The page.
 #[repr(C)]
 pub(crate) struct Side {
-    sender: Lock<Tx>,
+    sender: Lock<Sender>,
     receiver: Lock<Rx>,
     /// Processes that hold the connection; not lowered by one that was killed.
     pub(crate) processes: AtomicU32,
@@ -184,7 +195,7 @@ impl Side {
         let page = NonNull::new(sys::map(-1, LEN))?.cast::<Self>();
         // SAFETY: fresh zeroed memory of more than the type's size, aligned to a page; zero is valid for every field.
         let side = unsafe { page.as_ref() };
-        side.sender.init(Tx::default());
+        side.sender.init(Sender::default());
         side.receiver.init(Rx::default());
         side.processes.store(1, Ordering::Relaxed);
         Some(page)
@@ -200,7 +211,7 @@ impl Side {
     }
 
     #[inline]
-    pub(crate) fn sender(&self) -> Result<Guard<'_, Tx>, Taken> {
+    pub(crate) fn sender(&self) -> Result<Guard<'_, Sender>, Taken> {
         self.sender.take(true)
     }
 
@@ -210,7 +221,7 @@ impl Side {
     }
 
     /// The sender's lock, if it is free.
-    pub(crate) fn try_sender(&self) -> Result<Guard<'_, Tx>, Taken> {
+    pub(crate) fn try_sender(&self) -> Result<Guard<'_, Sender>, Taken> {
         self.sender.take(false)
     }
 

@@ -102,6 +102,27 @@ fn foreign_bytes_end_the_connection() {
     assert!(text.contains("ECONNRESET"), "{text}");
 }
 
+/// Calls through liburing: the connections that they name go back to TCP before, and no others.
+#[test]
+fn rings_of_calls_take_back_what_they_use() {
+    for (word, steps_back) in [("plain", true), ("registered", true), ("files", false)] {
+        let ground = Ground::new();
+        let (source, program) = (program("uring.c"), ground.path("uring"));
+        let (source, program) = (source.to_str().unwrap(), program.to_str().unwrap());
+        let words = ["cc", "-O1", "-o", program, source, "-l:liburing.so.2"];
+        let (text, status) = ground.output(On::Tcp, &words);
+        assert_eq!(status, Some(0), "{text}");
+        let tcp = ground.output(On::Tcp, &["./uring", word]);
+        let link = ground.output(On::Link, &["./uring", word]);
+        assert_eq!(link, tcp, "{word}: the link beside plain TCP");
+        assert_eq!(tcp.1, Some(0), "{word}: {tcp:?}");
+        wait("the end", || ground.broker.connections().is_empty().then_some(()));
+        let totals = ground.broker.totals();
+        assert_eq!(totals.steps_back.contains_key("io-uring"), steps_back, "{word}: {totals:?}");
+        assert!(totals.ring_bytes > 100_000, "{word}: {totals:?}");
+    }
+}
+
 /// Starts a connection that rests after its traffic, in a state that the word names.
 fn resting(ground: &Ground, word: &str) -> (common::Running, impl Write + use<>) {
     let script = program("resting.py");

@@ -51,6 +51,8 @@ pub enum EventKind {
     NodeLeft,
     /// A node's lease ended.
     NodeLost,
+    /// A node that is gone for good was taken out of the records.
+    NodeRemoved,
     /// A project was created.
     ProjectCreated,
     /// What a project is was changed.
@@ -257,7 +259,8 @@ impl EventKind {
             | Self::JobReturned { .. }
             | Self::JobDeadLettered { .. }
             | Self::JobCancelled => true,
-            Self::ProjectCreated
+            Self::NodeRemoved
+            | Self::ProjectCreated
             | Self::ProjectChanged
             | Self::ProjectRemoved
             | Self::NetworkCreated { .. }
@@ -283,6 +286,7 @@ impl EventKind {
             Self::NodeJoined => "node_joined",
             Self::NodeLeft => "node_left",
             Self::NodeLost => "node_lost",
+            Self::NodeRemoved => "node_removed",
             Self::ProjectCreated => "project_created",
             Self::ProjectChanged => "project_changed",
             Self::ProjectRemoved => "project_removed",

@@ -10,6 +10,9 @@ mod pages;
 mod run;
 mod tcp;
 
+use super::ground::{Ground, Hosts, Link};
+use super::LinkPart;
+use super::peer::Traffic;
 use crate::error::BenchError;
 use crate::options::Progress;
 use crate::report::{Baseline, Check, Goal};
@@ -18,7 +21,6 @@ use light::{By, Waits};
 use run::Stream;
 use skein_link::testbed::{Host, Testbed};
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// The wire, Mbit/s, and the bytes that may pass it at once.
@@ -29,6 +31,9 @@ const WIRE_BURST: u32 = 32 * 1024;
 const FRAME_BURST: u32 = 1600;
 /// How long a stream is counted.
 const SPAN: Duration = Duration::from_secs(1);
+/// A stream of programs where nothing limits: some seconds. It begins long enough before for the link to have chosen.
+const FREE: Traffic = Traffic::Stream { write: 64 << 10, before: 2 << 30, bytes: 6 << 30 };
+const FREE_LIMIT: Duration = Duration::from_secs(40);
 /// Round trips of one run.
 const PINGS: usize = 20_000;
 /// Bytes of a burst: 43 full frames, four rounds of TCP's slow start from ten segments.
@@ -44,30 +49,32 @@ const LOSS_ONE_IN: u32 = 1000;
 ///
 /// # Errors
 /// Only [`BenchError::Interrupted`].
-pub(crate) fn measure(
-    rounds: u32,
-    stop: &AtomicBool,
+pub(super) fn measure(
+    ground: &Ground<'_>,
     progress: Progress<'_>,
+    wanted: &dyn Fn(LinkPart) -> bool,
 ) -> Result<Vec<Check>, BenchError> {
     let mut found = Found::default();
+    let rounds = ground.count;
+    if !PARTS.iter().any(|(part, ..)| wanted(*part)) {
+        return Ok(Vec::new());
+    }
     for round in 1..=rounds {
-        if let Err(error) = found.round(stop) {
-            if stop.load(Ordering::Relaxed) {
-                return Err(BenchError::Interrupted);
-            }
+        if let Err(error) = found.round(ground, wanted) {
+            ground.check_stop()?;
             found.problem = Some(super::chain(&BenchError::io("making two hosts")(error)));
             continue;
         }
         progress(&format!(
-            "link.wire {round}/{rounds}: light {:.0}, TCP {:.0}, TCP in VXLAN {:.0} Mbit/s; unlimited: light {:.0}, TCP {:.0} Mbit/s",
+            "link.wire {round}/{rounds}: light {:.0}, TCP {:.0}, TCP in VXLAN {:.0} Mbit/s; unlimited: link {:.0}, TCP {:.0} Mbit/s",
             last(&found.light),
             last(&found.tcp),
             last(&found.vxlan),
-            last(&found.free_udp),
-            last(&found.free_tcp),
+            last(&found.free_link),
+            last(&found.free_plain),
         ));
     }
-    Ok(found.checks())
+    Ok(found.checks(wanted))
 }
 
 fn last(values: &[f64]) -> f64 {
@@ -92,6 +99,8 @@ struct Found {
     burst_tcp: Vec<f64>,
     ping: Vec<f64>,
     ping_tcp: Vec<f64>,
+    free_link: Vec<f64>,
+    free_plain: Vec<f64>,
     free_udp: Vec<f64>,
     free_udp_cpu: Vec<f64>,
     free_ethernet: Vec<f64>,
@@ -101,30 +110,30 @@ struct Found {
     problem: Option<String>,
 }
 
-/// A part of a round.
-type Part = fn(&mut Found, &Testbed) -> io::Result<()>;
+type Measure = fn(&mut Found, &Ground<'_>, &Testbed) -> io::Result<()>;
+
+/// What a round measures, and the burst of its wire if that has a limit.
+const PARTS: [(LinkPart, &str, Option<u32>, Measure); 8] = [
+    (LinkPart::Unlimited, "programs on an unlimited wire", None, Found::programs),
+    (LinkPart::Unlimited, "an unlimited wire", None, Found::unlimited),
+    (LinkPart::Wire, "round trips", None, Found::pings),
+    (LinkPart::Wire, "a wire of 1 Gbit/s", Some(WIRE_BURST), Found::wire),
+    (LinkPart::Wire, "a wire frame by frame", Some(FRAME_BURST), Found::spaced),
+    (LinkPart::Wire, "bursts", Some(FRAME_BURST), Found::bursts),
+    (LinkPart::Wire, "a shared wire", Some(WIRE_BURST), Found::share),
+    (LinkPart::Wire, "a lossy wire", Some(WIRE_BURST), Found::lossy),
+];
 
 impl Found {
     /// Measures everything once. An error is one of the hosts; what fails on them is noted.
-    fn round(&mut self, stop: &AtomicBool) -> io::Result<()> {
+    fn round(&mut self, ground: &Ground<'_>, wanted: &dyn Fn(LinkPart) -> bool) -> io::Result<()> {
         let bed = Testbed::new()?;
-        let parts: [(&str, Option<u32>, Part); 7] = [
-            ("an unlimited wire", None, Self::unlimited),
-            ("round trips", None, Self::pings),
-            ("a wire of 1 Gbit/s", Some(WIRE_BURST), Self::wire),
-            ("a wire frame by frame", Some(FRAME_BURST), Self::spaced),
-            ("bursts", Some(FRAME_BURST), Self::bursts),
-            ("a shared wire", Some(WIRE_BURST), Self::share),
-            ("a lossy wire", Some(WIRE_BURST), Self::lossy),
-        ];
-        for (what, burst, part) in parts {
-            if stop.load(Ordering::Relaxed) {
-                return Err(io::ErrorKind::Interrupted.into());
-            }
+        for (_, what, burst, measure) in PARTS.into_iter().filter(|(part, ..)| wanted(*part)) {
+            ground.check_stop().map_err(io::Error::other)?;
             if let Some(burst) = burst {
                 bed.limit(WIRE_MEGABITS, burst)?;
             }
-            if let Err(error) = part(self, &bed) {
+            if let Err(error) = measure(self, ground, &bed) {
                 let error = BenchError::io(format!("measuring {what}"))(error);
                 self.problem = Some(super::chain(&error));
             }
@@ -132,8 +141,23 @@ impl Found {
         Ok(())
     }
 
-    /// The same wire without a limit: the processor is what limits.
-    fn unlimited(&mut self, bed: &Testbed) -> io::Result<()> {
+    /// Programs, without a limit: the processor is what limits.
+    fn programs(&mut self, ground: &Ground<'_>, bed: &Testbed) -> io::Result<()> {
+        let rate = |found: &super::peer::Found| found.bytes as f64 * 8.0 / found.seconds / 1e6;
+        let hosts = Hosts::new(bed).map_err(io::Error::other)?;
+        let run = |link| ground.far_pair(&hosts, FREE, link, FREE_LIMIT).map_err(io::Error::other);
+        let tcp = run(Link::Tcp)?;
+        let link = run(Link::Ring)?;
+        if hosts.light_bytes() == 0 {
+            return Err(io::Error::other("the programs never took the light protocol"));
+        }
+        self.free_link.push(rate(&link));
+        self.free_plain.push(rate(&tcp));
+        Ok(())
+    }
+
+    /// The protocol alone, on the same wire.
+    fn unlimited(&mut self, _: &Ground<'_>, bed: &Testbed) -> io::Result<()> {
         let light = run::light_stream(bed, By::Udp, SPAN)?;
         self.free_udp.push(light.megabits);
         self.free_udp_cpu.push(light.cpu_per_gigabyte);
@@ -144,7 +168,7 @@ impl Found {
         Ok(())
     }
 
-    fn pings(&mut self, bed: &Testbed) -> io::Result<()> {
+    fn pings(&mut self, _: &Ground<'_>, bed: &Testbed) -> io::Result<()> {
         let light = run::light_ping(bed, By::Ethernet, Waits::Spinning, PINGS)?;
         self.ping.push(median_micros(light));
         let tcp = run::tcp_ping(bed, Waits::Spinning, PINGS)?;
@@ -152,7 +176,7 @@ impl Found {
         Ok(())
     }
 
-    fn wire(&mut self, bed: &Testbed) -> io::Result<()> {
+    fn wire(&mut self, _: &Ground<'_>, bed: &Testbed) -> io::Result<()> {
         let keep = |stream: Stream, rates: &mut Vec<f64>, cpu: &mut Vec<f64>| {
             rates.push(stream.megabits);
             cpu.push(stream.cpu_per_gigabyte);
@@ -167,34 +191,34 @@ impl Found {
     }
 
     /// What depends on the spacing of frames.
-    fn spaced(&mut self, bed: &Testbed) -> io::Result<()> {
+    fn spaced(&mut self, _: &Ground<'_>, bed: &Testbed) -> io::Result<()> {
         self.light_spaced.push(run::light_stream(bed, By::Ethernet, SPAN)?.megabits);
         self.pages.push(run::page_stream(bed, 1, SPAN)?.megabits);
         self.window_of_pages.push(run::page_stream(bed, PAGES, SPAN)?.megabits);
         Ok(())
     }
 
-    fn bursts(&mut self, bed: &Testbed) -> io::Result<()> {
+    fn bursts(&mut self, _: &Ground<'_>, bed: &Testbed) -> io::Result<()> {
         self.burst.push(median_micros(run::light_bursts(bed, BURST, BURSTS)?));
         self.burst_tcp.push(median_micros(run::tcp_bursts(bed, BURST, BURSTS)?));
         Ok(())
     }
 
-    fn share(&mut self, bed: &Testbed) -> io::Result<()> {
+    fn share(&mut self, _: &Ground<'_>, bed: &Testbed) -> io::Result<()> {
         let (light, tcp) = run::together(bed, By::Ethernet, SPAN * 2)?;
         self.shared.push(light.megabits);
         self.shared_tcp.push(tcp.megabits);
         Ok(())
     }
 
-    fn lossy(&mut self, bed: &Testbed) -> io::Result<()> {
+    fn lossy(&mut self, _: &Ground<'_>, bed: &Testbed) -> io::Result<()> {
         bed.lose(LOSS_ONE_IN)?;
         self.lossy.push(run::light_stream(bed, By::Ethernet, SPAN)?.megabits);
         self.lossy_tcp.push(run::tcp_stream(bed, Host::B.address(), SPAN)?.megabits);
         Ok(())
     }
 
-    fn checks(self) -> Vec<Check> {
+    fn checks(self, wanted: &dyn Fn(LinkPart) -> bool) -> Vec<Check> {
         let problem = self.problem.unwrap_or_else(|| "nothing was measured".to_owned());
         let check = |id, unit, ours: &[f64], name, baseline: &[f64], about| {
             if ours.is_empty() || baseline.is_empty() {
@@ -206,7 +230,7 @@ impl Found {
         };
         let at_least = Goal::RatioAtLeast;
         let rate = "Mbit/s";
-        vec![
+        let wire = vec![
             check("link.wire_goodput", rate, &self.light, "TCP", &self.tcp, GOODPUT)
                 .with_goal(at_least(1.024)),
             check("link.wire_vxlan", rate, &self.light, "TCP in VXLAN", &self.vxlan, VXLAN)
@@ -244,8 +268,11 @@ impl Found {
             check("link.wire_rtt", "us", &self.ping, "TCP", &self.ping_tcp, RTT)
                 .with_goal(Goal::RatioAtMost(0.7)),
             check("link.wire_cpu", "s/GB", &self.light_cpu, "TCP", &self.tcp_cpu, CPU),
-            check("link.unlimited", rate, &self.free_udp, "TCP", &self.free_tcp, UNLIMITED)
+        ];
+        let unlimited = vec![
+            check("link.unlimited", rate, &self.free_link, "plain TCP", &self.free_plain, UNLIMITED)
                 .with_goal(at_least(1.0)),
+            check("link.unlimited_udp", rate, &self.free_udp, "TCP", &self.free_tcp, FREE_UDP),
             check("link.unlimited_cpu", "s/GB", &self.free_udp_cpu, "TCP", &self.free_tcp_cpu, CPU),
             check(
                 "link.unlimited_ethernet",
@@ -255,7 +282,9 @@ impl Found {
                 &self.free_tcp,
                 FREE_ETHERNET,
             ),
-        ]
+        ];
+        let parts = [(LinkPart::Wire, wire), (LinkPart::Unlimited, unlimited)];
+        parts.into_iter().filter(|(part, _)| wanted(*part)).flat_map(|(_, checks)| checks).collect()
     }
 }
 
@@ -282,6 +311,9 @@ const RTT: &str = "64 bytes there and back straight on Ethernet, both ends looki
     runs protocol and program. Beside it: non-blocking TCP, both ends looking without sleep.";
 const CPU: &str = "Processor time of the whole machine for a gigabyte; on a machine that does other things as well, theirs \
     is in it.";
-const UNLIMITED: &str = "One stream over the same interfaces without a limit, in UDP with segmentation offload, which the \
-    node chooses here. Beside it: TCP with its offloads.";
+const UNLIMITED: &str = "One stream between two programs on two hosts, over the same interfaces without a limit, after 2 GiB that do not \
+    count: the link measures the light protocol and TCP with the program's own bytes, and takes what brings more. Beside it: \
+    the same programs without the link, on TCP with its offloads.";
+const FREE_UDP: &str = "One stream of the protocol alone, in UDP with segmentation offload, which the node chooses here. Beside it: \
+    TCP with its offloads, between the same two threads.";
 const FREE_ETHERNET: &str = "The same straight on Ethernet: why the node does not choose it here.";

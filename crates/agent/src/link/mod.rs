@@ -24,8 +24,10 @@ use skein_link::node::{Node as Light, NodeConfig, PeerConfig, shared_key};
 use skein_link::place;
 use skein_link::remote::Remote;
 use skein_link::run;
+use skein_model::Encryption;
 use skein_registry::{LinkConnection, LinkFigures, Mirror};
 use skein_shell::report;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -48,7 +50,7 @@ pub(crate) struct Link {
     /// The namespace's number in the names of sockets, if the node has one of its own.
     named: Option<u64>,
     /// Where the light protocol listens.
-    light: Option<std::net::SocketAddr>,
+    light: Option<SocketAddr>,
 }
 
 impl std::fmt::Debug for Link {
@@ -66,7 +68,11 @@ impl Link {
         mirror: &Mirror,
     ) -> Option<Self> {
         let link = config.link.as_ref()?;
-        let key = match link.light {
+        let light = light_of(link, config.encryption);
+        if light != link.light {
+            info!("the node encrypts what it sends to others: the link keeps within its host");
+        }
+        let key = match light {
             Some(_) => secret::secret(state).await.map_err(|error| {
                 warn!(error = %report::chain(&error), "without the cloud's secret there is no link to other nodes");
             }),
@@ -81,7 +87,7 @@ impl Link {
         if let Err(error) = run::library(&folder.join(run::FOLDER)) {
             warn!(code = error.code(), error = %report::chain(&error), "the link's library cannot be kept beside its sockets");
         }
-        let body = || open(config, link, key.ok().as_deref(), mirror);
+        let body = || open(config, light, key.ok().as_deref(), mirror);
         // A few system calls, none of which waits for anybody.
         let opened = match &config.namespace {
             Some(namespace) => place::within(namespace, body),
@@ -89,7 +95,7 @@ impl Link {
         };
         match opened {
             Ok(Some((running, own))) => Some(Self {
-                light: link.light.filter(|_| running.light.is_some()),
+                light: light.filter(|_| running.light.is_some()),
                 running: Mutex::new(Some(Arc::new(running))),
                 folder,
                 named: own.filter(|_| config.namespace.is_some()),
@@ -149,15 +155,23 @@ impl Link {
     }
 }
 
+/// Where the light protocol listens: nowhere if nodes seal what they send each other, for its datagrams are not sealed.
+fn light_of(link: &LinkConfig, encryption: Encryption) -> Option<SocketAddr> {
+    match encryption {
+        Encryption::Off => link.light,
+        Encryption::WireGuard => None,
+    }
+}
+
 /// Starts broker and light protocol in the calling thread's namespace, whose number is told too.
 fn open(
     config: &AgentConfig,
-    link: &LinkConfig,
+    light: Option<SocketAddr>,
     key: Option<&[u8]>,
     mirror: &Mirror,
 ) -> Option<(Running, Option<u64>)> {
     let own = place::own_namespace();
-    let light = link.light.zip(key).and_then(|(listen, key)| {
+    let light = light.zip(key).and_then(|(listen, key)| {
         let name = config.name.to_string();
         let light = Light::start(&NodeConfig::new(name, listen, shared_key(key)));
         light.map(Arc::new).map_err(|error| {
@@ -250,5 +264,18 @@ fn tell_taken(error: &BrokerError, was_taken: bool) {
             info!(code, error = %chain, "another broker serves the host's programs");
         }
         _ => warn!(code, error = %chain, "programs cannot ask for the link"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_encrypts_sends_no_datagrams_of_the_link() {
+        let light: SocketAddr = "10.0.0.1:4077".parse().unwrap();
+        let link = LinkConfig { folder: "/run/skein".into(), light: Some(light) };
+        assert_eq!(light_of(&link, Encryption::Off), Some(light));
+        assert_eq!(light_of(&link, Encryption::WireGuard), None);
     }
 }

@@ -81,7 +81,7 @@ impl Bench {
                     let options = PlanOptions { count: self.count, cache: cache()? };
                     skein_bench::run_plan(&options, stop.wait(), &progress).await?
                 }
-                Which::Link => super::link::bench(self.count, &mut stop).await?,
+                Which::Link => super::link::bench(self.count, Vec::new(), &mut stop).await?,
                 Which::Net => skein_bench::run_net(self.count, stop.wait(), &progress).await?,
                 Which::Start | Which::Density | Which::Dispatch => {
                     skein_bench::run(bench, &self.options()?, stop.wait(), &progress).await?

@@ -6,7 +6,7 @@ use crate::output::{self, column, wide};
 use anyhow::{Context as _, Result, bail};
 use rustix::fs::Access;
 use skein_api::Link as ApiLink;
-use skein_bench::{LinkOptions, Traffic};
+use skein_bench::{LinkOptions, LinkPart, Traffic};
 use skein_link::broker::{self, Broker as Server, BrokerConfig, Connection, Project};
 use skein_link::node::{Ethernet, Node, NodeConfig, PORT, PeerConfig, shared_key};
 use skein_link::place;
@@ -107,6 +107,9 @@ pub(crate) struct Bench {
     /// How often each pair of programs runs; 7 unless given
     #[arg(short = 'n', value_name = "COUNT")]
     count: Option<u32>,
+    /// Measure only this part (may be given several times): local, programs, sweep, mpi, wire, unlimited
+    #[arg(long = "part", value_name = "NAME", value_parser = part)]
+    parts: Vec<LinkPart>,
     /// Folder for a report: report.md, link.json, and a plot for each check and sweep
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
@@ -117,6 +120,9 @@ pub(crate) struct Peer {
     /// Port to connect to; listens unless given
     #[arg(long)]
     port: Option<u16>,
+    /// Address to connect to, or to listen on
+    #[arg(long, default_value = "127.0.0.1")]
+    address: IpAddr,
     /// What goes between the two
     words: Vec<String>,
 }
@@ -140,6 +146,13 @@ fn peer(text: &str) -> Result<PeerConfig, String> {
     Ok(PeerConfig { name: name.to_owned(), socket, addresses: more.collect::<Result<_, _>>()? })
 }
 
+fn part(text: &str) -> Result<LinkPart, String> {
+    LinkPart::parse(text).ok_or_else(|| {
+        let names = LinkPart::ALL.map(LinkPart::name).join(", ");
+        format!("the parts are {names}")
+    })
+}
+
 impl Link {
     pub(crate) async fn run(self, context: &Context) -> Result<ExitCode> {
         match self {
@@ -149,7 +162,7 @@ impl Link {
             Self::Bench(bench) => bench.run(context).await,
             Self::Peer(peer) => {
                 let traffic = Traffic::parse(&peer.words).context("no such traffic")?;
-                skein_bench::peer(traffic, peer.port)?;
+                skein_bench::peer(traffic, peer.address, peer.port)?;
                 Ok(ExitCode::SUCCESS)
             }
         }
@@ -360,7 +373,7 @@ fn both(values: [u64; 2]) -> String {
 
 impl Bench {
     async fn run(self, context: &Context) -> Result<ExitCode> {
-        let report = bench(self.count, &mut Stop::new()?).await?;
+        let report = bench(self.count, self.parts, &mut Stop::new()?).await?;
         let json = self.json || context.output == output::Format::Json;
         let text =
             if json { serde_json::to_string_pretty(&report)? } else { skein_bench::table(&report) };
@@ -374,11 +387,16 @@ impl Bench {
     }
 }
 
-/// Measures the link, until told to stop. Used by `skein bench` too.
-pub(crate) async fn bench(count: Option<u32>, stop: &mut Stop) -> Result<skein_bench::Report> {
+/// Measures the link, all of it or some parts, until told to stop. Used by `skein bench` too.
+pub(crate) async fn bench(
+    count: Option<u32>,
+    parts: Vec<LinkPart>,
+    stop: &mut Stop,
+) -> Result<skein_bench::Report> {
     let ends = Arc::new(AtomicBool::new(false));
     let options = LinkOptions {
         count,
+        parts: if parts.is_empty() { LinkPart::ALL.to_vec() } else { parts },
         program: std::env::current_exe().context("finding this program")?,
         peer_words: vec!["link".into(), "peer".into()],
         stop: Arc::clone(&ends),

@@ -21,6 +21,11 @@ pub(crate) enum Node {
         /// Name of the node
         node: String,
     },
+    /// Take a node that is gone for good out of the cloud: its agent has ended, and no machine is on it
+    Rm {
+        /// Name of the node
+        node: String,
+    },
     /// Give a node another key for what it sends to other nodes (`skein up --encrypt`)
     RenewKey {
         /// Name of the node
@@ -35,6 +40,10 @@ impl Node {
             Self::Ls => {}
             Self::Cordon { node } => return change(&client, &node, "cordon").await,
             Self::Uncordon { node } => return change(&client, &node, "uncordon").await,
+            Self::Rm { node } => {
+                client.remove_node(&node).await?;
+                return Ok(ExitCode::SUCCESS);
+            }
             Self::RenewKey { node } => return change(&client, &node, "renew-key").await,
         }
         output::list(

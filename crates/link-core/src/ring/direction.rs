@@ -112,7 +112,7 @@ struct BothLine {
     dozing: AtomicU32,
 }
 
-/// What is only used where the other end is on another host. Written by the node, but for the last two.
+/// What is only used where the other end is on another host. Written by the node, but for the last three.
 #[derive(Debug)]
 #[repr(C, align(128))]
 struct FarLine {
@@ -130,6 +130,8 @@ struct FarLine {
     listening: AtomicU32,
     /// 1 when the receiver has seen the end of TCP and wants to know whether more comes on the ring.
     doubts: AtomicU32,
+    /// 1 while the sender takes TCP for its bulk because that has brought more; for display.
+    prefers_tcp: AtomicU32,
 }
 
 /// State of the bell.
@@ -191,6 +193,7 @@ impl Direction {
                 news: zero32(),
                 listening: zero32(),
                 doubts: zero32(),
+                prefers_tcp: zero32(),
             },
             records: core::array::from_fn(|_| SharedRecord { tcp: zero64(), ring: zero64() }),
         }
@@ -417,6 +420,16 @@ impl Direction {
     /// Whether it has.
     pub fn doubts(&self) -> bool {
         self.far.doubts.load(Ordering::Acquire) != 0
+    }
+
+    /// Tells whoever looks that TCP has been found faster, or not any more.
+    pub fn show_preference(&self, prefers_tcp: bool) {
+        self.far.prefers_tcp.store(u32::from(prefers_tcp), Ordering::Relaxed);
+    }
+
+    /// Whether the sender takes TCP because that has brought more, as it shows. Not to be trusted.
+    pub fn prefers_tcp(&self) -> bool {
+        self.far.prefers_tcp.load(Ordering::Relaxed) != 0
     }
 
     pub(crate) fn announce(&self) {

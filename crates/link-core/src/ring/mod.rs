@@ -26,6 +26,8 @@
 //! [`Broken`].
 
 mod atomic;
+mod bells;
+mod choice;
 mod direction;
 pub mod far;
 #[cfg(feature = "host")]
@@ -34,6 +36,8 @@ mod rx;
 mod segment;
 mod tx;
 
+pub use bells::Bells;
+pub use choice::{Choice, Path};
 pub use direction::{Direction, LOG, Phase, Record, Refusal};
 pub use rx::{Next, Rx, Settled};
 pub use segment::{

@@ -12,6 +12,7 @@ mod options;
 mod process;
 mod ready;
 mod signals;
+mod uring;
 mod variadic;
 
 pub(crate) use process::before_fork;

@@ -6,7 +6,7 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFla
 use serde::{Deserialize, Serialize};
 use skein_link_core::negotiate::LIST;
 use skein_link_core::ring::host::Memory;
-use skein_link_core::ring::{Hello, Reach, Reason, Role};
+use skein_link_core::ring::{Direction, Hello, Reach, Reason, Role};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path as FilePath;
@@ -118,7 +118,10 @@ pub(crate) fn describe(place: &Place, entry: &Entry<Shared>) -> Connection {
     let header = segment.header();
     let directions = [Role::Low, Role::High].map(|role| segment.pipe(role).direction());
     let on_ring = directions.iter().any(|direction| direction.phase().on_ring());
+    let chosen = |dir: &Direction| dir.prefers_tcp() && !dir.phase().on_ring();
     let (path, reason) = match (segment.reach() == Reach::Far, on_ring) {
+        // The bulk of a direction, whatever the other one does.
+        (true, _) if directions.into_iter().any(chosen) => (Path::Tcp, "tcp-faster"),
         (true, true) => (Path::Light, "none"),
         (false, true) => (Path::Ring, "none"),
         (_, false) => (Path::Tcp, why_not(entry)),
@@ -132,9 +135,9 @@ pub(crate) fn describe(place: &Place, entry: &Entry<Shared>) -> Connection {
         pids: entry.ends.map(|end| end.map_or(0, |end| end.pid)),
         path,
         reason: left.map_or(reason, Reason::word).to_owned(),
-        ring_bytes: directions.map(skein_link_core::ring::Direction::head),
-        tcp_bytes: directions.map(skein_link_core::ring::Direction::shown_tcp),
-        wakeups: directions.map(skein_link_core::ring::Direction::sleeps),
+        ring_bytes: directions.map(Direction::head),
+        tcp_bytes: directions.map(Direction::shown_tcp),
+        wakeups: directions.map(Direction::sleeps),
     }
 }
 

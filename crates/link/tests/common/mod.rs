@@ -17,7 +17,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 /// How long a program may run, seconds; far more than any of them takes on a busy machine.
-pub(crate) const PATIENCE_SECS: u32 = 60;
+pub(crate) const PATIENCE_SECS: u32 = if cfg!(feature = "long-tests") { 600 } else { 60 };
 
 /// What a program runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +43,23 @@ impl Drop for Running {
         }
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+}
+
+/// A server that is asked to end, also when its test fails: one that is killed leaves memory behind that has a name.
+pub(crate) struct Orderly(pub(crate) Running);
+
+impl Drop for Orderly {
+    fn drop(&mut self) {
+        if let Some(group) = Pid::from_raw(i32::try_from(self.0.0.id()).unwrap_or(0)) {
+            let _ = kill_process_group(group, Signal::INT);
+        }
+        for _ in 0..1000 {
+            if !matches!(self.0.0.try_wait(), Ok(None)) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 }
 

@@ -241,7 +241,9 @@ pub(crate) fn postgresql_with_pgbench(site: &dyn Site, on: On) {
     let sockets = format!("unix_socket_directories={}", text(site.folder(End::Server)));
     let mut words = vec![&*postgres, "-D", "base", "-p", &number];
     words.extend(["-c", &listen, "-c", &sockets, "-c", "fsync=off"]);
-    let _server = site.serve(on, port, &as_user("postgres", &words));
+    // Killed after all, with its test, it leaves no file in /dev/shm.
+    words.extend(["-c", "dynamic_shared_memory_type=mmap"]);
+    let _server = super::Orderly(site.serve(on, port, &as_user("postgres", &words)));
     let ask = |program: &str, extra: &[&str]| {
         let mut words = vec![program, "-h", address, "-p", &number, "-U", "postgres"];
         words.extend(extra);

@@ -8,9 +8,10 @@ use crate::reserved::reserved;
 use crate::scope::Admin;
 use axum::Json;
 use axum::extract::State;
+use axum::http::StatusCode;
 use skein_api::{Code, ErrorBody, Node};
-use skein_fabric::{KeySpan, Op, OpReply};
-use skein_model::NodeName;
+use skein_fabric::{Compare, KeySpan, Op, OpReply, Txn};
+use skein_model::{EventKind, EventSubject, NetworkRecord, NodeName};
 use skein_policy::Room;
 use skein_registry::{AgentReply, AgentRequest, RecordKey, View};
 use std::collections::BTreeMap;
@@ -72,6 +73,58 @@ pub(crate) async fn cordon(
     let revision = app.state.put(key, bytes::Bytes::from_static(b"{}")).await?;
     app.mirror.reach(revision).await;
     show(State(app), admin, Path(name.to_string())).await
+}
+
+/// What keeps a node in the cloud, in words.
+fn user(view: &View, name: &NodeName) -> Option<String> {
+    if view.alive.contains_key(name) {
+        return Some("its agent lives".to_owned());
+    }
+    let machine = view.machines.values().find(|machine| machine.value.node == *name);
+    if let Some(machine) = machine {
+        return Some(format!("machine {} is on it", machine.value.id));
+    }
+    let leaves = |network: &NetworkRecord| {
+        network.spec.exit.as_ref().is_some_and(|exit| exit.node == *name)
+    };
+    let network = view.networks.values().find(|network| leaves(&network.value))?;
+    let (project, network) = (&network.value.project, &network.value.spec.name);
+    Some(format!("network {network} of project {project} leaves by it"))
+}
+
+/// Take a node that is gone for good out of the cloud
+///
+/// Its agent must have ended, and no machine may be on it: cordon a node to empty it, or remove its machines when it is lost. Other nodes
+/// forget it at once. An agent that starts again under this name joins again.
+#[utoipa::path(delete, path = "/v1/nodes/{node}", tag = "nodes", params(("node" = String, Path, description = "Name")),
+    responses((status = 204, description = "Removed"), (status = 404, description = "NODE_UNKNOWN", body = ErrorBody),
+        (status = 409, description = "NODE_IN_USE", body = ErrorBody)))]
+pub(crate) async fn remove(
+    State(app): State<App>,
+    _: Admin,
+    Path(name): Path<String>,
+) -> Answer<StatusCode> {
+    let name = known(&app, &name)?;
+    let in_use = |why: &str| Failure::new(Code::NodeInUse, format!("node {name} stays: {why}"));
+    if let Some(why) = app.mirror.read(|view| user(view, &name)) {
+        return Err(in_use(&why));
+    }
+    // Nothing is placed on a node whose agent is gone, so none but the agent can come in between.
+    let (node, cordon) = (RecordKey::Node(name.clone()).key(), RecordKey::Cordon(name.clone()).key());
+    let alive = RecordKey::Alive(name.clone()).key();
+    let txn = [Op::delete(&node), Op::delete(&cordon)].into_iter().fold(
+        Txn::new().when(Compare::missing(alive)).when(Compare::exists(node.clone())),
+        Txn::then,
+    );
+    let reply = app.state.txn(txn).await?;
+    if !reply.succeeded {
+        let is_known = app.state.get(&node).await?.is_some();
+        return Err(if is_known { in_use("its agent has come back") } else { unknown(&name) });
+    }
+    app.mirror.reach(reply.revision).await;
+    let subject = EventSubject { node: Some(name), ..EventSubject::default() };
+    app.events.emit(subject, EventKind::NodeRemoved);
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// Give a node another key for what it sends to other nodes. Connections live on
