@@ -9,11 +9,9 @@ use crate::conn::Conn;
 use crate::kernel;
 use crate::side::{Guard, Sender, Side, Stage, Taken};
 use crate::{attach, doze, far, leave, spin, sys};
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicBool, Ordering};
 use libc::c_int;
-use skein_link_core::ring::{
-    Behind, Choice, Direction, Hello, Path, Pipe, Reason, Refusal, Segment, Tx,
-};
+use skein_link_core::ring::{Behind, Hello, Path, Pipe, Preference, Reason, Refusal, Segment, Tx};
 
 /// What a bell looks like on the wire; its value has no meaning.
 const BELL: u8 = 0x07;
@@ -112,36 +110,58 @@ fn part(
     {
         return Part::Error(error);
     }
-    let Sender { tx, choice } = &mut *sender;
-    let is_chosen = out.is_far() && chooses_tcp(fd, choice, out.direction());
-    let part = match whether_ring(conn, fd, &segment, (tx, is_chosen), buffers, onto_tcp) {
+    let is_chosen = chooses_tcp(fd, &mut sender, &segment, out);
+    let Sender { tx, choice, wakes } = &mut *sender;
+    match whether_ring(conn, fd, &segment, (tx, is_chosen), buffers, onto_tcp) {
+        Err(Part::Sent(bytes)) => {
+            choice.sent(bytes as u64);
+            let bell = out.direction().bell_end();
+            wakes.on_ring(bytes as u64, bell, segment.reach(), sys::nanos);
+            Part::Sent(bytes)
+        }
         Err(part) => part,
         Ok(()) => {
             let part = tcp(fd, buffers, flags);
             if let Part::Sent(bytes) = part {
                 tx.sent(out.direction(), bytes as u64);
+                choice.sent(bytes as u64);
+                wakes.on_tcp(bytes as u64);
             }
             part
         }
-    };
-    if let Part::Sent(bytes) = part {
-        choice.sent(bytes as u64);
     }
-    part
 }
 
-/// Whether TCP is to have what is sent next because it brings more.
-fn chooses_tcp(fd: c_int, choice: &mut Choice, dir: &Direction) -> bool {
-    if choice.wants_look() {
-        choice.look(sys::nanos(), || {
+/// The program's user wants the ring whatever it costs.
+pub(crate) static STAYS: AtomicBool = AtomicBool::new(false);
+
+/// Whether TCP is to have what is sent next: because it brings more, or because its receiver sleeps.
+fn chooses_tcp(fd: c_int, sender: &mut Sender, segment: &Segment, out: Pipe<'_>) -> bool {
+    let (choice, wakes, dir) = (&mut sender.choice, &mut sender.wakes, out.direction());
+    let measures = out.is_far() && choice.wants_look();
+    if !(measures || wakes.prefers_tcp()) || STAYS.load(Ordering::Relaxed) {
+        // Nothing was preferred, and nothing is looked at.
+        return false;
+    }
+    let now = sys::nanos();
+    wakes.look(now);
+    if measures {
+        choice.look(now, || {
             let info = kernel::tcp_info(fd).filter(|info| info.state == kernel::ESTABLISHED)?;
             Some(dir.tail().wrapping_add(info.acknowledged))
         });
-        if choice.prefers_tcp() != dir.prefers_tcp() {
-            dir.show_preference(choice.prefers_tcp());
-        }
     }
-    choice.path() == Path::Tcp
+    let preference = if choice.prefers_tcp() {
+        Preference::Faster
+    } else if wakes.prefers_tcp() && segment.header().is_live() {
+        Preference::Wakes
+    } else {
+        Preference::None
+    };
+    if dir.preference() != preference {
+        dir.show_preference(preference);
+    }
+    choice.path() == Path::Tcp || wakes.prefers_tcp()
 }
 
 /// Sends on the ring if it is there and wanted. `Ok`: what is left is TCP's; the direction is there.
@@ -170,11 +190,18 @@ fn whether_ring(
     to_tcp(conn, fd, segment, tx, out)
 }
 
-/// Goes from a far ring to TCP by choice, if nothing has to be waited for.
+/// Goes from the ring to TCP by choice, if nothing has to be waited for.
 fn leaves_at_once(fd: c_int, segment: &Segment, tx: &mut Tx, out: Pipe<'_>) -> bool {
     let dir = out.direction();
-    let left = dir.refusal() != Refusal::Recall
-        && tx.leave_far(dir, || ring_last_bell(fd, &mut false)).is_ok();
+    if dir.refusal() == Refusal::Recall {
+        return false;
+    }
+    let left = if out.is_far() {
+        tx.leave_far(dir, || ring_last_bell(fd, &mut false))
+    } else {
+        tx.to_tcp(dir)
+    };
+    let left = left.is_ok();
     if left {
         far::call(segment);
         doze::wake(dir);

@@ -251,10 +251,12 @@ mod tests {
         for _ in 0..5 {
             world.now += SECOND / 10;
             let now = world.now;
-            assert!(!world.choice.wants_look() || {
-                world.choice.look(now, || None);
-                true
-            });
+            assert!(
+                !world.choice.wants_look() || {
+                    world.choice.look(now, || None);
+                    true
+                }
+            );
             assert_eq!(world.choice.path(), Path::Light);
             world.choice.sent(1000);
         }

@@ -84,9 +84,8 @@ fn user(view: &View, name: &NodeName) -> Option<String> {
     if let Some(machine) = machine {
         return Some(format!("machine {} is on it", machine.value.id));
     }
-    let leaves = |network: &NetworkRecord| {
-        network.spec.exit.as_ref().is_some_and(|exit| exit.node == *name)
-    };
+    let leaves =
+        |network: &NetworkRecord| network.spec.exit.as_ref().is_some_and(|exit| exit.node == *name);
     let network = view.networks.values().find(|network| leaves(&network.value))?;
     let (project, network) = (&network.value.project, &network.value.spec.name);
     Some(format!("network {network} of project {project} leaves by it"))
@@ -110,7 +109,8 @@ pub(crate) async fn remove(
         return Err(in_use(&why));
     }
     // Nothing is placed on a node whose agent is gone, so none but the agent can come in between.
-    let (node, cordon) = (RecordKey::Node(name.clone()).key(), RecordKey::Cordon(name.clone()).key());
+    let (node, cordon) =
+        (RecordKey::Node(name.clone()).key(), RecordKey::Cordon(name.clone()).key());
     let alive = RecordKey::Alive(name.clone()).key();
     let txn = [Op::delete(&node), Op::delete(&cordon)].into_iter().fold(
         Txn::new().when(Compare::missing(alive)).when(Compare::exists(node.clone())),
