@@ -1,5 +1,6 @@
 //! What a bench is told.
 
+use crate::error::BenchError;
 use camino::Utf8PathBuf;
 use skein_vmm::AccelChoice;
 use std::fmt;
@@ -53,17 +54,23 @@ impl Bench {
         }
     }
 
-    /// The least and the most of them.
-    pub(crate) const fn counts(self) -> (u32, u32) {
-        match self {
+    /// How many measurements: those that were asked for, or the default.
+    ///
+    /// # Errors
+    /// [`BenchError::Count`].
+    pub(crate) fn count(self, asked: Option<u32>) -> Result<u32, BenchError> {
+        let given = asked.unwrap_or(self.count_default());
+        let (least, most) = match self {
             Self::Start => (1, 10_000),
             // A bridge has 1,023 ports.
-            Self::Density => (1, 1000),
+            Self::Density | Self::Net | Self::Plan => (1, 1_000),
             Self::Dispatch => (1, 1_000_000),
-            Self::Net => (1, 1_000),
-            Self::Plan => (1, 1000),
             // Half a minute each.
             Self::Link => (1, 100),
+        };
+        match (least..=most).contains(&given) {
+            true => Ok(given),
+            false => Err(BenchError::Count { bench: self.name(), given, least, most }),
         }
     }
 }

@@ -20,11 +20,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// Where the folder is made. Not `/tmp`, which may lie in memory: what is durable here shall be on a disk.
-const FOLDERS: &str = "/var/tmp";
+pub(crate) const FOLDERS: &str = "/var/tmp";
 /// Name of the image in the cloud.
 pub(crate) const IMAGE: &str = "bench";
 /// Between two looks at a state that is waited for.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// Runs a bench. `stop` ends it before its time; then everything it had made is removed too.
 ///
@@ -36,11 +36,7 @@ pub async fn run(
     stop: impl Future<Output = ()>,
     progress: Progress<'_>,
 ) -> Result<Report, BenchError> {
-    let given = options.count.unwrap_or(bench.count_default());
-    let (least, most) = bench.counts();
-    if !(least..=most).contains(&given) {
-        return Err(BenchError::Count { bench: bench.name(), given, least, most });
-    }
+    let given = bench.count(options.count)?;
     let folder = tempfile::Builder::new()
         .prefix("skein-bench-")
         .tempdir_in(FOLDERS)
@@ -49,11 +45,7 @@ pub async fn run(
     let path = utf8(folder.path())?;
     let measured = match Rig::start(options, &path).await {
         Ok(rig) => {
-            let work = AssertUnwindSafe(measure(bench, &rig, given, progress)).catch_unwind();
-            let checks = tokio::select! {
-                checks = work => checks.unwrap_or(Err(BenchError::Bug)), // owns all it needs; the rig is ended below
-                () = stop => Err(BenchError::Interrupted),               // as the caller says
-            };
+            let checks = until(stop, measure(bench, &rig, given, progress)).await;
             let host = host::host(rig.cloud.parts().driver.accel());
             rig.end().await;
             checks.map(|checks| (host, checks))
@@ -71,6 +63,17 @@ pub async fn run(
     })
 }
 
+/// What the work comes to; a panic of it is an error, and so is `stop`, so that what it stands on can be ended either way.
+pub(crate) async fn until<T>(
+    stop: impl Future<Output = ()>,
+    work: impl Future<Output = Result<T, BenchError>>,
+) -> Result<T, BenchError> {
+    tokio::select! {
+        found = AssertUnwindSafe(work).catch_unwind() => found.unwrap_or(Err(BenchError::Bug)), // owns all it needs
+        () = stop => Err(BenchError::Interrupted),                                              // as the caller says
+    }
+}
+
 async fn measure(
     bench: Bench,
     rig: &Rig,
@@ -86,7 +89,7 @@ async fn measure(
     }
 }
 
-fn utf8(path: &Path) -> Result<Utf8PathBuf, BenchError> {
+pub(crate) fn utf8(path: &Path) -> Result<Utf8PathBuf, BenchError> {
     Utf8PathBuf::from_path_buf(path.to_owned())
         .map_err(|path| BenchError::unexpected(format!("{} is not UTF-8", path.display())))
 }

@@ -7,30 +7,24 @@ use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use camino::Utf8PathBuf;
 use futures_util::FutureExt;
-use skein_agent::{Agent, AgentConfig, Parts};
-use skein_api::{Client, ImagePut, Machine, Target};
-use skein_fabric::{BlobStore, Bus, EmbeddedOptions, EmbeddedState, LocalBus, Queue, State};
-use skein_model::{CpuMilli, Encryption, PhaseName, ServiceSpec};
-use skein_net::{NodeNumber, Underlay};
-use skein_server::{Server, ServerConfig, ServerParts, Token};
-use skein_vmm::testing::{FakeDriver, FakeHost};
-use skein_vmm::{ImageStore, TinyGuest};
+use skein_api::{Client, ImagePut, Machine};
+use skein_cloud::{Cloud, CloudConfig};
+use skein_model::{PhaseName, ServiceSpec};
+use skein_vmm::TinyGuest;
+use skein_vmm::testing::FakeHost;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener};
 use std::panic::AssertUnwindSafe;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The one node.
-const NODE: &str = "n1";
 /// A test that takes longer has failed.
 const LIMIT: Duration = Duration::from_secs(170);
 
 /// A server and an agent whose machines are played.
 #[derive(Debug)]
 pub struct FakeWorld {
-    server: Server,
-    agent: Agent,
+    cloud: Cloud,
     client: Client,
     host: FakeHost,
     remover: Remover,
@@ -38,63 +32,18 @@ pub struct FakeWorld {
 
 impl FakeWorld {
     async fn start(folder: &Utf8PathBuf) -> Result<Self> {
-        let id = format!("c{:08x}", rand::random::<u32>());
-        let lease = Duration::from_secs(5);
-        let state =
-            EmbeddedState::open(folder.join("state").as_std_path(), EmbeddedOptions::default())?;
-        let state: Arc<dyn State> = Arc::new(state);
-        let bus: Arc<dyn Bus> = Arc::new(LocalBus::new());
-        let blobs = BlobStore::open(folder.join("blobs").as_std_path())?;
-        let queue = Queue::open(state.clone(), blobs).await?;
-        let images = ImageStore::open(&folder.join("images"))?;
-        let token = Token::open(folder.join("token").as_std_path())?;
-        let parts = ServerParts {
-            state: state.clone(),
-            bus: bus.clone(),
-            queue: queue.clone(),
-            images: images.clone(),
-        };
-        let config = ServerConfig {
+        let host = FakeHost::new();
+        let cloud = Cloud::start(CloudConfig {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-            history: folder.join("events.db"),
-            cloud: id.clone(),
-            token: token.clone(),
-            lease,
-        };
-        let remover = Remover { leaks: Leaks::of(&id, folder), keep: false };
-        let server = Server::start(config, parts).await?;
-        let driver = FakeDriver::new();
-        let host = driver.host().clone();
-        let config = AgentConfig {
-            name: NODE.parse()?,
-            dir: folder.join(NODE),
-            memory_mib: 4096,
-            cpu: CpuMilli(100_000),
-            machines_max: 100,
-            performance: 1.0,
-            vmm: "played".to_owned(),
-            network: format!("{id}-{NODE}").parse()?,
-            underlay: Underlay {
-                number: NodeNumber::new(1).context("a node's number")?,
-                address: Ipv4Addr::LOCALHOST,
-                vxlan_port: 40_000 + rand::random_range(0..8000_u16),
-                wire: None,
-            },
-            encryption: Encryption::Off,
-            namespace: None,
-            link: None,
-            uid_base: None,
-            launches_max: 4,
+            lease: Duration::from_secs(5),
             boot_timeout: Duration::from_secs(20),
-            stop_grace: Duration::from_secs(2),
-            lease,
-        };
-        let agent =
-            Agent::start(config, Parts { state, bus, queue, images, driver: Arc::new(driver) });
-        let agent = agent.await?;
-        let url = format!("http://{}", server.address());
-        let client = Client::new(Target { url, token: token.secret().to_owned() });
-        Ok(Self { server, agent, client, host, remover })
+            drivers: Some(Arc::new(host.clone())),
+            ..CloudConfig::new(folder.clone())
+        });
+        let cloud = cloud.await?;
+        let remover = Remover { leaks: Leaks::of(cloud.id(), folder), keep: false };
+        let client = Client::new(cloud.target());
+        Ok(Self { cloud, client, host, remover })
     }
 
     /// A client of the server.
@@ -173,9 +122,8 @@ pub fn run_fake(test: impl AsyncFnOnce(&mut FakeWorld) -> Result<()>) {
             Ok(Err(_)) => Some(format!("not done after {LIMIT:?}")),
             Err(panic) => Some(words(panic.as_ref())),
         };
-        let FakeWorld { server, agent, remover, .. } = world;
-        server.shutdown().await;
-        agent.remove().await;
+        let FakeWorld { cloud, remover, .. } = world;
+        cloud.stop_all().await;
         (failure, remover.leaks.all())
     });
     runtime.shutdown_timeout(Duration::from_secs(5));

@@ -85,11 +85,7 @@ pub struct LinkOptions {
 /// spoils one check is its [`Check::problem`].
 pub fn run_link(options: &LinkOptions, progress: Progress<'_>) -> Result<Report, BenchError> {
     let bench = Bench::Link;
-    let count = options.count.unwrap_or(bench.count_default());
-    let (least, most) = bench.counts();
-    if !(least..=most).contains(&count) {
-        return Err(BenchError::Count { bench: bench.name(), given: count, least, most });
-    }
+    let count = bench.count(options.count)?;
     let host = host::without_guests();
     let ground = Ground::new(options, count)?;
     let mut found = Outcome::default();

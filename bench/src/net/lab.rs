@@ -1,9 +1,9 @@
 //! Two nodes as network namespaces, machines as namespaces behind interfaces with a tap's name, and the same machines
 //! on bare bridges.
 
+use super::arp::{Question, first_answer};
 use super::{names, whole};
 use crate::error::BenchError;
-use rustix::event::{PollFd, PollFlags, Timespec};
 use skein_model::MacAddr;
 use skein_net::{
     Desired, DesiredNetwork, DhcpSettings, Direction, DnsSettings, GroupName, InterfaceName,
@@ -13,7 +13,6 @@ use skein_net::{
 };
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,14 +23,12 @@ const CHUNK: usize = 128 << 10;
 const PING: usize = 64;
 /// How long an interface may take to be taken.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Bytes of the virtio-net header in front of each frame of a tap.
-const TAP_HEADER: usize = 10;
+/// The network's gateway.
+const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 /// The machine that is plugged in and out.
 const NEWCOMER: u16 = 500;
 /// The first of those that are plugged in besides.
 const CROWD: u16 = 1000;
-/// A question that is not answered for so long is asked again.
-const ASK_AGAIN: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 /// What the lab's own namespaces are called, before the process id.
 const LAB: &str = "skbench-";
 /// What its nodes are called, before the process id.
@@ -91,7 +88,7 @@ fn network() -> Result<DesiredNetwork, BenchError> {
         vni: Vni::new(7).ok_or(BenchError::Bug)?,
         kind: NetworkKind::Isolated,
         cidr: "10.77.0.0/16".parse().map_err(wrong)?,
-        gateway: Ipv4Addr::new(10, 77, 0, 1),
+        gateway: GATEWAY,
         ipv6: None,
         mtu: 1450,
         ports: Vec::new(),
@@ -355,10 +352,10 @@ impl Lab {
         self.apply(0, desired).await?;
         let port = self.networks[0].plug(vni, address(NEWCOMER)).await?;
         let asked = port.tap.try_clone().map_err(BenchError::io("using a tap"))?;
-        let answered = tokio::task::spawn_blocking(move || first_answer(asked)).await;
-        answered.map_err(|_| BenchError::Bug)?.map_err(BenchError::io("asking the gateway"))?;
+        let (mac, address) = (mac(NEWCOMER), address(NEWCOMER));
+        first_answer(asked, Question { mac, address, gateway: GATEWAY }, PATIENCE).await?;
         let took = start.elapsed();
-        self.networks[0].unplug(vni, address(NEWCOMER)).await?;
+        self.networks[0].unplug(vni, address).await?;
         drop(port);
         self.apply(0, self.crowded(others)?).await?;
         Ok(took)
@@ -372,35 +369,6 @@ impl Lab {
         }
         ended
     }
-}
-
-/// Asks for the gateway's MAC address until it is told.
-fn first_answer(tap: OwnedFd) -> io::Result<()> {
-    let mut tap = std::fs::File::from(tap);
-    let mut frame = vec![0; TAP_HEADER];
-    frame.extend([0xff; 6]);
-    frame.extend(mac(NEWCOMER).octets());
-    frame.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
-    frame.extend(mac(NEWCOMER).octets());
-    frame.extend(address(NEWCOMER).octets());
-    frame.extend([0; 6]);
-    frame.extend([10, 77, 0, 1]);
-    frame.resize(TAP_HEADER + 60, 0);
-    let start = Instant::now();
-    let mut buffer = vec![0; 2048];
-    while start.elapsed() < PATIENCE {
-        tap.write_all(&frame)?;
-        let mut readable = [PollFd::new(&tap, PollFlags::IN)];
-        while rustix::event::poll(&mut readable, Some(&ASK_AGAIN))? > 0 {
-            let count = tap.read(&mut buffer)?;
-            let kind = buffer.get(TAP_HEADER + 12..TAP_HEADER + 14);
-            if kind == Some(&[8, 6]) && count > TAP_HEADER + 40 {
-                return Ok(());
-            }
-            readable = [PollFd::new(&tap, PollFlags::IN)];
-        }
-    }
-    Err(io::ErrorKind::TimedOut.into())
 }
 
 /// A bench that was killed could not clean up; names tell its process id.

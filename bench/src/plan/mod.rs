@@ -61,11 +61,7 @@ pub async fn run_plan(
     progress: Progress<'_>,
 ) -> Result<Report, BenchError> {
     let bench = Bench::Plan;
-    let given = options.count.unwrap_or(bench.count_default());
-    let (least, most) = bench.counts();
-    if !(least..=most).contains(&given) {
-        return Err(BenchError::Count { bench: bench.name(), given, least, most });
-    }
+    let given = bench.count(options.count)?;
     let mut checks = vec![];
     tokio::select! {
         () = measure(options, given, progress, &mut checks) => {} // owns all it needs; dropping it stops what computes

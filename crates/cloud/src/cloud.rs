@@ -16,6 +16,7 @@ use skein_server::{Server, ServerConfig, ServerError, ServerParts, Token, TokenE
 use skein_shell::report;
 use skein_vmm::{AccelChoice, Driver, ImageError, ImageStore, QemuConfig, QemuDriver, RunAs};
 use std::collections::BTreeSet;
+use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -54,6 +55,17 @@ pub struct CloudConfig {
     pub lease: Duration,
     /// A machine that is not ready after this long is ended.
     pub boot_timeout: Duration,
+    /// Who runs machines; none: QEMU. For measurements and tests without an emulator.
+    pub drivers: Option<Arc<dyn Drivers>>,
+}
+
+/// Gives each node of a cloud its driver of machines.
+pub trait Drivers: fmt::Debug + Send + Sync {
+    /// A driver for one node, and for what an earlier cloud left.
+    fn open(&self) -> Arc<dyn Driver>;
+
+    /// What node records say runs their machines.
+    fn name(&self) -> &str;
 }
 
 /// Where a node of the cloud is: a network namespace of this host that plays a host of its own.
@@ -79,6 +91,7 @@ impl CloudConfig {
             encryption: Encryption::Off,
             lease: Duration::from_secs(10),
             boot_timeout: Duration::from_secs(30),
+            drivers: None,
         }
     }
 }
@@ -171,8 +184,7 @@ impl Cloud {
         let blobs = BlobStore::open(config.state.join("blobs").as_std_path())?;
         let queue = Queue::open(state.clone(), blobs).await?;
         let images = ImageStore::open(&config.state.join("images"))?;
-        let driver = open_driver(&config).await?;
-        let driver: Arc<dyn Driver> = Arc::new(driver);
+        let (driver, _) = open_driver(&config).await?;
         let parts = Parts { state, bus, queue, images, driver };
         let token = Token::open(config.state.join("admin.token").as_std_path())?;
         let mut cloud =
@@ -196,10 +208,10 @@ impl Cloud {
 
     /// Starts the agent of node `number`, with a driver of its own: what an agent was connected to ends with it.
     async fn start_agent(&self, number: u32) -> Result<(NodeName, Option<Agent>), CloudError> {
-        let driver = open_driver(&self.config).await?;
-        let config = self.agent_config(number, &format!("QEMU {}", driver.version()))?;
+        let (driver, vmm) = open_driver(&self.config).await?;
+        let config = self.agent_config(number, vmm)?;
         let node = config.name.clone();
-        let parts = Parts { driver: Arc::new(driver), ..self.parts.clone() };
+        let parts = Parts { driver, ..self.parts.clone() };
         match Agent::start(config, parts).await {
             Ok(agent) => Ok((node, Some(agent))),
             Err(source) => Err(CloudError::Agent { node, source }),
@@ -233,7 +245,7 @@ impl Cloud {
         }
     }
 
-    fn agent_config(&self, number: u32, vmm: &str) -> Result<AgentConfig, CloudError> {
+    fn agent_config(&self, number: u32, vmm: String) -> Result<AgentConfig, CloudError> {
         let host = HostFigures::read();
         let nodes = self.config.nodes;
         let wrong = |what: &str| CloudError::Config(what.to_owned());
@@ -249,7 +261,7 @@ impl Cloud {
             cpu: CpuMilli(host.cores * 1000 * CPU_OVERCOMMIT / nodes),
             machines_max: 1000,
             performance: 1.0,
-            vmm: vmm.to_owned(),
+            vmm,
             network,
             encryption: self.config.encryption,
             underlay: underlay(&self.tunnels, number, place)
@@ -413,7 +425,17 @@ fn twice(places: &[NodePlace]) -> Option<Ipv4Addr> {
     addresses.filter(|(at, address)| known(*at, *address)).map(|(_, address)| address).next()
 }
 
-pub(crate) async fn open_driver(config: &CloudConfig) -> Result<QemuDriver, CloudError> {
+/// A driver, and what node records say that it runs machines with.
+async fn open_driver(config: &CloudConfig) -> Result<(Arc<dyn Driver>, String), CloudError> {
+    if let Some(drivers) = &config.drivers {
+        return Ok((drivers.open(), drivers.name().to_owned()));
+    }
+    let driver = open_qemu(config).await?;
+    let name = format!("QEMU {}", driver.version());
+    Ok((Arc::new(driver), name))
+}
+
+pub(crate) async fn open_qemu(config: &CloudConfig) -> Result<QemuDriver, CloudError> {
     let probe_as = may_change_users(config.nodes).then_some(RunAs { uid: UID_BASE, gid: UID_BASE });
     let driver = QemuDriver::open(QemuConfig {
         program: config.qemu.clone(),

@@ -1,7 +1,7 @@
 //! What earlier clouds left and this one does not take up: nodes beyond its number, and whole folders of clouds that
 //! were killed.
 
-use crate::cloud::{CloudConfig, CloudError, open_driver};
+use crate::cloud::{CloudConfig, CloudError, open_qemu};
 use camino::Utf8Path;
 use skein_agent::Parts;
 use skein_fabric::{EmbeddedOptions, EmbeddedState, Op, Reservations, State, StateError, Txn};
@@ -171,7 +171,7 @@ pub async fn remove_abandoned(folder: &Utf8Path) -> Result<bool, CloudError> {
         }
     };
     if let Ok(cloud) = std::fs::read_to_string(folder.join("cloud.id")) {
-        let driver = open_driver(&CloudConfig::new(folder)).await?;
+        let driver = open_qemu(&CloudConfig::new(folder)).await?;
         for node in folders(folder) {
             remove_node(folder, &node, cloud.trim(), &driver).await;
         }

@@ -10,8 +10,10 @@
 mod cloud;
 mod host;
 mod leftover;
+#[cfg(feature = "played")]
+mod played;
 mod tunnels;
 
-pub use cloud::{Cloud, CloudConfig, CloudError, NodePlace};
+pub use cloud::{Cloud, CloudConfig, CloudError, Drivers, NodePlace};
 pub use host::{HostFigures, HostProblem, check_host};
 pub use leftover::remove_abandoned;

@@ -11,7 +11,9 @@ use crate::side::{Guard, Sender, Side, Stage, Taken};
 use crate::{attach, doze, far, leave, spin, sys};
 use core::sync::atomic::{AtomicBool, Ordering};
 use libc::c_int;
-use skein_link_core::ring::{Behind, Hello, Path, Pipe, Preference, Reason, Refusal, Segment, Tx};
+use skein_link_core::ring::{
+    Behind, Choice, Direction, Hello, Path, Pipe, Preference, Reason, Refusal, Segment, Tx, Wakes,
+};
 
 /// What a bell looks like on the wire; its value has no meaning.
 const BELL: u8 = 0x07;
@@ -110,58 +112,63 @@ fn part(
     {
         return Part::Error(error);
     }
-    let is_chosen = chooses_tcp(fd, &mut sender, &segment, out);
-    let Sender { tx, choice, wakes } = &mut *sender;
-    match whether_ring(conn, fd, &segment, (tx, is_chosen), buffers, onto_tcp) {
-        Err(Part::Sent(bytes)) => {
-            choice.sent(bytes as u64);
-            let bell = out.direction().bell_end();
-            wakes.on_ring(bytes as u64, bell, segment.reach(), sys::nanos);
-            Part::Sent(bytes)
-        }
+    let is_chosen = chooses_tcp(fd, &mut sender, out, buffers.left());
+    let part = match whether_ring(conn, fd, &segment, (&mut sender, is_chosen), buffers, onto_tcp) {
         Err(part) => part,
         Ok(()) => {
             let part = tcp(fd, buffers, flags);
             if let Part::Sent(bytes) = part {
-                tx.sent(out.direction(), bytes as u64);
-                choice.sent(bytes as u64);
-                wakes.on_tcp(bytes as u64);
+                sender.tx.sent(out.direction(), bytes as u64);
+                sender.wakes.on_tcp(bytes as u64);
             }
             part
         }
+    };
+    if let Part::Sent(bytes) = part {
+        sender.choice.sent(bytes as u64);
     }
+    part
 }
 
 /// The program's user wants the ring whatever it costs.
 pub(crate) static STAYS: AtomicBool = AtomicBool::new(false);
 
-/// Whether TCP is to have what is sent next: because it brings more, or because its receiver sleeps.
-fn chooses_tcp(fd: c_int, sender: &mut Sender, segment: &Segment, out: Pipe<'_>) -> bool {
-    let (choice, wakes, dir) = (&mut sender.choice, &mut sender.wakes, out.direction());
-    let measures = out.is_far() && choice.wants_look();
-    if !(measures || wakes.prefers_tcp()) || STAYS.load(Ordering::Relaxed) {
-        // Nothing was preferred, and nothing is looked at.
+/// Whether TCP is to have the next bytes, so many at most: because it brings more, or because their receiver sleeps.
+fn chooses_tcp(fd: c_int, sender: &mut Sender, out: Pipe<'_>, bytes: usize) -> bool {
+    if STAYS.load(Ordering::Relaxed) {
         return false;
     }
-    let now = sys::nanos();
-    wakes.look(now);
-    if measures {
+    let dir = out.direction();
+    let preference = match out.is_far() {
+        true => far_preference(fd, &mut sender.choice, &mut sender.wakes, dir),
+        false if sender.bells.rests(bytes) => Preference::Wakes,
+        false => Preference::None,
+    };
+    if dir.preference() != preference {
+        dir.show_preference(preference);
+    }
+    preference != Preference::None || (out.is_far() && sender.choice.path() == Path::Tcp)
+}
+
+fn far_preference(
+    fd: c_int,
+    choice: &mut Choice,
+    wakes: &mut Wakes,
+    dir: &Direction,
+) -> Preference {
+    if wakes.prefers_tcp() || choice.wants_look() {
+        let now = sys::nanos();
+        wakes.look(now);
         choice.look(now, || {
             let info = kernel::tcp_info(fd).filter(|info| info.state == kernel::ESTABLISHED)?;
             Some(dir.tail().wrapping_add(info.acknowledged))
         });
     }
-    let preference = if choice.prefers_tcp() {
-        Preference::Faster
-    } else if wakes.prefers_tcp() && segment.header().is_live() {
-        Preference::Wakes
-    } else {
-        Preference::None
-    };
-    if dir.preference() != preference {
-        dir.show_preference(preference);
+    match (choice.prefers_tcp(), wakes.prefers_tcp()) {
+        (true, _) => Preference::Faster,
+        (false, true) => Preference::Wakes,
+        (false, false) => Preference::None,
     }
-    choice.path() == Path::Tcp || wakes.prefers_tcp()
 }
 
 /// Sends on the ring if it is there and wanted. `Ok`: what is left is TCP's; the direction is there.
@@ -169,11 +176,12 @@ fn whether_ring(
     conn: &Conn,
     fd: c_int,
     segment: &Segment,
-    (tx, is_chosen): (&mut Tx, bool),
+    (sender, is_chosen): (&mut Sender, bool),
     buffers: &Buffers<'_>,
     onto_tcp: bool,
 ) -> Result<(), Part> {
     let (out, _) = conn.pipes(segment);
+    let Sender { tx, bells, wakes, .. } = sender;
     if !tx.on_ring() && !onto_tcp && !is_chosen {
         take_ring(conn, fd, segment, tx, out)
             .map_err(|reason| Part::Error(leave::abort(conn, fd, reason)))?;
@@ -182,7 +190,14 @@ fn whether_ring(
         return Ok(());
     }
     match ring(conn, fd, segment, tx, out, buffers) {
-        Ring::Sent(bytes) => return Err(Part::Sent(bytes)),
+        Ring::Sent { bytes, rang } => {
+            if out.is_far() {
+                wakes.on_ring(bytes as u64, out.direction().bell_end(), sys::nanos);
+            } else {
+                bells.wrote(bytes, rang);
+            }
+            return Err(Part::Sent(bytes));
+        }
         Ring::Full if !onto_tcp => return Err(Part::Full(*segment)),
         Ring::Full | Ring::Leave => {}
         Ring::Broken(reason) => return Err(Part::Error(leave::abort(conn, fd, reason))),
@@ -190,23 +205,21 @@ fn whether_ring(
     to_tcp(conn, fd, segment, tx, out)
 }
 
-/// Goes from the ring to TCP by choice, if nothing has to be waited for.
+/// Goes to TCP by choice, if nothing has to be waited for.
 fn leaves_at_once(fd: c_int, segment: &Segment, tx: &mut Tx, out: Pipe<'_>) -> bool {
     let dir = out.direction();
     if dir.refusal() == Refusal::Recall {
         return false;
     }
-    let left = if out.is_far() {
-        tx.leave_far(dir, || ring_last_bell(fd, &mut false))
-    } else {
-        tx.to_tcp(dir)
+    let left = match out.is_far() {
+        true => tx.leave_far(dir, || ring_last_bell(fd, &mut false)),
+        false => tx.to_tcp(dir),
     };
-    let left = left.is_ok();
-    if left {
+    if left.is_ok() {
         far::call(segment);
         doze::wake(dir);
     }
-    left
+    left.is_ok()
 }
 
 /// Sends on TCP without waiting.
@@ -224,7 +237,11 @@ fn tcp(fd: c_int, buffers: &Buffers<'_>, flags: c_int) -> Part {
 
 /// How writing to the ring went.
 enum Ring {
-    Sent(usize),
+    /// So many bytes; whether the receiver had to be rung for.
+    Sent {
+        bytes: usize,
+        rang: bool,
+    },
     Full,
     /// The ring may not be used any more, or not now.
     Leave,
@@ -254,13 +271,13 @@ fn ring(
         copy_in(conn, tx, out, buffers)
     };
     let done = match done {
-        Ring::Sent(bytes) if out.is_far() => {
+        Ring::Sent { bytes, .. } if out.is_far() => {
             // Its bells are the node's.
             far::call(segment);
             look(conn.side(), fd);
-            Ring::Sent(bytes)
+            Ring::Sent { bytes, rang: false }
         }
-        Ring::Sent(bytes) => {
+        Ring::Sent { bytes, .. } => {
             let rings = tx.bell(dir);
             if dir.seems_dozing() {
                 doze::wake(dir);
@@ -269,7 +286,7 @@ fn ring(
                 Ok(true) => ring_bell(fd, bytes),
                 Ok(false) => {
                     look(conn.side(), fd);
-                    Ring::Sent(bytes)
+                    Ring::Sent { bytes, rang: false }
                 }
                 Err(_) => Ring::Broken(Reason::Broken),
             }
@@ -305,7 +322,7 @@ fn copy_in(conn: &Conn, tx: &mut Tx, out: Pipe<'_>, buffers: &Buffers<'_>) -> Ri
     match (bytes, broken) {
         (_, true) => Ring::Broken(Reason::Broken),
         (0, false) => Ring::Full,
-        (bytes, false) => Ring::Sent(bytes),
+        (bytes, false) => Ring::Sent { bytes, rang: false },
     }
 }
 
@@ -320,7 +337,7 @@ fn ring_bell(fd: c_int, bytes: usize) -> Ring {
             break;
         }
     }
-    Ring::Sent(bytes)
+    Ring::Sent { bytes, rang: true }
 }
 
 /// Looks now and then whether the peer's end is no more, for a bell that nobody reads does not tell. If so, what follows

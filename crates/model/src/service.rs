@@ -166,22 +166,33 @@ pub enum ScalingRule {
         /// Waiting jobs at or below which a machine is removed; less than `replicate_above`.
         dereplicate_at: u32,
         /// Whether the thresholds count the whole queue or the queue divided by the replicas.
+        #[serde(default)]
         scope: ThresholdScope,
     },
     /// Keep the jobs per machine (waiting and in service) at a target, averaged over a stable window, and over a
     /// short one when load bursts (the rule of Knative's autoscaler).
     Concurrency {
         /// Jobs per machine to aim at, as a share of its capacity, 0.01 to 1.
+        #[serde(default = "concurrency::target")]
         target: f64,
         /// Averaging window.
-        #[serde(rename = "stable_window_ms", with = "millis")]
+        #[serde(
+            rename = "stable_window_ms",
+            with = "millis",
+            default = "concurrency::stable_window"
+        )]
         #[cfg_attr(feature = "schema", schema(value_type = u64))]
         stable_window: Duration,
         /// Averaging window in a burst.
-        #[serde(rename = "panic_window_ms", with = "millis")]
+        #[serde(
+            rename = "panic_window_ms",
+            with = "millis",
+            default = "concurrency::panic_window"
+        )]
         #[cfg_attr(feature = "schema", schema(value_type = u64))]
         panic_window: Duration,
         /// A burst is when the short window asks for this many times the ready machines; above 1.
+        #[serde(default = "concurrency::panic_threshold")]
         panic_threshold: f64,
     },
     /// Multiply the machines by the ratio of their use to a target (the rule of Kubernetes' HorizontalPodAutoscaler).
@@ -195,11 +206,33 @@ pub enum ScalingRule {
 impl Default for ScalingRule {
     fn default() -> Self {
         Self::Concurrency {
-            target: 0.7,
-            stable_window: Duration::from_secs(20),
-            panic_window: Duration::from_secs(2),
-            panic_threshold: 2.0,
+            target: concurrency::target(),
+            stable_window: concurrency::stable_window(),
+            panic_window: concurrency::panic_window(),
+            panic_threshold: concurrency::panic_threshold(),
         }
+    }
+}
+
+/// What the keys of the concurrency rule are unless said: Knative's, with a shorter stable window, because machines start in a
+/// hundredth of the time of its pods.
+mod concurrency {
+    use std::time::Duration;
+
+    pub(super) const fn target() -> f64 {
+        0.7
+    }
+
+    pub(super) const fn stable_window() -> Duration {
+        Duration::from_secs(20)
+    }
+
+    pub(super) const fn panic_window() -> Duration {
+        Duration::from_secs(2)
+    }
+
+    pub(super) const fn panic_threshold() -> f64 {
+        2.0
     }
 }
 
@@ -437,9 +470,13 @@ mod tests {
         );
         let rule =
             |rule: &str| format!(r#"{{"name":"s","image":"i","scaling":{{"rule":{rule}}}}}"#);
-        for kind in ["hpa", "kpa", "predictive"] {
+        for kind in ["concurrency", "hpa", "kpa", "predictive"] {
             check(&rule(&format!(r#"{{"kind":"{kind}"}}"#)), Ok(()));
         }
+        let thresholds = r#"{"kind":"thresholds","replicate_above":2,"dereplicate_at":1}"#;
+        check(&rule(thresholds), Ok(()));
+        let unsaid: ScalingRule = serde_json::from_str(r#"{"kind":"concurrency"}"#).unwrap();
+        assert_eq!(unsaid, ScalingRule::default());
         for bad in [
             r#"{"kind":"hpa","target":0}"#,
             r#"{"kind":"hpa","sync_period_ms":10}"#,

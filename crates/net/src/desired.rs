@@ -203,6 +203,13 @@ pub enum NetworkKind {
     },
 }
 
+impl DesiredNetwork {
+    /// Whether connections come in here although the network leaves by another node: their answers must leave here too.
+    pub(crate) fn answers_back(&self) -> bool {
+        matches!(self.kind, NetworkKind::Nat(Exit::Via(_))) && !self.publications.is_empty()
+    }
+}
+
 /// Where packets for the outside leave a NAT network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {

@@ -23,7 +23,7 @@ mod steps;
 
 pub(crate) use host::{HostRules, Way, host_rules};
 pub(crate) use policy::{Deciding, Judgement, Packet, Policy};
-pub(crate) use shortcut::KNOWN;
+pub(crate) use shortcut::{ANSWER, KNOWN};
 
 use crate::desired::{Desired, DesiredNetwork, GroupName, NetworkKind, Transport};
 use crate::names::InterfaceName;

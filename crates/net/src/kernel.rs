@@ -85,6 +85,7 @@ pub(crate) async fn look(netlink: &Netlink, tunnel_port: u16) -> io::Result<Seen
     }
     seen.forwarding = netlink.forwarding().await?;
     seen.routes = netlink.routes().await?;
+    seen.backs = netlink.backs().await?;
     Ok(seen)
 }
 
@@ -130,6 +131,8 @@ async fn carry(netlink: &Netlink, bridge: u32, mtu: u32, step: Step) -> io::Resu
         Step::UnsetNeighbour(address) => netlink.forget_neighbour(bridge, address).await,
         Step::SetRoute(route) => netlink.set_route(route).await,
         Step::UnsetRoute(route) => netlink.unset_route(route).await,
+        Step::SetBack(back) => netlink.set_back(back).await,
+        Step::UnsetBack(back) => netlink.unset_back(back).await,
     }
 }
 

@@ -5,8 +5,10 @@
 //! numbers.
 
 mod overlay;
+mod rules;
 
 pub(crate) use overlay::{Route, Trunk, Tunnel};
+pub(crate) use rules::{Back, TABLE_BACK, TABLE_MAIN};
 
 use crate::names::InterfaceName;
 use futures_util::{Stream, StreamExt};

@@ -4,8 +4,11 @@
 //! come in the next plan; who carries plans out looks again until one is empty.
 
 use crate::desired::{Desired, DesiredNetwork, Exit, NetworkKind};
+use crate::firewall::ANSWER;
 use crate::names::{BRIDGE, InterfaceName, NetworkName, UPLINK, VXLAN, address_of_tap};
-use crate::netlink::{Attachment, Forwarding, Link, Route, Trunk, Tunnel};
+use crate::netlink::{
+    Attachment, Back, Forwarding, Link, Route, TABLE_BACK, TABLE_MAIN, Trunk, Tunnel,
+};
 use crate::port::{Peers, alias};
 use skein_model::MacAddr;
 use std::collections::BTreeMap;
@@ -49,6 +52,8 @@ pub(crate) struct Wanted {
     pub(crate) neighbours: BTreeMap<IpAddr, [u8; 6]>,
     /// Next hops by destination, over the bridge.
     pub(crate) routes: BTreeMap<(Ipv4Addr, u8), Option<Ipv4Addr>>,
+    /// Whether answers to the outside go back the way the question came, and not the way that all else goes.
+    pub(crate) answers_back: bool,
     /// By tap, what is attached and how.
     pub(crate) taps: BTreeMap<InterfaceName, TapWanted>,
 }
@@ -73,6 +78,7 @@ pub(crate) struct Seen {
     pub(crate) behind: Vec<([u8; 6], SocketAddrV4)>,
     pub(crate) neighbours: Vec<(IpAddr, [u8; 6])>,
     pub(crate) routes: Vec<Route>,
+    pub(crate) backs: Vec<Back>,
     pub(crate) forwarding: Vec<Forwarding>,
 }
 
@@ -130,6 +136,8 @@ pub(crate) enum Step {
     UnsetNeighbour(IpAddr),
     SetRoute(Route),
     UnsetRoute(Route),
+    SetBack(Back),
+    UnsetBack(Back),
 }
 
 impl Step {
@@ -153,7 +161,9 @@ impl Step {
             | Self::SetAddress { .. }
             | Self::UnsetAddress { .. }
             | Self::SetRoute(_)
-            | Self::UnsetRoute(_) => false,
+            | Self::UnsetRoute(_)
+            | Self::SetBack(_)
+            | Self::UnsetBack(_) => false,
         }
     }
 }
@@ -207,6 +217,7 @@ impl Wanted {
             behind: BTreeMap::new(),
             neighbours: BTreeMap::new(),
             routes: BTreeMap::new(),
+            answers_back: network.answers_back(),
             taps: BTreeMap::new(),
         };
         wanted.add_addresses(desired, network, bridged);
@@ -300,13 +311,16 @@ pub(crate) fn diff(wanted: &Wanted, seen: &Seen, name: &NetworkName) -> Vec<Step
 /// The steps from one state to another, where the kernel shows the first: what is about machines that come and go.
 /// `tunnel`: its index. `None` if anything else differs, and a look at the kernel must tell.
 pub(crate) fn follow(before: &Wanted, after: &Wanted, tunnel: Option<u32>) -> Option<Vec<Step>> {
-    let Wanted { mtu, bridge_mac, tunnel: through, uplink, addresses, routes, .. } = before;
+    let Wanted {
+        mtu, bridge_mac, tunnel: through, uplink, addresses, routes, answers_back, ..
+    } = before;
     let same = *mtu == after.mtu
         && *bridge_mac == after.bridge_mac
         && *through == after.tunnel
         && *uplink == after.uplink
         && *addresses == after.addresses
-        && *routes == after.routes;
+        && *routes == after.routes
+        && *answers_back == after.answers_back;
     let changed = |(name, tap): (&InterfaceName, &TapWanted)| {
         after.taps.get(name).is_some_and(|other| other != tap)
     };
@@ -440,21 +454,31 @@ fn routes(wanted: &Wanted, seen: &Seen, bridge: u32, steps: &mut Vec<Step>) {
     let mut routes: Vec<_> = wanted
         .routes
         .iter()
-        .map(|(to, via)| Route { to: *to, via: *via, device: bridge })
+        .map(|(to, via)| Route { to: *to, via: *via, device: bridge, table: TABLE_MAIN })
         .collect();
+    let mut backs = Vec::new();
     let host = seen.link(UPLINK).filter(|link| link.is_up);
-    if let (Uplink::Host(Some(_)), Some(link)) = (&wanted.uplink, host) {
-        routes.push(Route { to: (HOST_TRANSIT, 32), via: None, device: link.index });
-        let default = (Ipv4Addr::UNSPECIFIED, 0);
+    if let (Uplink::Host(Some(transit)), Some(link)) = (&wanted.uplink, host) {
+        let device = link.index;
+        routes.push(Route { to: (HOST_TRANSIT, 32), via: None, device, table: TABLE_MAIN });
+        let (default, via) = ((Ipv4Addr::UNSPECIFIED, 0), Some(HOST_TRANSIT));
         if !wanted.routes.contains_key(&default) {
-            let via = Some(HOST_TRANSIT);
-            routes.push(Route { to: default, via, device: link.index });
+            routes.push(Route { to: default, via, device, table: TABLE_MAIN });
+        }
+        if wanted.answers_back {
+            routes.push(Route { to: default, via, device, table: TABLE_BACK });
+            // Of machines, and of the node itself while no machine is there yet.
+            backs = vec![Back::Marked(ANSWER), Back::From(*transit)];
         }
     }
+    let stale = seen.backs.iter().filter(|back| !backs.contains(back));
+    steps.extend(stale.map(|back| Step::UnsetBack(*back)));
     let stale = seen.routes.iter().filter(|route| !routes.contains(route));
     steps.extend(stale.map(|route| Step::UnsetRoute(*route)));
     // Next hops before what goes through them.
     routes.sort_by_key(|route| route.via.is_some());
     let missing = routes.iter().filter(|route| !seen.routes.contains(route));
     steps.extend(missing.map(|route| Step::SetRoute(*route)));
+    let missing = backs.iter().filter(|back| !seen.backs.contains(back));
+    steps.extend(missing.map(|back| Step::SetBack(*back)));
 }

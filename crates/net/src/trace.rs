@@ -103,6 +103,8 @@ pub enum Place {
     Ingress(NodeNumber),
     /// From one node to another.
     Tunnel(NodeNumber, NodeNumber),
+    /// What this node itself answers in the network.
+    Gateway(NodeNumber),
     /// Out of the network, at this node.
     Exit(NodeNumber),
 }
@@ -114,6 +116,7 @@ impl fmt::Display for Place {
             Self::Egress(node) => write!(f, "egress on node {}", node.get()),
             Self::Ingress(node) => write!(f, "ingress on node {}", node.get()),
             Self::Tunnel(from, to) => write!(f, "tunnel from node {} to {}", from.get(), to.get()),
+            Self::Gateway(node) => write!(f, "gateway on node {}", node.get()),
             Self::Exit(node) => write!(f, "exit at node {}", node.get()),
         }
     }
@@ -142,16 +145,17 @@ pub fn trace(nodes: &[Desired], vni: crate::desired::Vni, probe: &Probe) -> Trac
         Some((node.underlay.number, &**network))
     });
     let networks: Vec<_> = networks.collect();
-    let mut way = Way { hops: Vec::new() };
+    let mut way = Way { nodes, hops: Vec::new() };
     way.follow(&networks, probe);
     Trace { hops: way.hops }
 }
 
-struct Way {
+struct Way<'a> {
+    nodes: &'a [Desired],
     hops: Vec<Hop>,
 }
 
-impl Way {
+impl Way<'_> {
     fn follow(&mut self, nodes: &[(NodeNumber, &DesiredNetwork)], probe: &Probe) {
         let of = |address: IpAddr| {
             nodes.iter().find(|(_, network)| {
@@ -184,8 +188,28 @@ impl Way {
                 }
                 self.arrive(*there, &Policy::new(network), &packet);
             }
+            None if is_gateway(network, packet.destination) => {
+                self.ask_gateway(*node, network, &packet);
+            }
             None => self.go_out(*node, network, &packet),
         }
+    }
+
+    fn ask_gateway(&mut self, node: NodeNumber, network: &DesiredNetwork, packet: &Packet) {
+        match gateway_answers(network, packet) {
+            true => self.pass(Place::Gateway(node), "the node answers this itself"),
+            false => self.stop(Place::Gateway(node), "the node answers nothing there"),
+        }
+    }
+
+    /// Whether it goes to the addresses where nodes talk to each other, which machines must not: not to any node's tunnels,
+    /// nor to the node by which they leave.
+    fn is_for_nodes(&self, exit: NodeNumber, packet: &Packet) -> bool {
+        let mut places = self.nodes.iter().map(|node| &node.underlay);
+        places.any(|place| {
+            let to_tunnels = (packet.protocol, packet.port) == (17, place.vxlan_port);
+            packet.destination == IpAddr::V4(place.address) && (to_tunnels || place.number == exit)
+        })
     }
 
     fn leave(&mut self, node: NodeNumber, policy: &Policy<'_>, packet: &Packet) -> bool {
@@ -212,12 +236,16 @@ impl Way {
         if !judgement.allowed {
             return self.judge(Place::Exit(node), &judgement);
         }
-        match network.kind {
+        let exit = match network.kind {
             NetworkKind::Nat(Exit::Via(exit)) if exit != node => {
                 self.pass(Place::Tunnel(node, exit), "the network's exit is there");
-                self.judge(Place::Exit(exit), &judgement);
+                exit
             }
-            _ => self.judge(Place::Exit(node), &judgement),
+            _ => node,
+        };
+        match matches!(network.kind, NetworkKind::Nat(_)) && self.is_for_nodes(exit, packet) {
+            true => self.stop(Place::Exit(exit), "machines do not reach the nodes there"),
+            false => self.judge(Place::Exit(exit), &judgement),
         }
     }
 
@@ -232,6 +260,29 @@ impl Way {
 
     fn stop(&mut self, at: Place, why: &str) {
         self.hops.push(Hop { at, passes: false, why: why.to_owned() });
+    }
+}
+
+/// Whether an address is the node's own in the network.
+fn is_gateway(network: &DesiredNetwork, address: IpAddr) -> bool {
+    let bridged = matches!(network.kind, NetworkKind::Bridged { .. });
+    let six = network.ipv6.map(|range| IpAddr::V6(range.gateway));
+    !bridged && (address == IpAddr::V4(network.gateway) || Some(address) == six)
+}
+
+/// Whether the node answers what machines ask it: names, addresses, echoes, and services it was told of.
+fn gateway_answers(network: &DesiredNetwork, packet: &Packet) -> bool {
+    let is_service = network.gateway_services.iter().any(|service| {
+        let protocol = match service.protocol {
+            Transport::Tcp => 6,
+            Transport::Udp => 17,
+        };
+        (protocol, service.port) == (packet.protocol, packet.port)
+    });
+    match (packet.protocol, packet.port) {
+        (6 | 17, 53) | (17, 67) | (1, 8) => true,
+        (17, 547) | (58, _) => packet.destination.is_ipv6(),
+        _ => is_service,
     }
 }
 

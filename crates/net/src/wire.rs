@@ -26,7 +26,7 @@ use crate::host::HostError;
 use crate::monitor::{Ears, Monitor};
 use crate::names::{InterfaceName, NetworkName};
 use crate::namespace;
-use crate::netlink::{Netlink, Route};
+use crate::netlink::{Netlink, Route, TABLE_MAIN};
 use crate::network::{NodeNetwork, blocking};
 use crate::setup::{self, Ownership};
 use crate::thread::NamespaceThread;
@@ -415,7 +415,7 @@ async fn settle(
         changed = true;
         netlink.set_up(link.index, None).await?;
     }
-    let route = Route { to: RANGE, via: None, device: link.index };
+    let route = Route { to: RANGE, via: None, device: link.index, table: TABLE_MAIN };
     if !netlink.routes().await?.contains(&route) {
         changed = true;
         netlink.set_route(route).await?;

@@ -239,6 +239,45 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_is_too_rare_to_be_seen_does_not_disagree() {
+        let text = r#"
+name = "rare"
+run = { seed = 3, replications = 4, duration_secs = 2000 }
+[[nodes]]
+name = "n"
+[[services]]
+name = "s"
+start_secs = 0
+queue_bound = 30
+scaling = { replicas_min = 1, replicas_max = 1 }
+[[users]]
+name = "u"
+service = "s"
+interval_secs = { kind = "exponential", mean = 2 }
+work_secs = { kind = "exponential", mean = 1 }
+"#;
+        let mut scenario = Scenario::parse(text).unwrap();
+        let compared = compare(&scenario, &[], &Progress::default());
+        let row = |compared: &Comparison, measure| {
+            compared.rows.iter().find(|row| row.measure == measure).cloned().unwrap()
+        };
+        let refusal = row(&compared, Measure::Refusal);
+        assert!(refusal.simulated.mean == 0.0 && refusal.computed.unwrap() > 0.0, "{refusal:?}");
+        assert!((1e-4..2e-3).contains(&refusal.simulated.half_width), "{refusal:?}");
+        assert_eq!(refusal.agrees(), Some(true));
+        assert_eq!(row(&compared, Measure::Service).agrees(), Some(true));
+        // Nothing fails, and nothing changes the number of replicas: that is sure.
+        for measure in [Measure::Loss, Measure::LostRate, Measure::ReplicationRate] {
+            assert_eq!(row(&compared, measure).simulated.half_width, 0.0, "{measure:?}");
+        }
+        // What would have been seen disagrees.
+        scenario.services[0].queue_bound = 2;
+        let often = row(&compare(&scenario, &[], &Progress::default()), Measure::Refusal);
+        assert!(often.computed.unwrap() > refusal.simulated.half_width);
+        assert_eq!(Row { computed: often.computed, ..refusal }.agrees(), Some(false));
+    }
+
+    #[test]
     fn a_batch_takes_as_long_as_a_death_process() {
         let text = r#"
 name = "batch"

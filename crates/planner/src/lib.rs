@@ -15,6 +15,7 @@ pub mod bench;
 mod chain;
 mod compare;
 pub mod experiments;
+mod jobs;
 mod live;
 mod models;
 mod output;
@@ -43,7 +44,7 @@ pub use compare::{
 pub use live::{
     NodeChange, NodeTurn, PlannedRequest, UserScript, left_out, measure_history, node_changes,
 };
-pub use output::{Estimate, mser5, student_t};
+pub use output::{Estimate, mser5, rule_of_three, student_t};
 pub use png::PngError;
 pub use progress::Progress;
 pub use random::{Distribution, Purpose, RandomKind, Stream};

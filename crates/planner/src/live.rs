@@ -7,12 +7,13 @@
 //! ```
 //! Pure as the rest: whoever runs the cloud has clock and sockets.
 
+use crate::jobs::{Jobs, Stand};
 use crate::output::Estimate;
 use crate::random::{Distribution, Purpose, Stream};
 use crate::scenario::{FailureLoses, FailuresHit, QueueKind, Repair, Scenario};
 use crate::sim::{Measure, User, nanos, secs};
 use skein_model::{Event, EventKind};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 /// Parts of a run whose means give the interval of a measure (batch means): enough for Student's t, and each long enough to
 /// forget the one before.
@@ -219,13 +220,12 @@ enum Stage {
 /// What there is at a moment.
 #[derive(Debug, Default)]
 struct Now {
-    /// Below 0 for a moment where a job is seen to begin before it is seen to be accepted: two parts of a cloud tell that.
-    waiting: i32,
+    waiting: u32,
     busy: u32,
+    jobs: Jobs,
     nodes: BTreeMap<String, bool>,
     /// Machines with the names of their nodes; empty where the history does not say.
     machines: BTreeMap<String, (Stage, String)>,
-    running: BTreeSet<String>,
     /// Copies of machines that move, with those machines.
     copy_of: BTreeMap<String, String>,
     last_added: Option<bool>,
@@ -243,11 +243,22 @@ impl Now {
         self.machines.iter().filter(stands).count() as f64
     }
 
-    fn job(&mut self, event: &Event) -> bool {
-        let id = event.subject.job.map(|id| id.to_string()).unwrap_or_default();
-        let was = self.running.remove(&id);
-        self.busy -= u32::from(was);
-        was
+    /// Lets an event happen to the requests; whether any stands elsewhere for it.
+    fn requests(&mut self, event: &Event) -> bool {
+        let Self { waiting, busy, jobs, .. } = self;
+        let turned = jobs.apply(event, |_, before, now| {
+            match before {
+                Stand::Waits => *waiting -= 1,
+                Stand::Runs(_) => *busy -= 1,
+                Stand::Unknown | Stand::Over => {}
+            }
+            match now {
+                Stand::Waits => *waiting += 1,
+                Stand::Runs(_) => *busy += 1,
+                Stand::Unknown | Stand::Over => {}
+            }
+        });
+        turned > 0
     }
 
     fn machine(&mut self, event: &Event, stage: Option<Stage>) {
@@ -319,6 +330,7 @@ fn pass(parts: &mut [Sums], length: f64, now: &Now, (from, to): (f64, f64)) {
 fn happen(now: &mut Now, event: &Event, part: Option<&mut Sums>) {
     let mut nobody = Sums::default();
     let part = part.unwrap_or(&mut nobody);
+    let turned = now.requests(event);
     match &event.kind {
         EventKind::NodeJoined => now.node(event, true),
         EventKind::NodeLeft | EventKind::NodeLost => now.node(event, false),
@@ -335,37 +347,25 @@ fn happen(now: &mut Now, event: &Event, part: Option<&mut Sums>) {
         }
         EventKind::MachineDraining => now.machine(event, Some(Stage::Going)),
         EventKind::MachineGone { .. } => now.machine(event, None),
-        EventKind::JobAccepted => {
-            part.generated += 1.0;
-            now.waiting += 1;
-        }
+        EventKind::JobAccepted => part.generated += 1.0,
         EventKind::JobRefused { .. } => {
             part.generated += 1.0;
             part.refused += 1.0;
         }
-        EventKind::JobStarted { .. } => {
-            let id = event.subject.job.map(|id| id.to_string()).unwrap_or_default();
-            // One that was running went with its node, and nobody there could say so.
-            if now.running.insert(id) {
-                now.waiting -= 1;
-                now.busy += 1;
-            }
-        }
-        EventKind::JobDone { queue_us, service_us } => {
-            now.waiting -= i32::from(!now.job(event));
+        // What ends again had ended before: its node was silent meanwhile.
+        EventKind::JobDone { queue_us, service_us } if turned => {
             let (queue, service) = (*queue_us as f64 * 1e-6, *service_us as f64 * 1e-6);
             part.served += 1.0;
             part.queue_secs += queue;
             part.service_secs += service;
             part.times.push(queue + service);
         }
-        EventKind::JobReturned { .. } => {
-            now.waiting += i32::from(now.job(event));
-        }
-        EventKind::JobDeadLettered { .. } | EventKind::JobCancelled => {
-            now.waiting -= i32::from(!now.job(event));
-            part.lost += f64::from(u8::from(!matches!(event.kind, EventKind::JobCancelled)));
-        }
+        EventKind::JobDeadLettered { .. } if turned => part.lost += 1.0,
+        EventKind::JobStarted { .. }
+        | EventKind::JobDone { .. }
+        | EventKind::JobReturned { .. }
+        | EventKind::JobDeadLettered { .. }
+        | EventKind::JobCancelled => {}
         EventKind::Migrating { machine, .. } => {
             if let Some(copy) = &event.subject.machine {
                 now.copy_of.insert(copy.to_string(), machine.clone());

@@ -64,6 +64,13 @@ impl Estimate {
     }
 }
 
+/// How much of something there may be in each of so many trials when none of them saw it: the share that would leave all of them
+/// without it with probability 1 - `confidence`. At 95 % that is 3 / `trials`, the rule of three (Hanley and Lippman-Hand, JAMA 249,
+/// 1983). None without a trial.
+pub fn rule_of_three(trials: f64, confidence: f64) -> Option<f64> {
+    (trials > 0.0).then(|| -(-confidence).ln_1p() / trials)
+}
+
 /// The quantile of Student's t distribution for a two-sided interval.
 pub fn student_t(freedom: usize, confidence: f64) -> f64 {
     match StudentsT::new(0.0, 1.0, freedom as f64) {
@@ -89,6 +96,14 @@ mod tests {
         assert_eq!(mser5(&[]), 0);
         assert_eq!(mser5(&[1.0; 100]), 0, "nothing is cut from what does not vary");
         assert!(mser5(&(0..1000).map(f64::from).collect::<Vec<_>>()) <= 500, "at most half");
+    }
+
+    #[test]
+    fn what_was_not_seen_may_still_be() {
+        let bound = rule_of_three(1000.0, 0.95).unwrap();
+        assert!((bound - 2.9957e-3).abs() < 1e-6);
+        assert!((f64::powi(1.0 - bound, 1000) - 0.05).abs() < 1e-3);
+        assert_eq!(rule_of_three(0.0, 0.95), None);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! Simulated and live histories have the same events, so both replay the same way.
 
+use crate::jobs::{Jobs, Stand};
 use skein_model::{Event, EventKind};
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -155,8 +156,7 @@ pub struct Scene {
     pub services: BTreeMap<String, Requests>,
     /// What is on the links, by number.
     pub transfers: BTreeMap<u64, Sent>,
-    /// Machine of each request in service.
-    running: BTreeMap<String, String>,
+    jobs: Jobs,
 }
 
 impl Scene {
@@ -166,6 +166,7 @@ impl Scene {
         let subject = &event.subject;
         let node = subject.node.as_ref().map(ToString::to_string);
         let service = subject.service.as_ref().map(ToString::to_string).unwrap_or_default();
+        let turned = self.turn_requests(event);
         match &event.kind {
             EventKind::NodeJoined => self.node(node, NodeView::Works),
             EventKind::NodeLeft | EventKind::NodeLost => self.node(node, NodeView::Gone),
@@ -187,33 +188,15 @@ impl Scene {
                     self.machines.remove(machine.as_str());
                 }
             }
-            EventKind::JobAccepted => self.requests(service).waiting += 1,
             EventKind::JobRefused { .. } => self.requests(service).refused += 1,
-            EventKind::JobStarted { .. } => {
-                let requests = self.requests(service);
-                requests.waiting = requests.waiting.saturating_sub(1);
-                self.begins(event);
-            }
-            EventKind::JobDone { .. } => {
-                self.requests(service).served += 1;
-                self.ends(event);
-            }
-            EventKind::JobReturned { .. } => {
-                self.requests(service).waiting += 1;
-                self.ends(event);
-            }
+            EventKind::JobDone { .. } => self.requests(service).served += u64::from(turned),
             EventKind::JobDeadLettered { .. } => {
-                let was_running = self.ends(event);
-                let requests = self.requests(service);
-                requests.lost += 1;
-                requests.waiting = requests.waiting.saturating_sub(u32::from(!was_running));
+                self.requests(service).lost += u64::from(turned);
             }
-            EventKind::JobCancelled => {
-                if !self.ends(event) {
-                    let requests = self.requests(service);
-                    requests.waiting = requests.waiting.saturating_sub(1);
-                }
-            }
+            EventKind::JobAccepted
+            | EventKind::JobStarted { .. }
+            | EventKind::JobReturned { .. }
+            | EventKind::JobCancelled => {}
             EventKind::TransferBegan { transfer, what, route, .. } => {
                 let sent = Sent { what: what.clone(), route: route.clone() };
                 self.transfers.insert(*transfer, sent);
@@ -248,23 +231,26 @@ impl Scene {
         machine.view = view;
     }
 
-    fn begins(&mut self, event: &Event) {
-        if let (Some(job), Some(machine)) = (&event.subject.job, &event.subject.machine) {
-            self.running.insert(job.to_string(), machine.to_string());
-            if let Some(machine) = self.machines.get_mut(machine.as_str()) {
-                machine.in_service += 1;
+    /// Lets an event happen to the requests; whether any stands elsewhere for it.
+    fn turn_requests(&mut self, event: &Event) -> bool {
+        let Self { jobs, services, machines, .. } = self;
+        let turned = jobs.apply(event, |service, before, now| {
+            if !services.contains_key(service) {
+                services.insert(service.to_owned(), Requests::default());
             }
-        }
-    }
-
-    /// A request leaves its machine; false when it was at none.
-    fn ends(&mut self, event: &Event) -> bool {
-        let job = event.subject.job.as_ref().map(ToString::to_string).unwrap_or_default();
-        let Some(machine) = self.running.remove(&job) else { return false };
-        if let Some(machine) = self.machines.get_mut(&machine) {
-            machine.in_service = machine.in_service.saturating_sub(1);
-        }
-        true
+            for (stand, more) in [(before, false), (now, true)] {
+                let count = match stand {
+                    Stand::Waits => services.get_mut(service).map(|it| &mut it.waiting),
+                    Stand::Runs(at) => machines.get_mut(&at.machine).map(|it| &mut it.in_service),
+                    Stand::Unknown | Stand::Over => None,
+                };
+                if let Some(count) = count {
+                    // A machine that was heard of late counts from then on.
+                    *count = if more { *count + 1 } else { count.saturating_sub(1) };
+                }
+            }
+        });
+        turned > 0
     }
 
     /// How many transfers of each kind are on each link, from one node to the next.

@@ -26,6 +26,7 @@
 //! [`Broken`].
 
 mod atomic;
+mod bells;
 mod choice;
 mod direction;
 pub mod far;
@@ -36,6 +37,7 @@ mod segment;
 mod tx;
 mod wakes;
 
+pub use bells::Bells;
 pub use choice::{Choice, Path};
 pub use direction::{Direction, LOG, Phase, Preference, Record, Refusal};
 pub use rx::{Next, Rx, Settled};

@@ -1,15 +1,16 @@
-//! Whether small messages are better off on TCP.
+//! Whether small messages to another host are better off on TCP.
 //!
-//! A receiver that sleeps is woken by a bell, and a bell is a byte on TCP. Where nearly each message takes one, the message itself might
-//! as well be those bytes: on one host that saves two calls, and to another one a round trip, for there a bell is asked for
-//! by the other node. Whether the receiver sleeps is the program's affair and may change, so the ring is tried again after a while.
+//! A receiver that sleeps is woken by a bell, and a bell is a byte on TCP that the receiver's node asks for: it comes a round trip after
+//! the message. Where messages take bells, the message itself might as well be those bytes. Whether the receiver sleeps is the
+//! program's affair and may change, so the ring is tried again after a while. (Within a host a bell costs less, and is counted by
+//! [`super::Bells`].)
 //!
 //! Time is nanoseconds of the caller's clock; there is no clock in here.
 
-use super::Reach;
-
 /// So many writes are judged together.
 const WRITES: u32 = 32;
+/// So many of them with a bell are too many: one costs as much as ten messages without.
+const BELLS_MAX: u32 = WRITES / 8;
 /// Of messages larger than this, on average, the copy that the ring saves is worth more than a bell.
 const SMALL: u64 = 4 << 10;
 /// How long TCP has them, and how long at most after the ring was tried again and again: a trial is one judgement.
@@ -29,16 +30,6 @@ pub struct Wakes {
     until: u64,
 }
 
-/// So many of [`WRITES`] with a bell are too many.
-const fn bells_max(reach: Reach) -> u32 {
-    match reach {
-        // With a bell a message costs somewhat more than on TCP, without one a tenth.
-        Reach::Near => WRITES * 3 / 4,
-        // With a bell it costs ten times as much.
-        Reach::Far => WRITES / 8,
-    }
-}
-
 impl Wakes {
     /// Whether small messages go to TCP.
     pub const fn prefers_tcp(&self) -> bool {
@@ -54,14 +45,14 @@ impl Wakes {
     }
 
     /// A write went to the ring; `bell` is the TCP position behind the last bell.
-    pub fn on_ring(&mut self, bytes: u64, bell: u64, reach: Reach, now: impl FnOnce() -> u64) {
+    pub fn on_ring(&mut self, bytes: u64, bell: u64, now: impl FnOnce() -> u64) {
         self.bells += u32::from(self.bell.is_some_and(|before| before != bell));
         self.bell = Some(bell);
         if !self.count(bytes) {
             return;
         }
         let are_small = self.bytes < SMALL * u64::from(WRITES);
-        if are_small && self.bells >= bells_max(reach) {
+        if are_small && self.bells >= BELLS_MAX {
             self.prefers_tcp = true;
             self.hold = (self.hold * 2).clamp(HOLD_NS.0, HOLD_NS.1);
             self.until = now().saturating_add(self.hold);
@@ -109,7 +100,7 @@ mod tests {
                 wakes.on_tcp(bytes);
                 on_tcp += 1;
             } else {
-                wakes.on_ring(bytes, number / per_bell, Reach::Near, || *clock);
+                wakes.on_ring(bytes, number / per_bell, || *clock);
             }
         }
         on_tcp
@@ -122,13 +113,13 @@ mod tests {
         let on_tcp = run(&mut wakes, &mut clock, 60_000, 100, 1);
         assert!((59_000..59_970).contains(&on_tcp), "{on_tcp}");
         // It does not sleep any more: the ring, after eight seconds at most.
-        run(&mut wakes, &mut clock, 8_000, 100, 10);
-        assert_eq!(run(&mut wakes, &mut clock, 1_000, 100, 10), 0);
+        run(&mut wakes, &mut clock, 9_000, 100, 100);
+        assert_eq!(run(&mut wakes, &mut clock, 1_000, 100, 100), 0);
     }
 
     #[test]
     fn large_ones_and_those_to_one_who_is_awake_take_the_ring() {
-        for (bytes, per_bell) in [(100, 2), (100, 1000), (60_000, 1)] {
+        for (bytes, per_bell) in [(100, 10), (100, 1000), (60_000, 1)] {
             let (mut wakes, mut clock) = (Wakes::default(), 7);
             assert_eq!(
                 run(&mut wakes, &mut clock, 5_000, bytes, per_bell),
@@ -144,11 +135,11 @@ mod tests {
     }
 
     #[test]
-    fn to_another_host_a_few_bells_are_many() {
+    fn a_few_bells_are_many() {
         let (mut wakes, mut clock) = (Wakes::default(), 7);
         for number in 0..64 {
             clock += MILLI;
-            wakes.on_ring(100, number / 4, Reach::Far, || clock);
+            wakes.on_ring(100, number / 4, || clock);
         }
         assert!(wakes.prefers_tcp());
     }

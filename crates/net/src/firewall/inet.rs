@@ -6,7 +6,7 @@
 //! ```
 //! A profile is a set of groups; machines with the same groups share its chains.
 
-use super::shortcut::AGREED;
+use super::shortcut::{AGREED, ANSWER};
 use super::steps::{
     ESTABLISHED, FAMILY_4, FAMILY_6, ICMP, ICMP6, INVALID, RELATED, Steps, TCP, UDP, base, chain,
     nat,
@@ -38,6 +38,8 @@ const STATUS_PUBLISHED: u32 = 32;
 
 /// Priority of translation (`NF_IP_PRI_NAT_SRC`).
 const NAT_SOURCE: i32 = 100;
+/// Priority of what decides about routes (`NF_IP_PRI_MANGLE`): connections are known by then.
+const BEFORE_ROUTES: i32 = -150;
 
 pub(super) fn table(network: &DesiredNetwork, around: &Surroundings) -> Table {
     let mut table = Table::default();
@@ -59,11 +61,32 @@ pub(super) fn table(network: &DesiredNetwork, around: &Surroundings) -> Table {
     if matches!(network.kind, NetworkKind::Nat(_)) {
         published::publications(&mut table, network, around);
     }
+    if network.answers_back() {
+        table.chains.insert("answers".to_owned(), answers());
+    }
     if !matches!(network.kind, NetworkKind::Bridged { .. }) {
         let postrouting = postrouting(network, around);
         table.chains.insert("postrouting".to_owned(), postrouting);
     }
     table
+}
+
+/// Marks what machines answer to those who came from outside by this node: routes are asked for it in a table of its own.
+fn answers() -> Chain {
+    let mark = published_alone(Steps::new().family(FAMILY_4).input(BRIDGE))
+        .then(Expression::Meta { key: Key::Mark, to: 0 })
+        .then(Expression::Raise { register: 0, bits: ANSWER })
+        .then(Expression::SetMark { from: 0 });
+    base(HookPoint::Prerouting, BEFORE_ROUTES, Policy::Accept, vec![mark.rule()])
+}
+
+/// Of connections that came from outside, alone.
+fn published_alone(steps: Steps) -> Steps {
+    let published = STATUS_PUBLISHED.to_ne_bytes().to_vec();
+    steps
+        .then(Expression::ConnectionStatus { to: 0 })
+        .then(Expression::Mask { register: 0, mask: published.clone() })
+        .then(Expression::Equal { register: 0, value: published })
 }
 
 pub(super) fn group_chain(direction: Direction, group: &GroupName) -> String {
@@ -394,13 +417,7 @@ fn postrouting(network: &DesiredNetwork, around: &Surroundings) -> Chain {
             .then(Expression::Nat { kind: NatKind::Source, address: 0, port: None });
         rules.push(own.rule());
         // The machine's own node would answer the client past this one.
-        let published = STATUS_PUBLISHED.to_ne_bytes().to_vec();
-        let steps = Steps::new()
-            .family(FAMILY_4)
-            .output(BRIDGE)
-            .then(Expression::ConnectionStatus { to: 0 })
-            .then(Expression::Mask { register: 0, mask: published.clone() })
-            .then(Expression::Equal { register: 0, value: published })
+        let steps = published_alone(Steps::new().family(FAMILY_4).output(BRIDGE))
             .member(Field::IP4_DESTINATION, "remote4")
             .then(Expression::Immediate { value: router.octets().to_vec(), to: 0 })
             .then(Expression::Nat { kind: NatKind::Source, address: 0, port: None });

@@ -23,9 +23,11 @@ use crate::netfilter::{
 };
 use std::net::Ipv4Addr;
 
-/// The bit of a packet's mark that says: both ends of its connection have agreed on it. The others are the index of the
-/// interface that received it.
+/// The bit of a packet's mark that says: both ends of its connection have agreed on it. The others, but for [`ANSWER`], are
+/// the index of the interface that received it.
 pub(super) const AGREED: u32 = 1 << 31;
+/// The bit of a packet's mark that says: it answers who came from outside by this node.
+pub(crate) const ANSWER: u32 = 1 << 30;
 /// The map of connections that are known.
 pub(crate) const KNOWN: &str = "known";
 /// How long a connection is known: shorter than any wait of the kernel's for a packet of it (30 s, of UDP), which must see
@@ -129,7 +131,7 @@ fn egress() -> Vec<crate::netfilter::RuleText> {
     let source = Steps::new()
         .field(Field::ETHER_TYPE, &IPV4)
         .then(Expression::Meta { key: Key::Mark, to: 0 })
-        .then(Expression::Mask { register: 0, mask: (!AGREED).to_ne_bytes().to_vec() });
+        .then(Expression::Mask { register: 0, mask: (!(AGREED | ANSWER)).to_ne_bytes().to_vec() });
     let learn = key(source)
         .then(Expression::Meta { key: Key::OutputIndex, to: VALUE_AT })
         .then(Expression::Learn { key: 0, value: VALUE_AT, map: KNOWN.to_owned() });

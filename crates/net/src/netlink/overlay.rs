@@ -1,5 +1,6 @@
 //! Tunnels between nodes, ways to the host, neighbours of both families and routes.
 
+use super::rules::{TABLE_BACK, TABLE_MAIN};
 use super::{Link, Netlink, absent_is_fine, cause, collect, mac_of};
 use crate::names::InterfaceName;
 use rtnetlink::packet_route::AddressFamily;
@@ -25,8 +26,6 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 const STATE_STATIC: u16 = 0x42;
 /// The UDP port of a tunnel that is only made to see what the kernel says of it.
 const TRIAL_PORT: u16 = 4789;
-/// The main table of routes.
-const TABLE_MAIN: u8 = 254;
 
 /// What makes a tunnel the one that is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +76,8 @@ pub(crate) struct Route {
     pub(crate) to: (Ipv4Addr, u8),
     pub(crate) via: Option<Ipv4Addr>,
     pub(crate) device: u32,
+    /// [`TABLE_MAIN`] or [`TABLE_BACK`].
+    pub(crate) table: u8,
 }
 
 impl Netlink {
@@ -354,7 +355,7 @@ impl Netlink {
         Ok(())
     }
 
-    /// Static IPv4 routes of the main table.
+    /// Static IPv4 routes of both tables.
     pub(crate) async fn routes(&self) -> io::Result<Vec<Route>> {
         let filter = RouteMessageBuilder::<Ipv4Addr>::new().build();
         let all = collect(self.handle.route().get(filter).execute()).await?;
@@ -380,7 +381,8 @@ fn route_message(route: Route) -> RouteMessage {
     let (address, length) = route.to;
     let builder = RouteMessageBuilder::<Ipv4Addr>::new()
         .destination_prefix(address, length)
-        .output_interface(route.device);
+        .output_interface(route.device)
+        .table_id(route.table.into());
     match route.via {
         Some(via) => builder.gateway(via).onlink().build(),
         None => builder.scope(RouteScope::Link).build(),
@@ -389,7 +391,8 @@ fn route_message(route: Route) -> RouteMessage {
 
 fn route_of(message: &RouteMessage) -> Option<Route> {
     let header = &message.header;
-    let ours = header.table == TABLE_MAIN && header.protocol == RouteProtocol::Static;
+    let is_table_known = [TABLE_MAIN, TABLE_BACK].contains(&header.table);
+    let ours = is_table_known && header.protocol == RouteProtocol::Static;
     if !ours || header.address_family != AddressFamily::Inet {
         return None;
     }
@@ -401,6 +404,7 @@ fn route_of(message: &RouteMessage) -> Option<Route> {
         to: (Ipv4Addr::UNSPECIFIED, header.destination_prefix_length),
         via: None,
         device: 0,
+        table: header.table,
     };
     for attribute in &message.attributes {
         match attribute {

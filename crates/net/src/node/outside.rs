@@ -9,7 +9,7 @@ use crate::kernel;
 use crate::monitor::{Ears, Monitor};
 use crate::names::{InterfaceName, NetworkName};
 use crate::netfilter::{Netfilter, Ruleset, diff, replace};
-use crate::netlink::{Netlink, Route, Tunnel};
+use crate::netlink::{Netlink, Route, TABLE_MAIN, Tunnel};
 use crate::network::blocking;
 use crate::node::NodeNetworksConfig;
 use crate::plan::{HOST_TRANSIT, transit_address};
@@ -186,7 +186,10 @@ impl Outside {
         desired: &Desired,
         public: WireKey,
     ) -> Result<bool, NetError> {
-        let path = self.wire_key.clone().unwrap_or_default();
+        let Some(path) = self.wire_key.clone() else {
+            let source = io::Error::other("the node was started without a key");
+            return Err(NetError::Encryption { action: "setting up", source });
+        };
         let key = blocking(move || {
             let failed = |source| NetError::WireKey { path: path.clone(), source };
             let key = SecretKey::read(&path).map_err(failed)?;
@@ -519,7 +522,8 @@ async fn tend(
         }
     }
     let transit = transit_address(link.index);
-    let route = Route { to: (transit, 32), via: None, device: link.index };
+    let to = (transit, 32);
+    let route = Route { to, via: None, device: link.index, table: TABLE_MAIN };
     if !netlink.routes().await?.contains(&route) {
         netlink.set_route(route).await?;
     }

@@ -134,16 +134,22 @@ async fn what_nodes_send_each_other_is_sealed() -> Result<()> {
     Ok(())
 }
 
+/// A machine of each node, and a connection between them.
+async fn two_that_talk(bed: &Bed, plan: &Plan) -> Result<(Machine, Machine, TcpStream)> {
+    bed.apply(&[plan]).await?;
+    let a = bed.machine(0, plan, 11).await?;
+    let c = bed.machine(1, plan, 21).await?;
+    c.echo(80);
+    let mut stream = dial(&a, &c)?;
+    echoes(&mut stream)?;
+    Ok((a, c, stream))
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_takes_another_key_and_its_connections_live() -> Result<()> {
     let mut bed = Bed::encrypted(2).await?;
     let plan = plan(61);
-    bed.apply(&[&plan]).await?;
-    let a = bed.machine(0, &plan, 11).await?;
-    let c = bed.machine(1, &plan, 21).await?;
-    c.echo(80);
-    let mut stream = dial(&a, &c)?;
-    echoes(&mut stream)?;
+    let (a, c, mut stream) = two_that_talk(&bed, &plan).await?;
     let path = bed.nodes[1].wire_key().context("a file")?;
     let before = bed.nodes[1].underlay.wire;
     bed.nodes[1].underlay.wire = Some(renew_wire_key(&path)?);
@@ -161,12 +167,7 @@ async fn a_node_takes_another_key_and_its_connections_live() -> Result<()> {
 async fn an_encrypted_way_outlives_its_node_and_comes_back_when_it_is_lost() -> Result<()> {
     let mut bed = Bed::encrypted(2).await?;
     let plan = plan(62);
-    bed.apply(&[&plan]).await?;
-    let a = bed.machine(0, &plan, 11).await?;
-    let c = bed.machine(1, &plan, 21).await?;
-    c.echo(80);
-    let mut stream = dial(&a, &c)?;
-    echoes(&mut stream)?;
+    let (a, c, mut stream) = two_that_talk(&bed, &plan).await?;
     // The node's process ends; its machines go on to talk, and the next takes over.
     let before = programs(&bed.nodes[1]);
     bed.nodes[1].networks = None;

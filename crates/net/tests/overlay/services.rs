@@ -4,7 +4,7 @@ use crate::common::bed::{Bed, Machine, Plan, inside, run};
 use crate::common::eventually;
 use crate::tcp;
 use anyhow::{Context as _, Result, ensure};
-use skein_net::{Balance, DnsRecord, Publication, Route, Transport};
+use skein_net::{Balance, DnsRecord, Payload, Probe, Publication, Route, Transport, trace};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
@@ -199,20 +199,10 @@ async fn a_nat_network_reaches_out_and_is_reached() -> Result<()> {
         &["web"],
     );
     plan.exit = Some(1);
-    let publish = |port, backends: Vec<Ipv4Addr>, wake: Option<&str>| Publication {
-        address: None,
-        protocol: Transport::Tcp,
-        port,
-        target_port: 80,
-        backends,
-        balance: Balance::Turns,
-        wake: wake.map(|label| label.parse().expect("a label")),
-    };
-    let none = || publish(8090, Vec::new(), Some("sleeper"));
     plan.network.publications = vec![
-        publish(8081, vec![plan.address(11)], None),
-        publish(8082, vec![plan.address(21)], None),
-        none(),
+        published(8081, vec![plan.address(11)], None),
+        published(8082, vec![plan.address(21)], None),
+        published(8090, Vec::new(), Some("sleeper")),
     ];
     plan.network.kind = skein_net::NetworkKind::Nat(skein_net::Exit::Here { source: None });
     let node_two = |plan: &Plan| {
@@ -250,17 +240,7 @@ async fn a_nat_network_reaches_out_and_is_reached() -> Result<()> {
     // Nobody is there: the client waits, somebody is told, and then it is served.
     let served = greet(at(&b)?);
     let waiting = std::thread::spawn(move || hears(&world, "192.0.2.1:8090".parse().expect("one")));
-    let event = tokio::time::timeout(Duration::from_secs(20), async {
-        loop {
-            match bed.nodes[0].events.recv().await {
-                Some(skein_net::NetworkEvent::Wake { label, port, .. }) => return (label, port),
-                Some(_) => {}
-                None => panic!("the node ended"),
-            }
-        }
-    });
-    let (label, port) = event.await?;
-    ensure!((label.as_str(), port) == ("sleeper", 8090));
+    ensure!(woken(&mut bed, 0).await? == ("sleeper".to_owned(), 8090));
     plan.network.publications[2].backends = vec![plan.address(21)];
     apply(&bed, &plan).await?;
     ensure!(waiting.join().expect("no panic"), "the client that waited is served");
@@ -268,6 +248,100 @@ async fn a_nat_network_reaches_out_and_is_reached() -> Result<()> {
     // A machine must not speak VXLAN to the nodes, nor reach them.
     let _listener = inside(&bed.nodes[0].namespace.0, || TcpListener::bind("192.0.2.1:7100"))?;
     ensure!(!a.connects(("192.0.2.1".parse::<Ipv4Addr>()?, 7100)), "a machine reached the node");
+    // A trace says so, and what the gateway answers.
+    let nodes = [bed.desired(0, &[&plan]), bed.desired(1, &[&node_two(&plan)])];
+    let gateway = plan.network.gateway;
+    let says = [
+        (Ipv4Addr::new(192, 0, 2, 1), Payload::Port(Transport::Tcp, 7100), false),
+        (Ipv4Addr::new(192, 0, 2, 254), Payload::Port(Transport::Tcp, 7000), true),
+        (gateway, Payload::Port(Transport::Udp, 53), true),
+        (gateway, Payload::Icmp(8), true),
+        (gateway, Payload::Port(Transport::Tcp, 22), false),
+    ];
+    for (destination, payload, arrives) in says {
+        let (source, destination) = (a.address.into(), destination.into());
+        let found = trace(&nodes, plan.network.vni, &Probe { source, destination, payload });
+        ensure!(found.arrives() == arrives, "to {destination}, {payload:?}: {found:?}");
+    }
+    bed.finish().await
+}
+
+/// TCP port 80 of the machines, opened as `port`.
+fn published(port: u16, backends: Vec<Ipv4Addr>, wake: Option<&str>) -> Publication {
+    Publication {
+        address: None,
+        protocol: Transport::Tcp,
+        port,
+        target_port: 80,
+        backends,
+        balance: Balance::Turns,
+        wake: wake.map(|label| label.parse().expect("a label")),
+    }
+}
+
+/// The next connection that waits for a machine: of whom, and at which port.
+async fn woken(bed: &mut Bed, node: usize) -> Result<(String, u16)> {
+    let event = tokio::time::timeout(Duration::from_secs(20), async {
+        loop {
+            match bed.nodes[node].events.recv().await {
+                Some(skein_net::NetworkEvent::Wake { label, port, .. }) => {
+                    return (label.to_string(), port);
+                }
+                Some(_) => {}
+                None => panic!("the node ended"),
+            }
+        }
+    });
+    Ok(event.await?)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_node_answers_for_a_network_that_leaves_by_another() -> Result<()> {
+    let mut bed = Bed::new(2).await?;
+    let mut plan = Plan::new(46, "blue").group("web", vec![tcp(1, 80)]);
+    plan = plan.with(11, 1, &["web"]).with(21, 2, &["web"]);
+    plan.exit = Some(1);
+    plan.network.publications = vec![
+        published(8081, vec![plan.address(21)], None),
+        published(8082, vec![plan.address(11)], None),
+        published(8090, Vec::new(), Some("sleeper")),
+    ];
+    bed.apply(&[&plan]).await?;
+    let a = bed.machine(0, &plan, 11).await?;
+    let b = bed.machine(1, &plan, 21).await?;
+    let world = bed.world.0.clone();
+    let at = |machine: &Machine| inside(machine.name(), || TcpListener::bind("0.0.0.0:80"));
+    let node_two = |port| SocketAddr::from(([192, 0, 2, 2], port));
+    let served = greet(at(&b)?);
+    ensure!(hears(&world, node_two(8081)), "in to a machine of the node");
+    ensure!(served.join().expect("no panic").ip() == std::net::IpAddr::from([192, 0, 2, 254]));
+    let served = greet(at(&a)?);
+    ensure!(hears(&world, node_two(8082)), "in to a machine of the node where the network leaves");
+    drop(served.join());
+    // What machines begin still leaves by the other node.
+    let outside = greet(inside(&world, || TcpListener::bind("192.0.2.254:7000"))?);
+    ensure!(hears(b.name(), "192.0.2.254:7000".parse()?), "out");
+    let from = outside.join().expect("the world does not panic");
+    ensure!(from.ip() == std::net::IpAddr::from([192, 0, 2, 1]), "{from}");
+    // A client that waits is answered by the node itself.
+    let served = greet(at(&b)?);
+    let waiting = {
+        let world = world.clone();
+        std::thread::spawn(move || hears(&world, node_two(8090)))
+    };
+    ensure!(woken(&mut bed, 1).await? == ("sleeper".to_owned(), 8090));
+    plan.network.publications[2].backends = vec![plan.address(21)];
+    bed.apply(&[&plan]).await?;
+    ensure!(waiting.join().expect("no panic"), "the client that waited is served");
+    drop(served.join());
+    // Without publications nothing of it is left.
+    plan.network.publications.clear();
+    bed.apply(&[&plan]).await?;
+    let inner = bed.nodes[1].networks().name(plan.network.vni).namespace();
+    let rules = run(&format!("ip -n {inner} rule show"))?;
+    ensure!(!rules.contains("lookup 100"), "{rules}");
+    let routes = run(&format!("ip -n {inner} route show table all"))?;
+    ensure!(!routes.contains("table 100"), "{routes}");
     bed.finish().await
 }
 
@@ -307,15 +381,9 @@ async fn a_client_stays_with_its_machine_through_every_node() -> Result<()> {
     let bed = Bed::new(2).await?;
     let mut plan = Plan::new(45, "blue").group("web", vec![tcp(1, 80)]);
     plan = plan.with(11, 1, &["web"]).with(12, 1, &["web"]).with(21, 2, &["web"]);
-    let mut publication = Publication {
-        address: None,
-        protocol: Transport::Tcp,
-        port: 8083,
-        target_port: 80,
-        backends: [11, 12, 21].map(|index| plan.address(index)).to_vec(),
-        balance: Balance::Clients,
-        wake: None,
-    };
+    let backends = [11, 12, 21].map(|index| plan.address(index)).to_vec();
+    let mut publication =
+        Publication { balance: Balance::Clients, ..published(8083, backends, None) };
     plan.network.kind = skein_net::NetworkKind::Nat(skein_net::Exit::Here { source: None });
     plan.network.publications = vec![publication.clone()];
     bed.apply(&[&plan]).await?;

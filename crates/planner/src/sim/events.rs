@@ -6,16 +6,17 @@ use std::cmp::Ordering;
 /// Simulated time, nanoseconds since the start of the run.
 pub(crate) type Nanos = u64;
 
-/// Nanoseconds of so many seconds; at least 0, at most 500 years.
+/// Nanoseconds of so many seconds; at least 0, at most 292 years: what is further off never happens, and the sum of two is still a
+/// time. (Over a signed number, which processors convert in one step.)
 #[inline]
 pub(crate) fn nanos(secs: f64) -> Nanos {
-    (secs * 1e9) as Nanos
+    ((secs * 1e9) as i64).max(0) as Nanos
 }
 
-/// Seconds of so many nanoseconds.
+/// Seconds of so many nanoseconds, up to 292 years.
 #[inline]
 pub(crate) fn secs(nanos: Nanos) -> f64 {
-    nanos as f64 * 1e-9
+    nanos as i64 as f64 * 1e-9
 }
 
 /// What is to happen. A token that the addressee no longer has makes an event void.
@@ -71,10 +72,12 @@ impl Ord for Pending {
     }
 }
 
-/// The pending events.
+/// The pending events. The one that was given last stays the first of the heap until the next is added or asked for: most events make
+/// another, which then takes its place in one step instead of two.
 #[derive(Debug, Default)]
 pub(super) struct Events {
     heap: QuaternaryHeap<Pending>,
+    given: bool,
     made: u64,
 }
 
@@ -82,12 +85,22 @@ impl Events {
     #[inline]
     pub(super) fn add(&mut self, at: Nanos, due: Due) {
         self.made += 1;
-        self.heap.push(Pending { key: u128::from(at) << 64 | u128::from(self.made), due });
+        let pending = Pending { key: u128::from(at) << 64 | u128::from(self.made), due };
+        if !std::mem::take(&mut self.given) {
+            self.heap.push(pending);
+        } else if let Some(mut first) = self.heap.peek_mut() {
+            *first = pending;
+        }
     }
 
     #[inline]
     pub(super) fn next(&mut self) -> Option<(Nanos, Due)> {
-        self.heap.pop().map(|pending| ((pending.key >> 64) as Nanos, pending.due))
+        if std::mem::take(&mut self.given) {
+            self.heap.pop();
+        }
+        let first = self.heap.peek()?;
+        self.given = true;
+        Some(((first.key >> 64) as Nanos, first.due))
     }
 
     /// How many were made so far.

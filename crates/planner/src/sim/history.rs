@@ -63,9 +63,15 @@ impl History {
     }
 
     #[inline]
-    fn job(&mut self, now: Nanos, service: usize, request: &Request, kind: EventKind) {
+    fn job(
+        &mut self,
+        now: Nanos,
+        service: usize,
+        request: &Request,
+        kind: impl FnOnce() -> EventKind,
+    ) {
         if self.0.is_some() {
-            self.write_job(now, service, request, kind);
+            self.write_job(now, service, request, kind());
         }
     }
 
@@ -84,25 +90,23 @@ impl History {
 
     #[inline]
     pub(super) fn accepted(&mut self, now: Nanos, service: usize, request: &Request) {
-        self.job(now, service, request, EventKind::JobAccepted);
+        self.job(now, service, request, || EventKind::JobAccepted);
     }
 
     pub(super) fn refused(&mut self, now: Nanos, service: usize, request: &Request, depth: u32) {
-        self.job(now, service, request, EventKind::JobRefused { depth });
+        self.job(now, service, request, || EventKind::JobRefused { depth });
     }
 
     pub(super) fn returned(&mut self, now: Nanos, service: usize, request: &Request) {
-        if self.0.is_some() {
-            let (attempt, reason) = (request.attempts, "its machine went".to_owned());
-            self.job(now, service, request, EventKind::JobReturned { attempt, reason });
-        }
+        let (attempt, reason) = (request.attempts, "its machine went");
+        let kind = || EventKind::JobReturned { attempt, reason: reason.to_owned() };
+        self.job(now, service, request, kind);
     }
 
     pub(super) fn dead(&mut self, now: Nanos, service: usize, request: &Request) {
-        if self.0.is_some() {
-            let (code, message) = ("MACHINE_LOST".to_owned(), "lost with its node".to_owned());
-            self.job(now, service, request, EventKind::JobDeadLettered { code, message });
-        }
+        let (code, message) = ("MACHINE_LOST", "lost with its node");
+        let kind = || EventKind::JobDeadLettered { code: code.into(), message: message.into() };
+        self.job(now, service, request, kind);
     }
 
     /// Adds the machine to the latest event.
@@ -133,7 +137,7 @@ impl History {
         machine: (u64, usize),
         request: &Request,
     ) {
-        self.job(now, service, request, EventKind::JobStarted { attempt: request.attempts });
+        self.job(now, service, request, || EventKind::JobStarted { attempt: request.attempts });
         self.at_machine(service, machine);
     }
 
@@ -146,7 +150,8 @@ impl History {
         request: &Request,
         spent: Nanos,
     ) {
-        let kind = EventKind::JobDone { queue_us: request.waited / 1000, service_us: spent / 1000 };
+        let (queue_us, service_us) = (request.waited / 1000, spent / 1000);
+        let kind = || EventKind::JobDone { queue_us, service_us };
         self.job(now, service, request, kind);
         self.at_machine(service, machine);
     }

@@ -1,8 +1,8 @@
 //! From sums to measures with their confidence intervals.
 
-use super::stats::Measured;
-use crate::output::Estimate;
-use crate::scenario::Scenario;
+use super::stats::{Measured, Sums};
+use crate::output::{Estimate, rule_of_three};
+use crate::scenario::{FailureLoses, Scenario, Service};
 use serde::Serialize;
 
 /// What is reported of a service. The same words as in the chain and in live statistics.
@@ -168,6 +168,41 @@ impl Measure {
             Self::Starting => sums.area_starting / sums.secs,
         }
     }
+
+    /// How much of it there may be though no replication saw any, where it may happen at all; none where some did. Requests count as
+    /// independent of each other, of which so many were sent together, and so do seconds.
+    fn unseen(
+        self,
+        all: &Sums,
+        (scenario, service): (&Scenario, &Service),
+        confidence: f64,
+    ) -> Option<f64> {
+        let fails = scenario.nodes.iter().any(|group| group.time_to_failure_secs.is_some());
+        let loses = fails && scenario.assumptions.failure_loses != FailureLoses::Nothing;
+        let scaling = &service.scaling;
+        let scales = fails || scaling.replicas_min != scaling.replicas_max;
+        let requests = || rule_of_three(all.generated, confidence);
+        let seconds = || rule_of_three(all.secs, confidence);
+        // One that waits where hardly any does, waits for about one that is served.
+        let served = all.in_service / all.served.max(1.0);
+        match self {
+            Self::Refusal if all.refused == 0.0 => requests(),
+            Self::Service if all.refused + all.lost == 0.0 => requests(),
+            Self::Loss if loses && all.lost == 0.0 => requests(),
+            Self::LostRate if loses && all.lost == 0.0 => seconds(),
+            Self::TimeInQueue if all.in_queue == 0.0 => Some(requests()? * served),
+            Self::QueueLength if all.area_waiting == 0.0 => Some(seconds()? * served),
+            Self::ReplicationRate if scales && all.replications == 0.0 => Some(seconds()? * 3600.0),
+            Self::DereplicationRate if scales && all.dereplications == 0.0 => {
+                Some(seconds()? * 3600.0)
+            }
+            Self::Oscillation if scales && all.turns == 0.0 => Some(seconds()? * 3600.0),
+            Self::MigrationRate if scaling.migration.is_some() && all.migrations == 0.0 => {
+                Some(seconds()? * 3600.0)
+            }
+            _ => None,
+        }
+    }
 }
 
 impl std::str::FromStr for Measure {
@@ -221,9 +256,16 @@ impl SimReport {
     pub(crate) fn of(scenario: &Scenario, done: &[Vec<Measured>], events: u64) -> Self {
         let confidence = scenario.run.confidence;
         let services = scenario.services.iter().zip(done).map(|(service, replications)| {
+            let mut all = Sums::default();
+            replications.iter().for_each(|it| all.add(it.sums));
             let estimate = |measure: Measure| {
                 let values = replications.iter().map(|it| measure.of(it));
-                (measure, Estimate::of(values, confidence))
+                let mut estimate = Estimate::of(values, confidence);
+                let unseen = measure.unseen(&all, (scenario, service), confidence);
+                if let Some(bound) = unseen.filter(|_| estimate.mean.is_finite()) {
+                    estimate.half_width = bound;
+                }
+                (measure, estimate)
             };
             ServiceReport {
                 service: service.name.to_string(),

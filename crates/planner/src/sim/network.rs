@@ -5,6 +5,7 @@ use super::events::{Nanos, nanos, secs};
 use crate::random::{Distribution, Stream};
 use crate::scenario::{self, BackgroundChanges, ThroughputIs, Topology};
 use std::collections::VecDeque;
+use std::rc::Rc;
 
 /// Less than a byte is left: rounding.
 const NOTHING_MIB: f64 = 1e-7;
@@ -20,7 +21,7 @@ pub(super) struct Network<T> {
     stream: Stream,
     nodes: usize,
     /// Links of the route from one node to another, for each pair.
-    routes: Vec<Box<[u32]>>,
+    routes: Vec<Rc<[u32]>>,
     links: Vec<Link>,
     /// The two nodes of each link.
     ends: Vec<(usize, usize)>,
@@ -111,7 +112,7 @@ impl<T> Network<T> {
     pub(super) fn nodes_on(&self, from: usize, to: usize) -> Vec<usize> {
         let mut nodes = vec![from];
         let mut at = from;
-        for link in &self.routes[from * self.nodes + to] {
+        for link in self.routes[from * self.nodes + to].iter() {
             let (a, b) = self.ends[*link as usize];
             at = if a == at { b } else { a };
             nodes.push(at);
@@ -121,7 +122,7 @@ impl<T> Network<T> {
 
     /// Begins a transfer between two different nodes.
     pub(super) fn start(&mut self, now: Nanos, route: (usize, usize), mib: f64, what: T) {
-        let links = self.routes[route.0 * self.nodes + route.1].clone();
+        let links = Rc::clone(&self.routes[route.0 * self.nodes + route.1]);
         if self.changes == BackgroundChanges::EachUse {
             self.draw(&links);
         }
@@ -137,7 +138,7 @@ impl<T> Network<T> {
                 self.flows.len() as u32 - 1
             }
         };
-        for link in &links {
+        for link in links.iter() {
             self.links[*link as usize].flows.push(number);
         }
         self.share(now, &links);
@@ -146,8 +147,8 @@ impl<T> Network<T> {
     /// The end of a transfer, if the token is its latest: it leaves its links. Time until its last byte arrives.
     pub(super) fn finish(&mut self, now: Nanos, number: u32, token: u32) -> Option<Nanos> {
         let flow = self.flows.get(number as usize)?.as_ref().filter(|flow| flow.token == token)?;
-        let links = self.routes[flow.route.0 * self.nodes + flow.route.1].clone();
-        for link in &links {
+        let links = Rc::clone(&self.routes[flow.route.0 * self.nodes + flow.route.1]);
+        for link in links.iter() {
             self.links[*link as usize].flows.retain(|other| *other != number);
         }
         self.share(now, &links);
@@ -217,7 +218,7 @@ fn link_ends(topology: &Topology, names: &[(String, usize)]) -> Vec<(usize, usiz
 }
 
 /// Shortest routes between all pairs; among equally short ones the one over the nodes that come first.
-fn routes(n: usize, ends: &[(usize, usize)]) -> Vec<Box<[u32]>> {
+fn routes(n: usize, ends: &[(usize, usize)]) -> Vec<Rc<[u32]>> {
     let mut neighbours = vec![vec![]; n];
     for (link, (a, b)) in ends.iter().enumerate() {
         neighbours[*a].push((*b, link as u32));
@@ -244,7 +245,7 @@ fn routes(n: usize, ends: &[(usize, usize)]) -> Vec<Box<[u32]>> {
                 at = before;
             }
             links.reverse();
-            routes.push(links.into_boxed_slice());
+            routes.push(links.into());
         }
     }
     routes

@@ -6,7 +6,8 @@ use crate::random::{Purpose, Stream};
 use crate::scenario::{QueueCounts, QueueKind, Scenario, Service as Spec};
 use skein_model::Timestamp;
 use skein_policy::{
-    Freshness, Load, Move, PlanRng, Replica, ReplicaPhase, Room, Service as Asked, ServiceMemory,
+    Freshness, Load, Move, Node, PlanRng, Replica, ReplicaPhase, Room, Service as Asked,
+    ServiceMemory, Verdict, plan_service,
 };
 use std::collections::VecDeque;
 
@@ -160,21 +161,28 @@ impl<'a> Service<'a> {
         }
     }
 
-    /// What the policy is asked about.
-    pub(super) fn asked(&self) -> Asked<'_> {
-        Asked {
+    /// Asks the policy, in place: what it remembers is larger than all that changes.
+    pub(super) fn plan(
+        &mut self,
+        nodes: &mut [Node],
+        now: Timestamp,
+        moves: &mut Vec<Move>,
+    ) -> Verdict {
+        let load = Load {
+            waiting: self.meter.waiting,
+            in_service: self.meter.busy,
+            accepted: self.accepted,
+        };
+        let asked = Asked {
             policy: &self.spec.scaling,
             capacity: self.spec.capacity,
             room: self.room,
-            load: Load {
-                waiting: self.meter.waiting,
-                in_service: self.meter.busy,
-                accepted: self.accepted,
-            },
+            load,
             replicas: &self.seen,
             ended: &[],
             revision: 0,
-        }
+        };
+        plan_service(&asked, nodes, &mut self.memory, now, &mut self.policy_rng, moves)
     }
 
     /// Index of the replica in a slot.

@@ -94,7 +94,7 @@ impl Sums {
         ]
     }
 
-    fn add(&mut self, mut other: Self) {
+    pub(super) fn add(&mut self, mut other: Self) {
         for (sum, more) in self.fields().into_iter().zip(other.fields()) {
             *sum += *more;
         }

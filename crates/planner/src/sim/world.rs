@@ -10,7 +10,7 @@ use crate::progress::Progress;
 use crate::random::{Distribution, Purpose, Stream};
 use crate::scenario::{BackgroundChanges, LastReplica, Mobility, NodeGroup, Scenario};
 use skein_model::{NodeState, Timestamp};
-use skein_policy::{Move, Node, Reason, ReplicaPhase, Room, plan_service};
+use skein_policy::{Move, Node, Reason, ReplicaPhase, Room};
 use std::collections::VecDeque;
 
 /// What is simulated of a node beside what the policy sees.
@@ -464,12 +464,7 @@ impl<'a> World<'a> {
         let barred = self.bar_nodes(at);
         let mut moves = std::mem::take(&mut self.moves);
         let service = &mut self.services[at];
-        let (mut memory, mut rng) =
-            (std::mem::take(&mut service.memory), service.policy_rng.clone());
-        let asked = service.asked();
-        let verdict = plan_service(&asked, &mut self.nodes, &mut memory, now, &mut rng, &mut moves);
-        let service = &mut self.services[at];
-        (service.memory, service.policy_rng) = (memory, rng);
+        let verdict = service.plan(&mut self.nodes, now, &mut moves);
         for node in barred {
             self.nodes[node].state = NodeState::Ready;
         }

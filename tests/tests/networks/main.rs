@@ -1,21 +1,22 @@
 //! Projects, networks, firewall groups and published ports: what the API promises of them, and what machines see of it.
 
+mod published;
+
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use http::Method;
+use published::{answers, echo_at, some_port};
 use skein_api::{
     Client, ClientError, Code, GroupPut, ImagePut, JobOptions, NetworkField, NetworkPatch,
     PortField, PortPatch, ProjectField, ProjectNew, ProjectPatch, ServicePatch, Target, TokenNew,
 };
 use skein_model::{
-    Affinity, Direction, EventKind, Exit, Limits, NetworkKind, NetworkSpec, Peer, PhaseName,
-    Protocol, PublicationSpec, PublishTarget, RuleLog, RuleSpec, ServiceSpec, Transport,
+    Direction, EventKind, Exit, Limits, NetworkKind, NetworkSpec, Peer, PhaseName, Protocol,
+    RuleLog, RuleSpec, ServiceSpec,
 };
 use skein_tests::{Setup, World, echo_elf, run, service, until};
 use std::net::{Ipv4Addr, UdpSocket};
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 /// The code that a refusal must have.
 fn refused<T: std::fmt::Debug>(answer: Result<T, ClientError>, code: Code) -> Result<()> {
@@ -429,144 +430,6 @@ fn ports_have_what_their_service_says_or_their_own() {
 }
 
 #[test]
-fn a_published_port_is_one_projects() {
-    run(Setup::default(), async |world| {
-        let (blue, red) = (project(world, "blue").await?, project(world, "red").await?);
-        for client in [&blue, &red] {
-            serve(client, &service("echo", |_| {})).await?;
-        }
-        let number = 20_000 + rand::random_range(0..10_000);
-        let leads = |port: u16, target_port: u16| -> Result<PublicationSpec> {
-            let target = PublishTarget::Service("echo".parse()?);
-            Ok(PublicationSpec {
-                protocol: Transport::Tcp,
-                port,
-                target,
-                target_port,
-                affinity: Affinity::None,
-            })
-        };
-        blue.publish(&leads(number, 80)?).await?;
-        blue.publish(&leads(number, 80)?).await?;
-        refused(blue.publish(&leads(number, 81)?).await, Code::PublicationConflict)?;
-        refused(red.publish(&leads(number, 80)?).await, Code::PublicationConflict)?;
-        refused(red.unpublish(Transport::Tcp, number).await, Code::PublicationUnknown)?;
-        ensure!(red.publications().await?.is_empty());
-        refused(blue.publish(&leads(0, 80)?).await, Code::Invalid)?;
-        let target = PublishTarget::Service("none".parse()?);
-        let spec = PublicationSpec { target, ..leads(number + 1, 80)? };
-        refused(blue.publish(&spec).await, Code::ServiceUnknown)?;
-        let target = PublishTarget::Machine("echo-00000000".parse()?);
-        let spec = PublicationSpec { target, ..leads(number + 1, 80)? };
-        refused(blue.publish(&spec).await, Code::PortUnknown)?;
-        let inner = NetworkSpec { kind: NetworkKind::Isolated, ..network("in", "10.20.0.0/24")? };
-        blue.create_network(&inner).await?;
-        let spec = service("inner", |s| s.network.name = "in".parse().expect("a name"));
-        serve(&blue, &spec).await?;
-        let target = PublishTarget::Service("inner".parse()?);
-        let spec = PublicationSpec { target, ..leads(number + 1, 80)? };
-        refused(blue.publish(&spec).await, Code::NotPublishable)?;
-        // It goes with its service.
-        blue.remove_service("echo").await?;
-        until("the port to be closed", async || {
-            Ok(blue.publications().await?.is_empty().then_some(()))
-        })
-        .await?;
-        red.publish(&leads(number, 80)?).await?;
-        Ok(())
-    });
-}
-
-/// One request over a connection that is kept; the status of the answer.
-async fn ask(stream: &mut TcpStream) -> Result<u16> {
-    let request = "POST / HTTP/1.1\r\nHost: echo\r\nContent-Length: 4\r\n\r\nping";
-    stream.write_all(request.as_bytes()).await?;
-    let mut text = Vec::new();
-    while !text.ends_with(b"ping") {
-        let mut piece = [0; 1024];
-        let count = stream.read(&mut piece).await?;
-        ensure!(count > 0, "the connection ended");
-        text.extend_from_slice(&piece[..count]);
-    }
-    let text = String::from_utf8_lossy(&text);
-    Ok(text.split(' ').nth(1).context("a status")?.parse()?)
-}
-
-/// Whether something answers at a port of this host, within a while.
-async fn answers(port: u16, within: Duration) -> bool {
-    let attempt = async {
-        let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
-        ask(&mut stream).await
-    };
-    matches!(tokio::time::timeout(within, attempt).await, Ok(Ok(200)))
-}
-
-#[test]
-fn a_connection_wakes_a_service_and_its_rules_decide_who_stays() {
-    run(Setup::nodes(2), async |world| {
-        let client = world.client();
-        let rule = tcp_in("80", Peer::Any)?;
-        let web = client.create_group(&group("web", vec![rule.clone()])).await?;
-        let spec = service("echo", |s| {
-            s.network.groups = vec!["web".parse().expect("a name")];
-            s.scaling.zero_grace = Duration::from_millis(500);
-        });
-        world.serve(&spec).await?;
-        let number = 20_000 + rand::random_range(0..10_000);
-        let target = PublishTarget::Service("echo".parse()?);
-        let spec = PublicationSpec {
-            protocol: Transport::Tcp,
-            port: number,
-            target,
-            target_port: 80,
-            affinity: Affinity::None,
-        };
-        client.publish(&spec).await?;
-        ensure!(world.machines("echo").await?.is_empty());
-        // From zero: the connection waits for the machine that it starts.
-        let mut stream = until("the port to be open", async || {
-            Ok(TcpStream::connect(("127.0.0.1", number)).await.ok())
-        })
-        .await?;
-        let status = tokio::time::timeout(Duration::from_secs(30), ask(&mut stream)).await??;
-        ensure!(status == 200, "{status}");
-        let machine = world.ready("echo", 1).await?.remove(0);
-        until("a backend", async || {
-            let backends = client.publications().await?.remove(0).backends;
-            Ok((backends == [machine.id.clone()]).then_some(()))
-        })
-        .await?;
-        until("a straight way", async || {
-            Ok(answers(number, Duration::from_secs(2)).await.then_some(()))
-        })
-        .await?;
-        let mut kept = TcpStream::connect(("127.0.0.1", number)).await?;
-        ensure!(ask(&mut kept).await? == 200);
-        let counters = client.group_counters("web").await?;
-        ensure!(counters.rules[0].packets > 0, "{counters:?}");
-        // Without the rule the connection that is open is cut, and no other is let in.
-        client.remove_rule("web", &web.rules[0].id).await?;
-        until("the connection to be cut", async || {
-            let asked = tokio::time::timeout(Duration::from_secs(2), ask(&mut kept)).await;
-            Ok((!matches!(asked, Ok(Ok(200)))).then_some(()))
-        })
-        .await?;
-        ensure!(!answers(number, Duration::from_secs(2)).await, "a connection without a rule");
-        client.add_rule("web", &rule).await?;
-        until("the port to answer again", async || {
-            Ok(answers(number, Duration::from_secs(2)).await.then_some(()))
-        })
-        .await?;
-        client.unpublish(Transport::Tcp, number).await?;
-        until("the port to be closed", async || {
-            Ok((!answers(number, Duration::from_secs(1)).await).then_some(()))
-        })
-        .await?;
-        Ok(())
-    });
-}
-
-#[test]
 fn a_machine_that_asks_by_dhcp_gets_the_address_of_its_port() {
     run(Setup::default(), async |world| {
         let spec = service("echo", |s| {
@@ -723,16 +586,8 @@ fn three_nodes_of_one_host_are_one_segment() {
             ensure!(status.contains(" 200 "), "{}: {status}", machine.node);
         }
         // One node takes the connections and gives them out in turns, through tunnels with ports of their own.
-        let number = 20_000 + rand::random_range(0..10_000);
-        let target = PublishTarget::Service("echo".parse()?);
-        let spec = PublicationSpec {
-            protocol: Transport::Tcp,
-            port: number,
-            target,
-            target_port: 80,
-            affinity: Affinity::None,
-        };
-        client.publish(&spec).await?;
+        let number = some_port();
+        client.publish(&echo_at(number, 80)?).await?;
         let all_answer = async || {
             let mut good = 0;
             for _ in 0..6 {
@@ -921,16 +776,8 @@ fn groups_of_a_service_change_while_its_machines_run() {
         client.create_group(&group("web", vec![tcp_in("80", Peer::Any)?])).await?;
         world.serve(&service("echo", |s| s.scaling.replicas_min = 1)).await?;
         let machine = world.ready("echo", 1).await?.remove(0);
-        let number = 20_000 + rand::random_range(0..10_000);
-        let target = PublishTarget::Service("echo".parse()?);
-        let spec = PublicationSpec {
-            protocol: Transport::Tcp,
-            port: number,
-            target,
-            target_port: 80,
-            affinity: Affinity::None,
-        };
-        client.publish(&spec).await?;
+        let number = some_port();
+        client.publish(&echo_at(number, 80)?).await?;
         let open = async |wanted: bool| {
             until("the port to follow the groups", async || {
                 let answers = answers(number, Duration::from_secs(1)).await;
