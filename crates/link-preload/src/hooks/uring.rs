@@ -145,7 +145,11 @@ macro_rules! uring {
                 }
                 if conn::are_any() {
                     let $words = [a, b, c, d, e];
-                    $look
+                    #[allow(unused_unsafe, reason = "one of them looks at nothing")]
+                    // SAFETY: the program's ring, and its list of descriptors, in the call that it made with them.
+                    unsafe {
+                        $look
+                    }
                 }
                 type Function =
                     unsafe extern "C-unwind" fn(usize, usize, usize, usize, usize, usize) -> c_int;
@@ -159,19 +163,18 @@ macro_rules! uring {
 }
 
 uring! {
-    // SAFETY (of all that follow): the program's ring, and its list of descriptors, in the call that it made with them.
-    io_uring_submit |w| unsafe { look_at(w[0] as *const Ring) };
-    io_uring_submit_and_wait |w| unsafe { look_at(w[0] as *const Ring) };
-    io_uring_submit_and_wait_timeout |w| unsafe { look_at(w[0] as *const Ring) };
-    io_uring_submit_and_wait_min_timeout |w| unsafe { look_at(w[0] as *const Ring) };
-    io_uring_submit_and_wait_reg |w| unsafe { look_at(w[0] as *const Ring) };
-    io_uring_submit_and_get_events |w| unsafe { look_at(w[0] as *const Ring) };
-    io_uring_wait_cqes |w| unsafe { look_at(w[0] as *const Ring) };
-    io_uring_wait_cqes_min_timeout |w| unsafe { look_at(w[0] as *const Ring) };
-    io_uring_wait_cqe_timeout |w| unsafe { look_at(w[0] as *const Ring) };
-    io_uring_register_files |w| unsafe { look_at_files(w[1] as *const c_int, w[2] as u32 as usize) };
-    io_uring_register_files_tags |w| unsafe { look_at_files(w[1] as *const c_int, w[3] as u32 as usize) };
-    io_uring_register_files_update |w| unsafe { look_at_files(w[2] as *const c_int, w[3] as u32 as usize) };
-    io_uring_register_files_update_tag |w| unsafe { look_at_files(w[2] as *const c_int, w[4] as u32 as usize) };
+    io_uring_submit |w| look_at(w[0] as *const Ring);
+    io_uring_submit_and_wait |w| look_at(w[0] as *const Ring);
+    io_uring_submit_and_wait_timeout |w| look_at(w[0] as *const Ring);
+    io_uring_submit_and_wait_min_timeout |w| look_at(w[0] as *const Ring);
+    io_uring_submit_and_wait_reg |w| look_at(w[0] as *const Ring);
+    io_uring_submit_and_get_events |w| look_at(w[0] as *const Ring);
+    io_uring_wait_cqes |w| look_at(w[0] as *const Ring);
+    io_uring_wait_cqes_min_timeout |w| look_at(w[0] as *const Ring);
+    io_uring_wait_cqe_timeout |w| look_at(w[0] as *const Ring);
+    io_uring_register_files |w| look_at_files(w[1] as *const c_int, w[2] as u32 as usize);
+    io_uring_register_files_tags |w| look_at_files(w[1] as *const c_int, w[3] as u32 as usize);
+    io_uring_register_files_update |w| look_at_files(w[2] as *const c_int, w[3] as u32 as usize);
+    io_uring_register_files_update_tag |w| look_at_files(w[2] as *const c_int, w[4] as u32 as usize);
     io_uring_setup |_words| leave::freeze(Reason::IoUring);
 }
