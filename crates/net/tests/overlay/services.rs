@@ -414,3 +414,85 @@ async fn a_client_stays_with_its_machine_through_every_node() -> Result<()> {
     }
     bed.finish().await
 }
+
+/// Whom a client meets: the first byte it hears.
+fn first_byte(from: &str, to: SocketAddr) -> Option<u8> {
+    inside(from, move || {
+        let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(2)).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+        let mut byte = [0];
+        stream.read_exact(&mut byte).ok()?;
+        Some(byte[0])
+    })
+}
+
+/// A program of the node: answers so many connections with a byte, and each byte of theirs with itself. It ends when the
+/// last of them is closed by its client.
+fn program(listener: TcpListener, connections: usize) -> std::thread::JoinHandle<()> {
+    std::thread::spawn(move || {
+        let accepted = listener.incoming().take(connections);
+        let served: Vec<_> = accepted
+            .map(|stream| {
+                let mut stream = stream.expect("a client");
+                stream.write_all(b"n").expect("it listens");
+                let mut writer = stream.try_clone().expect("a descriptor");
+                std::thread::spawn(move || drop(std::io::copy(&mut stream, &mut writer)))
+            })
+            .collect();
+        served.into_iter().for_each(|thread| thread.join().expect("no panic"));
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_port_that_the_node_uses_stays_its_own() -> Result<()> {
+    let bed = Bed::new(1).await?;
+    let mut plan = Plan::new(47, "blue").group("web", vec![tcp(1, 80)]).with(11, 1, &["web"]);
+    plan.exit = Some(1);
+    bed.apply(&[&plan]).await?;
+    let machine = bed.machine(0, &plan, 11).await?;
+    answer(&machine, 11)?;
+    let (world, node) = (bed.world.0.clone(), bed.nodes[0].namespace.0.clone());
+    let at = |port| SocketAddr::from(([192, 0, 2, 1], port));
+    let loopback = SocketAddr::from(([127, 0, 0, 1], 8081));
+    let own = program(inside(&node, || TcpListener::bind("0.0.0.0:8081"))?, 3);
+    let datagrams = inside(&node, || UdpSocket::bind("192.0.2.1:8083"))?;
+    datagrams.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let mut kept = inside(&world, move || TcpStream::connect(at(8081)))?;
+    let to_machine = |port| published(port, vec![plan.address(11)], None);
+    let udp = Publication { protocol: Transport::Udp, ..to_machine(8083) };
+    let publications = vec![to_machine(8081), to_machine(8082), udp];
+    plan.network.publications = publications;
+    bed.apply(&[&plan]).await?;
+    ensure!(first_byte(&world, at(8082)) == Some(11), "the port that nobody has");
+    ensure!(first_byte(&world, at(8081)) == Some(b'n'), "from the wire");
+    ensure!(first_byte(&node, loopback) == Some(b'n'), "from the node itself");
+    let mut byte = [0];
+    kept.set_read_timeout(Some(Duration::from_secs(5)))?;
+    kept.read_exact(&mut byte)?;
+    kept.write_all(b"k")?;
+    kept.read_exact(&mut byte)?;
+    ensure!(&byte == b"k", "the connection that was there: {byte:?}");
+    inside(&world, || UdpSocket::bind("0.0.0.0:0")?.send_to(b"d", "192.0.2.1:8083"))?;
+    ensure!(datagrams.recv(&mut byte)? == 1 && &byte == b"d", "a datagram");
+    // The programs end.
+    drop((kept, datagrams));
+    own.join().expect("no panic");
+    let opened = || async {
+        let both = [(&world, at(8081)), (&node, loopback)];
+        both.iter().all(|(from, to)| first_byte(from, *to) == Some(11)).then_some(())
+    };
+    eventually("the published port is opened", opened).await?;
+    let binds = |port: u16| {
+        let address = (Ipv4Addr::UNSPECIFIED, port);
+        inside(&node, move || {
+            (TcpListener::bind(address).is_ok(), UdpSocket::bind(address).is_ok())
+        })
+    };
+    let taken = || async { (binds(8083) == (true, false)).then_some(()) };
+    eventually("the datagrams' port is opened", taken).await?;
+    ensure!(binds(8081) == (false, true), "another program takes a published port");
+    plan.network.publications.clear();
+    bed.apply(&[&plan]).await?;
+    ensure!(binds(8081) == (true, true) && binds(8083) == (true, true), "it is not given back");
+    bed.finish().await
+}
