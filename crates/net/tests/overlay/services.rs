@@ -7,6 +7,8 @@ use anyhow::{Context as _, Result, ensure};
 use skein_net::{Balance, DnsRecord, Payload, Probe, Publication, Route, Transport, trace};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 fn has(program: &str) -> bool {
@@ -122,14 +124,20 @@ async fn the_client_of_systemd_gets_leases() -> Result<()> {
     bed.finish().await
 }
 
-/// Asks for addresses of a name; the answer's code and bytes.
-fn ask(from: &str, server: Ipv4Addr, name: &str) -> Option<(u8, Vec<u8>)> {
+/// Which addresses has a name?
+fn question(name: &str) -> Vec<u8> {
     let mut question = vec![7, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
     for label in name.split('.') {
         question.push(u8::try_from(label.len()).expect("short"));
         question.extend(label.as_bytes());
     }
     question.extend([0, 0, 1, 0, 1]);
+    question
+}
+
+/// Asks for addresses of a name; the answer's code and bytes.
+fn ask(from: &str, server: Ipv4Addr, name: &str) -> Option<(u8, Vec<u8>)> {
+    let question = question(name);
     inside(from, move || {
         let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
         socket.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
@@ -168,6 +176,90 @@ async fn names_of_the_network_resolve_and_others_are_passed_on() -> Result<()> {
     let (code, _) = ask(m, gateway, "example.org").expect("an answer");
     ensure!(code == 5, "what the resolver says: {code}");
     thread.join().expect("the resolver does not panic");
+    bed.finish().await
+}
+
+/// The code of the answer to a question over TCP.
+fn ask_tcp(from: &str, server: Ipv4Addr, name: &str) -> Option<u8> {
+    let question = question(name);
+    inside(from, move || {
+        let wait = Duration::from_secs(8);
+        let mut stream = TcpStream::connect_timeout(&(server, 53).into(), wait).ok()?;
+        stream.set_read_timeout(Some(wait)).ok()?;
+        let length = u16::try_from(question.len()).ok()?.to_be_bytes();
+        stream.write_all(&[&length[..], &question].concat()).ok()?;
+        let mut answer = [0; 2 + 12];
+        stream.read_exact(&mut answer).ok()?;
+        Some(answer[2 + 3] & 15)
+    })
+}
+
+/// Answers by its code alone whoever asks for a name that begins with `good`, and nobody else, until it is stopped.
+fn resolve(socket: UdpSocket, stop: Arc<AtomicBool>) -> std::thread::JoinHandle<()> {
+    socket.set_read_timeout(Some(Duration::from_millis(100))).expect("a timeout");
+    std::thread::spawn(move || {
+        let mut question = [0; 512];
+        while !stop.load(Ordering::Relaxed) {
+            let Ok((count, from)) = socket.recv_from(&mut question) else { continue };
+            if question[..count].get(13..17) == Some(b"good") {
+                (question[2], question[3]) = (0x81, 0x85);
+                socket.send_to(&question[..count], from).expect("it listens");
+            }
+        }
+    })
+}
+
+/// Asks for names that nobody answers, until it is stopped; counts what failed at once.
+fn pester(
+    socket: UdpSocket,
+    server: Ipv4Addr,
+    (stop, failed): (Arc<AtomicBool>, Arc<AtomicU32>),
+) -> std::thread::JoinHandle<()> {
+    socket.set_read_timeout(Some(Duration::from_millis(1))).expect("a timeout");
+    std::thread::spawn(move || {
+        let mut answer = [0; 512];
+        for number in 0.. {
+            if stop.load(Ordering::Relaxed) {
+                return;
+            }
+            let question = question(&format!("bad{number}.example"));
+            socket.send_to(&question, (server, 53)).expect("a way");
+            if socket.recv(&mut answer).is_ok() && answer[3] & 15 == 2 {
+                failed.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_whose_names_nobody_answers_leaves_room_to_its_neighbour() -> Result<()> {
+    let bed = Bed::new(1).await?;
+    let plan = Plan::new(48, "blue").with(11, 1, &[]).with(12, 1, &[]);
+    bed.apply(&[&plan]).await?;
+    let (a, b) = (bed.machine(0, &plan, 11).await?, bed.machine(0, &plan, 12).await?);
+    let gateway = plan.network.gateway;
+    let (stop, failed) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
+    let socket = inside(&bed.world.0, || UdpSocket::bind("192.0.2.254:53"))?;
+    let resolver = resolve(socket, stop.clone());
+    let socket = inside(a.name(), || UdpSocket::bind("0.0.0.0:0"))?;
+    let pestering = pester(socket, gateway, (stop.clone(), failed.clone()));
+    let many = || async { (failed.load(Ordering::Relaxed) > 100).then_some(()) };
+    eventually("it is told that its share is taken", many).await?;
+    for number in 0..20 {
+        let answer = ask(b.name(), gateway, &format!("good{number}.example"));
+        ensure!(answer.is_some_and(|(code, _)| code == 5), "the neighbour's question {number}");
+    }
+    // What the network knows itself is answered still.
+    let known = ask(a.name(), gateway, "nobody.web.blue.internal");
+    ensure!(known.is_some_and(|(code, _)| code == 3), "a name of the network");
+    // Over TCP: no more than its share of connections.
+    let held: Vec<_> = (0..200).map(|_| a.dial((gateway, 53))).collect();
+    ensure!(ask_tcp(b.name(), gateway, "nobody.web.blue.internal") == Some(3), "over TCP");
+    drop(held);
+    stop.store(true, Ordering::Relaxed);
+    for thread in [resolver, pestering] {
+        thread.join().expect("no panic");
+    }
     bed.finish().await
 }
 
