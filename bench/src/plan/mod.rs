@@ -47,6 +47,9 @@ const LARGE: &str = "Simulated seconds per second: 10,000 nodes with 100,000 rep
 /// Simulated seconds of one run of M/M/5: 8 events each.
 const MMC_SECS: f64 = 250_000.0;
 
+/// Replications that threads share: as many as a scenario with narrow intervals has.
+const PARALLEL_REPLICATIONS: u32 = 24;
+
 /// What one check may take: the longest, a chain of five million states, takes about a minute. A check that takes longer fails by
 /// itself, and the others go on.
 const CHECK_MAX: Duration = Duration::from_secs(300);
@@ -236,7 +239,7 @@ async fn parallel(count: u32) -> Result<Measured, BenchError> {
         let one = samples(1, |_| {
             let time = |threads| {
                 let begun = Instant::now();
-                let events = work::parallel(threads, 8, MMC_SECS / 2.0);
+                let events = work::parallel(threads, PARALLEL_REPLICATIONS, MMC_SECS / 6.0);
                 let events = events.map_err(BenchError::unexpected)?;
                 Ok::<f64, BenchError>(events as f64 / begun.elapsed().as_secs_f64())
             };

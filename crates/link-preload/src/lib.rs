@@ -38,6 +38,9 @@ const BROKER: &CStr = c"SKEIN_LINK_BROKER";
 /// The longest spin, microseconds; 0: none.
 const SPIN: &CStr = c"SKEIN_LINK_SPIN_US";
 
+/// `ring`: the ring is never left for TCP by choice. For tests of the ring, and for comparing.
+const PATH: &CStr = c"SKEIN_LINK_PATH";
+
 /// Runs when the library has been loaded.
 #[used]
 #[unsafe(link_section = ".init_array")]
@@ -68,6 +71,7 @@ extern "C" fn init() {
     let spin = spin.map_or(spin::MOST / 2, |us: u32| us.saturating_mul(1000).min(spin::MOST));
     let spin = if processors > 1 { spin } else { 0 };
     spin::START.store(spin, Ordering::Relaxed);
+    send::STAYS.store(environment(PATH) == Some(b"ring"), Ordering::Relaxed);
     settle::start(spin);
     // SAFETY: a function without arguments; no handle of a library, for this one is never unloaded.
     unsafe { __register_atfork(Some(hooks::before_fork), None, None, core::ptr::null()) };

@@ -109,7 +109,11 @@ enum Waited {
 fn wait(conn: &Conn, fd: c_int, ring: Option<Rx>, quiet: &mut Quiet) -> Waited {
     let Some(rx) = ring.filter(|_| *quiet == Quiet::Leave) else {
         *quiet = Quiet::Leave;
-        return if ring.is_none() && spin_for_tcp(conn, fd) { Waited::Look } else { sleep(conn, fd) };
+        return if ring.is_none() && spin_for_tcp(conn, fd) {
+            Waited::Look
+        } else {
+            sleep(conn, fd)
+        };
     };
     if spin_for(conn, &rx) {
         return Waited::Look;

@@ -9,10 +9,10 @@ use crate::conn::Conn;
 use crate::kernel;
 use crate::side::{Guard, Sender, Side, Stage, Taken};
 use crate::{attach, doze, far, leave, spin, sys};
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicBool, Ordering};
 use libc::c_int;
 use skein_link_core::ring::{
-    Behind, Choice, Direction, Hello, Path, Pipe, Reason, Refusal, Segment, Tx,
+    Behind, Choice, Direction, Hello, Path, Pipe, Preference, Reason, Refusal, Segment, Tx, Wakes,
 };
 
 /// What a bell looks like on the wire; its value has no meaning.
@@ -112,16 +112,14 @@ fn part(
     {
         return Part::Error(error);
     }
-    let is_chosen = match out.is_far() {
-        true => chooses_tcp(fd, &mut sender.choice, out.direction()),
-        false => sender.bells.rests(buffers.left()),
-    };
+    let is_chosen = chooses_tcp(fd, &mut sender, out, buffers.left());
     let part = match whether_ring(conn, fd, &segment, (&mut sender, is_chosen), buffers, onto_tcp) {
         Err(part) => part,
         Ok(()) => {
             let part = tcp(fd, buffers, flags);
             if let Part::Sent(bytes) = part {
                 sender.tx.sent(out.direction(), bytes as u64);
+                sender.wakes.on_tcp(bytes as u64);
             }
             part
         }
@@ -132,18 +130,45 @@ fn part(
     part
 }
 
-/// Whether TCP is to have what is sent next because it brings more.
-fn chooses_tcp(fd: c_int, choice: &mut Choice, dir: &Direction) -> bool {
-    if choice.wants_look() {
-        choice.look(sys::nanos(), || {
+/// The program's user wants the ring whatever it costs.
+pub(crate) static STAYS: AtomicBool = AtomicBool::new(false);
+
+/// Whether TCP is to have the next bytes, so many at most: because it brings more, or because their receiver sleeps.
+fn chooses_tcp(fd: c_int, sender: &mut Sender, out: Pipe<'_>, bytes: usize) -> bool {
+    if STAYS.load(Ordering::Relaxed) {
+        return false;
+    }
+    let dir = out.direction();
+    let preference = match out.is_far() {
+        true => far_preference(fd, &mut sender.choice, &mut sender.wakes, dir),
+        false if sender.bells.rests(bytes) => Preference::Wakes,
+        false => Preference::None,
+    };
+    if dir.preference() != preference {
+        dir.show_preference(preference);
+    }
+    preference != Preference::None || (out.is_far() && sender.choice.path() == Path::Tcp)
+}
+
+fn far_preference(
+    fd: c_int,
+    choice: &mut Choice,
+    wakes: &mut Wakes,
+    dir: &Direction,
+) -> Preference {
+    if wakes.prefers_tcp() || choice.wants_look() {
+        let now = sys::nanos();
+        wakes.look(now);
+        choice.look(now, || {
             let info = kernel::tcp_info(fd).filter(|info| info.state == kernel::ESTABLISHED)?;
             Some(dir.tail().wrapping_add(info.acknowledged))
         });
-        if choice.prefers_tcp() != dir.prefers_tcp() {
-            dir.show_preference(choice.prefers_tcp());
-        }
     }
-    choice.path() == Path::Tcp
+    match (choice.prefers_tcp(), wakes.prefers_tcp()) {
+        (true, _) => Preference::Faster,
+        (false, true) => Preference::Wakes,
+        (false, false) => Preference::None,
+    }
 }
 
 /// Sends on the ring if it is there and wanted. `Ok`: what is left is TCP's; the direction is there.
@@ -156,7 +181,7 @@ fn whether_ring(
     onto_tcp: bool,
 ) -> Result<(), Part> {
     let (out, _) = conn.pipes(segment);
-    let Sender { tx, bells, .. } = sender;
+    let Sender { tx, bells, wakes, .. } = sender;
     if !tx.on_ring() && !onto_tcp && !is_chosen {
         take_ring(conn, fd, segment, tx, out)
             .map_err(|reason| Part::Error(leave::abort(conn, fd, reason)))?;
@@ -166,7 +191,11 @@ fn whether_ring(
     }
     match ring(conn, fd, segment, tx, out, buffers) {
         Ring::Sent { bytes, rang } => {
-            bells.wrote(bytes, rang);
+            if out.is_far() {
+                wakes.on_ring(bytes as u64, out.direction().bell_end(), sys::nanos);
+            } else {
+                bells.wrote(bytes, rang);
+            }
             return Err(Part::Sent(bytes));
         }
         Ring::Full if !onto_tcp => return Err(Part::Full(*segment)),

@@ -7,7 +7,7 @@ use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 use libc::{c_int, pthread_mutex_t};
-use skein_link_core::ring::{Bells, Choice, Rx, Tx};
+use skein_link_core::ring::{Bells, Choice, Rx, Tx, Wakes};
 
 /// Bytes of a side's page.
 const LEN: usize = 4096;
@@ -43,6 +43,7 @@ pub(crate) struct Sender {
     pub(crate) tx: Tx,
     /// Of use where the other end is on another host.
     pub(crate) choice: Choice,
+    pub(crate) wakes: Wakes,
     /// Of use where it is on this one.
     pub(crate) bells: Bells,
 }

@@ -8,7 +8,7 @@ use std::process::Stdio;
 
 /// Random calls in lockstep, seed by seed.
 fn seeds(from: u32, count: u32, steps: u32) {
-    let ground = Ground::new();
+    let ground = Ground::on_ring();
     let script = program("exercise.py");
     for seed in from..from + count {
         let (seed, steps) = (seed.to_string(), steps.to_string());
@@ -42,7 +42,7 @@ fn many_random_calls() {
 
 /// A hard case of `scenarios.py`.
 fn scenario(name: &str) {
-    let ground = Ground::new();
+    let ground = Ground::on_ring();
     let script = program("scenarios.py");
     let words = ["python3", script.to_str().unwrap(), name];
     let tcp = ground.output(On::Tcp, &words);
@@ -68,7 +68,7 @@ scenarios! {
 
 /// A hard case of `hostile.c`.
 fn hostile(name: &str) {
-    let ground = Ground::new();
+    let ground = Ground::on_ring();
     make_hostile(ground.folder.path());
     let tcp = ground.output(On::Tcp, &["./hostile", name]);
     let link = ground.output(On::Link, &["./hostile", name]);
@@ -96,7 +96,7 @@ hostile! {
 /// Bytes that go past the library end the connection with an error; none is taken for another.
 #[test]
 fn foreign_bytes_end_the_connection() {
-    let ground = Ground::new();
+    let ground = Ground::on_ring();
     let script = program("scenarios.py");
     let (text, _) = ground.output(On::Link, &["python3", script.to_str().unwrap(), "foreign"]);
     assert!(text.contains("ECONNRESET"), "{text}");
@@ -106,7 +106,7 @@ fn foreign_bytes_end_the_connection() {
 #[test]
 fn rings_of_calls_take_back_what_they_use() {
     for (word, steps_back) in [("plain", true), ("registered", true), ("files", false)] {
-        let ground = Ground::new();
+        let ground = Ground::on_ring();
         let (source, program) = (program("uring.c"), ground.path("uring"));
         let (source, program) = (source.to_str().unwrap(), program.to_str().unwrap());
         let words = ["cc", "-O1", "-o", program, source, "-l:liburing.so.2"];
@@ -137,7 +137,7 @@ fn resting(ground: &Ground, word: &str) -> (common::Running, impl Write + use<>)
 
 #[test]
 fn both_directions_take_the_ring() {
-    let ground = Ground::new();
+    let ground = Ground::on_ring();
     let (running, stdin) = resting(&ground, "nothing");
     let found = ground
         .until("a connection on the ring", |c| c.ring_bytes.iter().all(|bytes| *bytes > 1000));
@@ -149,7 +149,7 @@ fn both_directions_take_the_ring() {
 
 #[test]
 fn steps_back_are_told_with_their_reason() {
-    let ground = Ground::new();
+    let ground = Ground::on_ring();
     for (word, reason) in [
         ("stdio", "stdio"),
         ("option", "socket-option"),
@@ -165,9 +165,27 @@ fn steps_back_are_told_with_their_reason() {
     }
 }
 
+/// A receiver that sleeps in `select` for each message is told by TCP itself; one that is spoken to in bulk is not.
+#[test]
+fn small_messages_to_one_who_sleeps_take_tcp() {
+    let ground = Ground::new();
+    let script = program("polling.py");
+    let mut command = ground.command(On::Link, &["python3", script.to_str().unwrap()]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let (stdin, out) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let mut running = common::Running(child);
+    let found = ground.until("TCP by choice", |c| c.reason == "wake-ups");
+    assert_eq!(found.path, skein_link::broker::Path::Tcp);
+    drop(stdin);
+    let mut text = String::new();
+    BufReader::new(out).read_line(&mut text).unwrap();
+    assert_eq!(text, "all came\n");
+    assert!(running.0.wait().unwrap().success());
+}
+
 #[test]
 fn a_revoked_connection_goes_on_over_tcp() {
-    let ground = Ground::new();
+    let ground = Ground::on_ring();
     let (mut running, mut stdin) = resting(&ground, "nothing");
     ground.until("a connection on the ring", |c| c.ring_bytes.iter().all(|bytes| *bytes > 1000));
     assert_eq!(ground.broker.revoke(|_| true), 1);
@@ -181,7 +199,7 @@ fn a_revoked_connection_goes_on_over_tcp() {
 
 #[test]
 fn without_a_broker_all_stays_on_tcp() {
-    let ground = Ground::new();
+    let ground = Ground::on_ring();
     let script = program("scenarios.py");
     let words = ["python3", script.to_str().unwrap(), "bulk"];
     let mut command = ground.command(On::Link, &words);
@@ -194,7 +212,7 @@ fn without_a_broker_all_stays_on_tcp() {
 #[test]
 fn projects_never_share_memory() {
     use skein_link::broker::{Broker, BrokerConfig, Project};
-    let ground = Ground::new();
+    let ground = Ground::on_ring();
     let sockets = [ground.path("one.sock"), ground.path("two.sock")];
     let project = |(name, socket): (&str, &std::path::PathBuf)| Project {
         name: name.to_owned(),
@@ -228,7 +246,7 @@ fn nonsense_is_not_answered() {
         AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketType, connect, recv, send,
         socket,
     };
-    let ground = Ground::new();
+    let ground = Ground::on_ring();
     let address = SocketAddrUnix::new(ground.path("link.sock")).unwrap();
     for bytes in [&b"x"[..], &[0; 16], &[0xFF; 16], &[0; 4000]] {
         let asker = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
@@ -245,7 +263,7 @@ fn nonsense_is_not_answered() {
 /// The library stands in front of the functions that it names and of nothing else.
 #[test]
 fn the_library_exports_what_it_hooks() {
-    let ground = Ground::new();
+    let ground = Ground::on_ring();
     let library = std::fs::read_dir(ground.path("lib")).unwrap().next().unwrap().unwrap().path();
     let out = ground.output(On::Tcp, &["nm", "-D", "--defined-only", library.to_str().unwrap()]);
     let names: Vec<_> = out.0.lines().filter_map(|line| line.split_whitespace().last()).collect();

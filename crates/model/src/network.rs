@@ -241,6 +241,14 @@ impl NetworkSpec {
             let problem = format!("is {}: must be {MTU_MIN} to {MTU_MAX}", self.mtu);
             return Err(SpecError { field: "mtu", problem });
         }
+        // Shared address space (RFC 6598).
+        let differing = self.cidr.network().to_bits() ^ Ipv4Addr::new(100, 64, 0, 0).to_bits();
+        if differing >> (32 - u32::from(self.cidr.prefix_len().min(10))) == 0 {
+            return wrong(
+                "cidr",
+                "must not be of 100.64.0.0/10, of which nodes take their own addresses",
+            );
+        }
         if self.resolvers.len() > 3 {
             return wrong("resolvers", "must be at most 3");
         }
@@ -482,6 +490,15 @@ mod tests {
     #[test]
     fn ranges_are_checked() {
         check(r#"{"name":"web","cidr":"10.20.0.0/24"}"#, Ok(()));
+        for (cidr, expect) in [
+            ("100.63.0.0/16", Ok(())),
+            ("100.128.0.0/24", Ok(())),
+            ("100.127.0.0/24", Err("cidr")),
+            ("100.64.0.0/24", Err("cidr")),
+            ("100.0.0.0/8", Err("cidr")),
+        ] {
+            check(&format!(r#"{{"name":"web","cidr":"{cidr}"}}"#), expect);
+        }
         check(r#"{"name":"web","cidr":"10.20.0.0/24","mtu":1279}"#, Err("mtu"));
         check(r#"{"name":"web","cidr":"10.20.0.0/24","mtu":8951}"#, Err("mtu"));
         check(r#"{"name":"web","cidr":"10.20.0.0/24","kind":"bridged"}"#, Err("interface"));

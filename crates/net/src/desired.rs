@@ -537,7 +537,7 @@ pub struct Publication {
     /// Which port of the machine.
     pub target_port: u16,
     /// The machines that take connections; local ones see the client's address, others
-    /// this node's router address. Rule groups of the machines still decide.
+    /// this node's router address. Rule groups of the machines still decide, on this node, by the client's address.
     pub backends: Vec<Ipv4Addr>,
     /// Which of them takes a connection.
     pub balance: Balance,

@@ -113,6 +113,7 @@ async fn carry(netlink: &Netlink, bridge: u32, mtu: u32, step: Step) -> io::Resu
         // These are made from outside, by who looks after the network.
         Step::MakeBridge | Step::MakeTunnel(_) | Step::MakeUplink => Ok(()),
         Step::Remove(index) => netlink.remove_link(index).await,
+        Step::Guard(index) => netlink.guard_bridge(index).await,
         Step::SetMtu { index, mtu } => netlink.set_mtu(index, mtu).await,
         Step::SetUp { index, mac } => netlink.set_up(index, mac).await,
         Step::AttachTrunk { index, trunk } => netlink.attach_trunk(index, bridge, trunk).await,

@@ -15,12 +15,12 @@ use futures_util::{Stream, StreamExt};
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{
-    InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State,
+    InfoBridge, InfoData, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State,
 };
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
-use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkUnspec};
+use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec};
 use rustix::net::netdevice::name_to_index;
 use rustix::net::{SocketFlags, SocketType, socket_with};
 use skein_model::MacAddr;
@@ -39,12 +39,18 @@ const CARRIER_WAIT_MAX: Duration = Duration::from_secs(5);
 /// A question costs the kernel some 20 microseconds.
 const CARRIER_POLL_INTERVAL: Duration = Duration::from_millis(1);
 
+/// Frames for the addresses of IEEE 802.1D's reserved block (01:80:c2:00:00:03 to 0f) are bridged like all others. Unbridged, the
+/// kernel hands them to the port's own IP stack past every rule of the bridge. The first three addresses cannot be in it.
+const RESERVED_BRIDGED: u16 = 0xfff8;
+
 /// An interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Link {
     pub(crate) index: u32,
     pub(crate) name: String,
     pub(crate) is_bridge: bool,
+    /// A bridge that hands no frame past the rules.
+    pub(crate) is_guarded: bool,
     pub(crate) is_up: bool,
     /// Index of the bridge it is a port of.
     pub(crate) controller: Option<u32>,
@@ -127,8 +133,18 @@ impl Netlink {
             .address(mac.to_vec())
             .forward_delay(0)
             .mcast_snooping(false)
+            .group_fwd_mask(RESERVED_BRIDGED)
             .build();
         self.handle.link().add(bridge).execute().await.map_err(cause)
+    }
+
+    /// Makes a bridge hand no frame past the rules.
+    pub(crate) async fn guard_bridge(&self, index: u32) -> io::Result<()> {
+        let message = LinkMessageBuilder::<LinkBridge>::new_with_info_kind(InfoKind::Bridge)
+            .index(index)
+            .group_fwd_mask(RESERVED_BRIDGED)
+            .build();
+        self.handle.link().change(message).execute().await.map_err(cause)
     }
 
     /// Sets MAC address and state "up" of an existing interface.
@@ -312,6 +328,7 @@ fn link(message: LinkMessage) -> Link {
         index: message.header.index,
         name: String::new(),
         is_bridge: false,
+        is_guarded: false,
         is_up: message.header.flags.contains(LinkFlags::Up),
         controller: None,
         alias: String::new(),
@@ -330,6 +347,7 @@ fn link(message: LinkMessage) -> Link {
             }
             LinkAttribute::LinkInfo(infos) => {
                 link.is_bridge = infos.contains(&LinkInfo::Kind(InfoKind::Bridge));
+                link.is_guarded = infos.iter().any(is_guard);
                 link.tunnel = infos.iter().find_map(|info| match info {
                     LinkInfo::Data(data) => Tunnel::of(data),
                     _ => None,
@@ -339,6 +357,11 @@ fn link(message: LinkMessage) -> Link {
         }
     }
     link
+}
+
+fn is_guard(info: &LinkInfo) -> bool {
+    let guard = InfoBridge::GroupFwdMask(RESERVED_BRIDGED);
+    matches!(info, LinkInfo::Data(InfoData::Bridge(infos)) if infos.contains(&guard))
 }
 
 fn ipv4_of(message: &AddressMessage) -> Option<(Ipv4Addr, u8)> {

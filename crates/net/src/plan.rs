@@ -95,6 +95,8 @@ pub(crate) enum Step {
     MakeTunnel(Tunnel),
     MakeUplink,
     Remove(u32),
+    /// Of a bridge: no frame goes past the rules.
+    Guard(u32),
     SetMtu {
         index: u32,
         mtu: u32,
@@ -153,6 +155,7 @@ impl Step {
             | Self::MakeTunnel(_)
             | Self::MakeUplink
             | Self::Remove(_)
+            | Self::Guard(_)
             | Self::SetMtu { .. }
             | Self::SetUp { .. }
             | Self::AttachTrunk { .. }
@@ -291,6 +294,9 @@ pub(crate) fn diff(wanted: &Wanted, seen: &Seen, name: &NetworkName) -> Vec<Step
     };
     if !bridge.is_up || bridge.mac != wanted.bridge_mac {
         steps.push(Step::SetUp { index: bridge.index, mac: Some(wanted.bridge_mac) });
+    }
+    if !bridge.is_guarded {
+        steps.push(Step::Guard(bridge.index));
     }
     if bridge.mtu != wanted.mtu {
         steps.push(Step::SetMtu { index: bridge.index, mtu: wanted.mtu });

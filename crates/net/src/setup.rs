@@ -245,7 +245,18 @@ mod tests {
     fn link(name: &str, is_up: bool, is_bridge: bool) -> Link {
         let (name, alias) = (name.to_owned(), String::new());
         let (controller, mtu, mac, tunnel) = (None, 1500, [0; 6], None);
-        Link { index: 1, name, is_bridge, is_up, controller, alias, mtu, mac, tunnel }
+        Link {
+            index: 1,
+            name,
+            is_bridge,
+            is_guarded: is_bridge,
+            is_up,
+            controller,
+            alias,
+            mtu,
+            mac,
+            tunnel,
+        }
     }
 
     fn check(links: &[Link], foreign: Option<&str>) {

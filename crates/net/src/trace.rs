@@ -177,6 +177,10 @@ impl Way<'_> {
             if let IpAddr::V4(address) = probe.source {
                 self.pass(Place::Tap(address), "its own address");
             }
+            // What machines ask their gateway is no connection of theirs to anybody: no group limits it.
+            if to.is_none() && is_gateway(network, packet.destination) {
+                return self.ask_gateway(*node, network, &packet);
+            }
             if !self.leave(*node, &Policy::new(network), &packet) {
                 return;
             }
@@ -188,9 +192,6 @@ impl Way<'_> {
                 }
                 self.arrive(*there, &Policy::new(network), &packet);
             }
-            None if is_gateway(network, packet.destination) => {
-                self.ask_gateway(*node, network, &packet);
-            }
             None => self.go_out(*node, network, &packet),
         }
     }
@@ -200,6 +201,17 @@ impl Way<'_> {
             true => self.pass(Place::Gateway(node), "the node answers this itself"),
             false => self.stop(Place::Gateway(node), "the node answers nothing there"),
         }
+    }
+
+    /// Whether a port of this node is open there, for whichever network.
+    fn is_published(&self, node: NodeNumber, packet: &Packet) -> bool {
+        let at = self.nodes.iter().find(|desired| desired.underlay.number == node);
+        let open = at.into_iter().flat_map(|desired| &desired.networks);
+        open.flat_map(|network| &network.publications).any(|publication| {
+            let protocol = number(publication.protocol);
+            let here = publication.address.is_none_or(|at| packet.destination == IpAddr::V4(at));
+            here && (protocol, publication.port) == (packet.protocol, packet.port)
+        })
     }
 
     /// Whether it goes to the addresses where nodes talk to each other, which machines must not: not to any node's tunnels,
@@ -243,7 +255,8 @@ impl Way<'_> {
             }
             _ => node,
         };
-        match matches!(network.kind, NetworkKind::Nat(_)) && self.is_for_nodes(exit, packet) {
+        let is_nat = matches!(network.kind, NetworkKind::Nat(_));
+        match is_nat && self.is_for_nodes(exit, packet) && !self.is_published(exit, packet) {
             true => self.stop(Place::Exit(exit), "machines do not reach the nodes there"),
             false => self.judge(Place::Exit(exit), &judgement),
         }
@@ -263,22 +276,36 @@ impl Way<'_> {
     }
 }
 
-/// Whether an address is the node's own in the network.
+/// Whether an address is a node's own in the network: the gateway's, or one of those at which nodes reach each other and
+/// their host there.
 fn is_gateway(network: &DesiredNetwork, address: IpAddr) -> bool {
     let bridged = matches!(network.kind, NetworkKind::Bridged { .. });
     let six = network.ipv6.map(|range| IpAddr::V6(range.gateway));
-    !bridged && (address == IpAddr::V4(network.gateway) || Some(address) == six)
+    let inner = matches!(address, IpAddr::V4(v4) if is_inner(v4));
+    !bridged && (inner || address == IpAddr::V4(network.gateway) || Some(address) == six)
+}
+
+/// 100.64.0.0/10: shared address space (RFC 6598), of which nodes take theirs within networks.
+fn is_inner(address: Ipv4Addr) -> bool {
+    address.octets()[0] == 100 && address.octets()[1] & 0xc0 == 64
+}
+
+fn number(transport: Transport) -> u8 {
+    match transport {
+        Transport::Tcp => 6,
+        Transport::Udp => 17,
+    }
 }
 
 /// Whether the node answers what machines ask it: names, addresses, echoes, and services it was told of.
 fn gateway_answers(network: &DesiredNetwork, packet: &Packet) -> bool {
-    let is_service = network.gateway_services.iter().any(|service| {
-        let protocol = match service.protocol {
-            Transport::Tcp => 6,
-            Transport::Udp => 17,
-        };
-        (protocol, service.port) == (packet.protocol, packet.port)
-    });
+    if matches!(packet.destination, IpAddr::V4(v4) if is_inner(v4)) {
+        return false;
+    }
+    let is_service = network
+        .gateway_services
+        .iter()
+        .any(|service| (number(service.protocol), service.port) == (packet.protocol, packet.port));
     match (packet.protocol, packet.port) {
         (6 | 17, 53) | (17, 67) | (1, 8) => true,
         (17, 547) | (58, _) => packet.destination.is_ipv6(),
@@ -297,6 +324,7 @@ fn words(by: &Deciding) -> String {
         Deciding::NoExit => "the network has no way out".to_owned(),
         Deciding::Segment => "the host's segment takes it".to_owned(),
         Deciding::Elsewhere => "the receiver's node decides".to_owned(),
+        Deciding::Entered => "the node by which it came in has decided".to_owned(),
         Deciding::Leaves => "under the network's outside address".to_owned(),
     }
 }

@@ -2,7 +2,7 @@
 //! when a machine moves.
 
 use crate::desired::{DesiredNetwork, NetworkKind, Publication, Transport};
-use crate::firewall::{Packet, Policy};
+use crate::firewall::{Packet, Policy, is_router};
 use crate::netfilter::{Flow, Tuple};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -123,10 +123,11 @@ pub(crate) fn stale(flow: &Flow, network: &DesiredNetwork, policy: &Policy<'_>) 
     if !known(packet.source) && !known(packet.destination) {
         return false;
     }
-    let node =
-        |address: IpAddr| matches!(address, IpAddr::V4(v4) if v4.octets()[..2] == [100, 127]);
+    if translated && known(packet.destination) && !policy.lets_in(&packet) {
+        return true;
+    }
     // Nodes speak for clients of what they publish; those were judged there.
-    if node(packet.source) && !known(packet.destination) {
+    if is_router(packet.source) {
         return false;
     }
     !policy.allows(&packet)

@@ -126,8 +126,10 @@ mod tests {
     use super::*;
     use skein_model::{EventSubject, Timestamp};
 
-    /// A story: what happens to which request at which machine of which node; how many wait and are served after each.
-    fn check(story: &[(EventKind, u128, &str, &str, (i32, i32))]) {
+    /// What happens to which request at which machine of which node; how many wait and are served after it.
+    type Happens<'a> = (EventKind, u128, &'a str, &'a str, (i32, i32));
+
+    fn check(story: &[Happens<'_>]) {
         let mut jobs = Jobs::default();
         let (mut waiting, mut busy) = (0, 0);
         for (number, (kind, job, machine, node, expect)) in story.iter().enumerate() {

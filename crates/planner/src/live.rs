@@ -8,7 +8,7 @@
 //! Pure as the rest: whoever runs the cloud has clock and sockets.
 
 use crate::jobs::{Jobs, Stand};
-use crate::output::Estimate;
+use crate::output::{Estimate, rule_of_three};
 use crate::random::{Distribution, Purpose, Stream};
 use crate::scenario::{FailureLoses, FailuresHit, QueueKind, Repair, Scenario};
 use crate::sim::{Measure, User, nanos, secs};
@@ -391,10 +391,22 @@ fn estimates(parts: &[Sums], length: f64, confidence: f64) -> Vec<(Measure, Esti
         let place = ((times.len() as f64 * at).ceil() as usize).max(1) - 1;
         times.get(place).copied().unwrap_or(f64::NAN)
     };
+    // As in a simulation: what was not seen may still be.
+    let unseen = |mut estimate: Estimate, count: &dyn Fn(&Sums) -> f64| {
+        let sum = |of: &dyn Fn(&Sums) -> f64| parts.iter().map(of).sum::<f64>();
+        if sum(count) == 0.0
+            && let Some(bound) = rule_of_three(sum(&|it| it.generated), confidence)
+        {
+            estimate.half_width = bound;
+        }
+        estimate
+    };
+    let refusal = unseen(of(&|it| share(it.refused, it)), &|it| it.refused);
+    let service = of(&|it| 1.0 - share(it.refused, it) - share(it.lost, it));
     vec![
-        (Measure::Refusal, of(&|it| share(it.refused, it))),
+        (Measure::Refusal, refusal),
         (Measure::Loss, of(&|it| share(it.lost, it))),
-        (Measure::Service, of(&|it| 1.0 - share(it.refused, it) - share(it.lost, it))),
+        (Measure::Service, unseen(service, &|it| it.refused + it.lost)),
         (Measure::Throughput, of(&|it| it.served / length)),
         (Measure::LostRate, of(&|it| it.lost / length)),
         (Measure::Replicas, of(&|it| it.ready / length)),

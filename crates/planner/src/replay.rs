@@ -146,8 +146,9 @@ pub struct Sent {
 /// How things stand at a moment of a history.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Scene {
-    /// The time, microseconds.
+    /// The time, microseconds since the first event: a live history counts from 1970.
     pub at_us: u64,
+    begun_us: Option<u64>,
     /// Nodes by name.
     pub nodes: BTreeMap<String, NodeView>,
     /// Replicas by id.
@@ -162,7 +163,8 @@ pub struct Scene {
 impl Scene {
     /// Lets one event happen.
     pub fn apply(&mut self, event: &Event) {
-        self.at_us = event.at.as_micros();
+        let now_us = event.at.as_micros();
+        self.at_us = now_us.saturating_sub(*self.begun_us.get_or_insert(now_us));
         let subject = &event.subject;
         let node = subject.node.as_ref().map(ToString::to_string);
         let service = subject.service.as_ref().map(ToString::to_string).unwrap_or_default();

@@ -7,6 +7,9 @@ use crate::solve::SolveReport;
 use serde::Serialize;
 use std::fmt::Write;
 
+/// Between the mean of an interval and its half width.
+const INTERVAL: &str = " ± ";
+
 /// A table: of text for people, of CSV for programs.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Table {
@@ -52,8 +55,25 @@ impl Table {
         text
     }
 
-    /// Comma-separated values with quotes where they are needed (RFC 4180).
+    /// Comma-separated values with quotes where they are needed (RFC 4180). A column of intervals becomes two of numbers, the second
+    /// of half widths.
     pub fn to_csv(&self) -> String {
+        let intervals: Vec<bool> = (0..self.columns.len())
+            .map(|at| self.rows.iter().any(|row| row[at].contains(INTERVAL)))
+            .collect();
+        let apart = |row: &[String], second: &dyn Fn(&str) -> (String, String)| -> Vec<String> {
+            let cells = row.iter().zip(&intervals).flat_map(|(cell, interval)| {
+                let (first, second) =
+                    if *interval { second(cell) } else { (cell.clone(), String::new()) };
+                std::iter::once(first).chain(interval.then_some(second))
+            });
+            cells.collect()
+        };
+        let heading = |name: &str| (name.to_owned(), format!("{name} half width"));
+        let numbers = |cell: &str| {
+            let (mean, width) = cell.split_once(INTERVAL).unwrap_or((cell, ""));
+            (mean.to_owned(), width.to_owned())
+        };
         let quoted = |cell: &String| {
             if cell.contains([',', '"', '\n', '\r']) {
                 format!("\"{}\"", cell.replace('"', "\"\""))
@@ -62,8 +82,10 @@ impl Table {
             }
         };
         let line = |row: &Vec<String>| row.iter().map(quoted).collect::<Vec<_>>().join(",");
-        let rows = std::iter::once(&self.columns).chain(&self.rows);
-        rows.map(line).collect::<Vec<_>>().join("\r\n") + "\r\n"
+        let first = apart(&self.columns, &heading);
+        let rows = self.rows.iter().map(|row| apart(row, &numbers));
+        let all = std::iter::once(first).chain(rows);
+        all.map(|row| line(&row)).collect::<Vec<_>>().join("\r\n") + "\r\n"
     }
 
     /// A table of Markdown.
@@ -97,7 +119,7 @@ pub fn figure(value: f64) -> String {
 
 fn interval(estimate: &Estimate) -> String {
     match estimate.half_width.is_finite() {
-        true => format!("{} ± {}", figure(estimate.mean), figure(estimate.half_width)),
+        true => format!("{}{INTERVAL}{}", figure(estimate.mean), figure(estimate.half_width)),
         false => figure(estimate.mean),
     }
 }
@@ -218,6 +240,16 @@ mod tests {
         ] {
             assert_eq!(figure(value), expect);
         }
+    }
+
+    #[test]
+    fn intervals_are_two_columns_for_programs() {
+        let mut table = Table::new(&["measure", "s", "computed"]);
+        table.row(["p99 [s]".to_owned(), "1.5 ± 0.25".to_owned(), "-".to_owned()]);
+        table.row(["p50 [s]".to_owned(), "-".to_owned(), "2".to_owned()]);
+        let expect = "measure,s,s half width,computed\r\np99 [s],1.5,0.25,-\r\np50 [s],-,,2\r\n";
+        assert_eq!(table.to_csv(), expect);
+        assert!(table.to_text().contains("1.5 ± 0.25"));
     }
 
     #[test]

@@ -170,7 +170,10 @@ fn parse_bound(text: &str) -> Result<Bound, SearchError> {
         .into_iter()
         .find_map(|(unit, factor)| value.strip_suffix(unit).map(|number| (number, factor)))
         .unwrap_or((value, 1.0));
-    let number: f64 = number.trim().parse().map_err(|_| bad("a number, ms, s or % after it"))?;
+    let number: f64 = number.trim().parse().map_err(|_| SearchError::Parse {
+        text: value.to_owned(),
+        expected: "a number, with ms, s or % after it or nothing".to_owned(),
+    })?;
     Ok(Bound { measure, side, value: number * factor })
 }
 

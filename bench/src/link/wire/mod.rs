@@ -10,8 +10,8 @@ mod pages;
 mod run;
 mod tcp;
 
-use super::ground::{Ground, Hosts, Link};
 use super::LinkPart;
+use super::ground::{Ground, Hosts, Link};
 use super::peer::Traffic;
 use crate::error::BenchError;
 use crate::options::Progress;
@@ -270,8 +270,15 @@ impl Found {
             check("link.wire_cpu", "s/GB", &self.light_cpu, "TCP", &self.tcp_cpu, CPU),
         ];
         let unlimited = vec![
-            check("link.unlimited", rate, &self.free_link, "plain TCP", &self.free_plain, UNLIMITED)
-                .with_goal(at_least(1.0)),
+            check(
+                "link.unlimited",
+                rate,
+                &self.free_link,
+                "plain TCP",
+                &self.free_plain,
+                UNLIMITED,
+            )
+            .with_goal(at_least(1.0)),
             check("link.unlimited_udp", rate, &self.free_udp, "TCP", &self.free_tcp, FREE_UDP),
             check("link.unlimited_cpu", "s/GB", &self.free_udp_cpu, "TCP", &self.free_tcp_cpu, CPU),
             check(

@@ -121,7 +121,10 @@ impl<'a> Present<'a> {
             return None;
         }
         let spec = &record.spec;
-        let groups = groups(view, record, &local);
+        // The node by which a connection comes in judges it, wherever the machine is that takes it.
+        let behind = publications.iter().flat_map(|published| takers(view, record, published));
+        let judged: Vec<&PortRecord> = local.iter().copied().chain(behind).collect();
+        let groups = groups(view, record, &judged);
         let numbers = |port: &&PortRecord| number(&view.nodes.get(&port.node)?.value);
         Some(net::DesiredNetwork {
             vni: vni(record.vni)?,
@@ -196,15 +199,15 @@ fn exit(view: &View, node: &NodeName, record: &NetworkRecord) -> net::Exit {
     there.and_then(|there| number(&there.value)).map_or(here, net::Exit::Via)
 }
 
-/// The groups that local ports are in, with those that their rules name, and so on.
+/// The groups that ports are in which are judged here, with those that their rules name, and so on.
 fn groups(
     view: &View,
     record: &NetworkRecord,
-    local: &[&PortRecord],
+    judged: &[&PortRecord],
 ) -> BTreeMap<model::GroupName, net::RuleGroup> {
     let mut found = BTreeMap::new();
     let mut open: BTreeSet<&model::GroupName> =
-        local.iter().flat_map(|port| groups_of(view, port)).collect();
+        judged.iter().flat_map(|port| groups_of(view, port)).collect();
     while let Some(name) = open.pop_first() {
         let Some(stored) = view.groups.get(&(record.project.clone(), name.clone())) else {
             continue;
@@ -342,14 +345,23 @@ pub(crate) fn of_wake_label(label: &str) -> Option<(model::ProjectName, model::S
     Some((project.parse().ok()?, service.parse().ok()?))
 }
 
+/// The machines that take connections of a publication and have their ports.
+fn takers<'a>(
+    view: &'a View,
+    network: &NetworkRecord,
+    record: &'a PublicationRecord,
+) -> impl Iterator<Item = &'a PortRecord> + use<'a> {
+    let vni = network.vni;
+    backends(view, record).filter(move |port| port.vni == vni && is_plugged(view, &port.machine))
+}
+
 fn publication(
     view: &View,
     network: &NetworkRecord,
     record: &PublicationRecord,
 ) -> Option<net::Publication> {
     let spec = &record.spec;
-    let behind = backends(view, record).filter(|port| port.vni == network.vni);
-    let backends: BTreeSet<Ipv4Addr> = behind.map(|port| port.ipv4).collect();
+    let backends: BTreeSet<Ipv4Addr> = takers(view, network, record).map(|p| p.ipv4).collect();
     let wake = match (&spec.target, spec.protocol) {
         (PublishTarget::Service(service), model::Transport::Tcp) => {
             wake_label(service, &record.project).parse().ok()

@@ -130,8 +130,8 @@ struct FarLine {
     listening: AtomicU32,
     /// 1 when the receiver has seen the end of TCP and wants to know whether more comes on the ring.
     doubts: AtomicU32,
-    /// 1 while the sender takes TCP for its bulk because that has brought more; for display.
-    prefers_tcp: AtomicU32,
+    /// Why the sender takes TCP by choice: see [`Preference`]; for display.
+    preference: AtomicU32,
 }
 
 /// State of the bell.
@@ -164,6 +164,30 @@ pub enum Refusal {
     Recall,
 }
 
+/// Why a sender takes TCP by its own choice, for a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(u32)]
+pub enum Preference {
+    /// It does not.
+    #[default]
+    None = 0,
+    /// The bulk: TCP has brought more ([`super::Choice`]).
+    Faster = 1,
+    /// Small messages: their receiver sleeps for nearly each ([`super::Wakes`]).
+    Wakes = 2,
+}
+
+impl Preference {
+    /// Its word, as in `skein link ls`; `None` for none.
+    pub const fn word(self) -> Option<&'static str> {
+        match self {
+            Self::None => None,
+            Self::Faster => Some("tcp-faster"),
+            Self::Wakes => Some("wake-ups"),
+        }
+    }
+}
+
 impl Direction {
     /// A direction at its beginning, in a segment whose memory is zero: that is what all words begin with. For tests
     /// and devices that do not hand out zeroed memory.
@@ -193,7 +217,7 @@ impl Direction {
                 news: zero32(),
                 listening: zero32(),
                 doubts: zero32(),
-                prefers_tcp: zero32(),
+                preference: zero32(),
             },
             records: core::array::from_fn(|_| SharedRecord { tcp: zero64(), ring: zero64() }),
         }
@@ -422,14 +446,23 @@ impl Direction {
         self.far.doubts.load(Ordering::Acquire) != 0
     }
 
-    /// Tells whoever looks that TCP has been found faster, or not any more.
-    pub fn show_preference(&self, prefers_tcp: bool) {
-        self.far.prefers_tcp.store(u32::from(prefers_tcp), Ordering::Relaxed);
+    /// Tells whoever looks what the sender has chosen.
+    pub fn show_preference(&self, preference: Preference) {
+        self.far.preference.store(preference as u32, Ordering::Relaxed);
     }
 
-    /// Whether the sender takes TCP because that has brought more, as it shows. Not to be trusted.
-    pub fn prefers_tcp(&self) -> bool {
-        self.far.prefers_tcp.load(Ordering::Relaxed) != 0
+    /// What the sender has chosen, as it shows. Not to be trusted.
+    pub fn preference(&self) -> Preference {
+        match self.far.preference.load(Ordering::Relaxed) {
+            1 => Preference::Faster,
+            2 => Preference::Wakes,
+            _ => Preference::None,
+        }
+    }
+
+    /// TCP position behind the last bell of this ring phase.
+    pub fn bell_end(&self) -> u64 {
+        self.bell().end
     }
 
     pub(crate) fn announce(&self) {

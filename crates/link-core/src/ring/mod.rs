@@ -35,16 +35,18 @@ pub mod host;
 mod rx;
 mod segment;
 mod tx;
+mod wakes;
 
 pub use bells::Bells;
 pub use choice::{Choice, Path};
-pub use direction::{Direction, LOG, Phase, Record, Refusal};
+pub use direction::{Direction, LOG, Phase, Preference, Record, Refusal};
 pub use rx::{Next, Rx, Settled};
 pub use segment::{
     Behind, CAPACITY_DEFAULT, CAPACITY_MAX, CAPACITY_MIN, Header, Hello, Pipe, Reach, Reason, Role,
     Segment, SegmentError, segment_len,
 };
 pub use tx::{Busy, Tx};
+pub use wakes::Wakes;
 
 /// Why a direction cannot go on. The connection is to be aborted: some byte may have gone missing or come twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

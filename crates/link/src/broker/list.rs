@@ -6,7 +6,7 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFla
 use serde::{Deserialize, Serialize};
 use skein_link_core::negotiate::LIST;
 use skein_link_core::ring::host::Memory;
-use skein_link_core::ring::{Direction, Hello, Reach, Reason, Role};
+use skein_link_core::ring::{Direction, Hello, Phase, Reach, Reason, Role};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path as FilePath;
@@ -118,10 +118,11 @@ pub(crate) fn describe(place: &Place, entry: &Entry<Shared>) -> Connection {
     let header = segment.header();
     let directions = [Role::Low, Role::High].map(|role| segment.pipe(role).direction());
     let on_ring = directions.iter().any(|direction| direction.phase().on_ring());
-    let chosen = |dir: &Direction| dir.prefers_tcp() && !dir.phase().on_ring();
+    // What one direction has chosen, whatever the other one does.
+    let chosen = |dir: &Direction| dir.preference().word().filter(|_| !dir.phase().on_ring());
+    let chosen = directions.into_iter().find_map(chosen);
     let (path, reason) = match (segment.reach() == Reach::Far, on_ring) {
-        // The bulk of a direction, whatever the other one does.
-        (true, _) if directions.into_iter().any(chosen) => (Path::Tcp, "tcp-faster"),
+        _ if chosen.is_some() => (Path::Tcp, chosen.unwrap_or_default()),
         (true, true) => (Path::Light, "none"),
         (false, true) => (Path::Ring, "none"),
         (_, false) => (Path::Tcp, why_not(entry)),
@@ -142,12 +143,19 @@ pub(crate) fn describe(place: &Place, entry: &Entry<Shared>) -> Connection {
 }
 
 fn why_not(entry: &Entry<Shared>) -> &'static str {
-    let header = entry.shared.memory.segment().header();
+    let segment = entry.shared.memory.segment();
+    let header = segment.header();
+    let has_begun = [Role::Low, Role::High]
+        .into_iter()
+        .any(|role| segment.pipe(role).direction().phase() != Phase::default());
     let hellos = [header.hello(Role::Low), header.hello(Role::High)];
     if hellos.contains(&Hello::Gone) {
         "closed"
     } else if hellos.contains(&Hello::None) {
         "peer-not-there"
+    } else if hellos == [Hello::Confirmed; 2] && has_begun {
+        // For want of room, or by a choice that only the other host knows.
+        "sender"
     } else if hellos == [Hello::Confirmed; 2] {
         "quiet"
     } else {

@@ -35,7 +35,7 @@ fn talks(ground: &Ground) {
 
 #[test]
 fn who_connects_and_is_silent_keeps_nobody_out() {
-    let ground = Ground::new();
+    let ground = Ground::on_ring();
     let silent: Vec<OwnedFd> = (0..700).map(|_| asker(&ground)).collect();
     talks(&ground);
     // Those that have waited longest were let go, all others soon.
@@ -48,7 +48,7 @@ fn who_connects_and_is_silent_keeps_nobody_out() {
 /// A list longer than a socket's buffer arrives whole; somebody who does not read his keeps nobody waiting.
 #[test]
 fn a_long_list_is_whole() {
-    let ground = Ground::new();
+    let ground = Ground::on_ring();
     let code = "import socket,sys\n\
         l=socket.create_server(('127.0.0.1',0),backlog=600)\n\
         held=[]\n\

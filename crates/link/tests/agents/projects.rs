@@ -46,7 +46,7 @@ fn broker(ground: &Ground, projects: Vec<Project>, guard: Option<Arc<dyn Guard>>
 
 #[test]
 fn a_project_that_ends_sends_its_connections_back() {
-    let ground = Ground::new();
+    let ground = Ground::on_ring();
     let [one, two] = ["one", "two"].map(|name| project(&ground, name));
     let broker = broker(&ground, Vec::new(), None);
     broker.set_projects(vec![one.clone(), two.clone()]).unwrap();
@@ -70,7 +70,7 @@ fn a_project_that_ends_sends_its_connections_back() {
 
 #[test]
 fn a_socket_is_one_brokers() {
-    let ground = Ground::new();
+    let ground = Ground::on_ring();
     let one = project(&ground, "one");
     let first = broker(&ground, vec![one.clone()], None);
     let second = broker(&ground, Vec::new(), None);
@@ -99,7 +99,7 @@ fn a_socket_is_one_brokers() {
 /// A broker that was started for want of another leaves its sockets to one that is wanted; rings go on.
 #[test]
 fn a_makeshift_leaves_to_a_broker_that_is_wanted() {
-    let ground = Ground::new();
+    let ground = Ground::on_ring();
     let one = project(&ground, "one");
     let config = BrokerConfig {
         projects: vec![one.clone()],
@@ -137,7 +137,7 @@ impl Guard for Switch {
 
 #[test]
 fn what_the_guard_forbids_stays_on_tcp_or_goes_back_to_it() {
-    let ground = Ground::new();
+    let ground = Ground::on_ring();
     let one = project(&ground, "one");
     let switch = Arc::new(Switch(AtomicBool::new(false)));
     let broker = broker(&ground, vec![one.clone()], Some(switch.clone()));
@@ -160,7 +160,7 @@ fn what_the_guard_forbids_stays_on_tcp_or_goes_back_to_it() {
 /// Who has asked ends, and another process goes on with its socket: the connection is still known, and may be revoked.
 #[test]
 fn a_connection_outlives_who_has_asked() {
-    let ground = Ground::new();
+    let ground = Ground::on_ring();
     let one = project(&ground, "one");
     let broker = broker(&ground, vec![one.clone()], None);
     let code = "import os,socket,sys\n\

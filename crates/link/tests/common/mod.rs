@@ -19,6 +19,9 @@ use tempfile::TempDir;
 /// How long a program may run, seconds; far more than any of them takes on a busy machine.
 pub(crate) const PATIENCE_SECS: u32 = if cfg!(feature = "long-tests") { 600 } else { 60 };
 
+/// Has the library never leave the ring by choice.
+pub(crate) const STAY: (&str, &str) = ("SKEIN_LINK_PATH", "ring");
+
 /// What a program runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum On {
@@ -75,6 +78,13 @@ impl Ground {
         let broker = Broker::start(BrokerConfig::new(socket.clone())).unwrap();
         let variables = run::environment(&library, &socket, None);
         Self { folder, broker, variables }
+    }
+
+    /// The same for programs whose connections stay on the ring although TCP may be as good for them.
+    pub(crate) fn on_ring() -> Self {
+        let mut ground = Self::new();
+        ground.variables.push((STAY.0.into(), STAY.1.into()));
+        ground
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {

@@ -1,7 +1,7 @@
 //! Two hosts, each with its broker and node, and programs on them.
 
 use super::common::site::{self, End, Site};
-use super::common::{On, PATIENCE_SECS, program, wait};
+use super::common::{On, PATIENCE_SECS, STAY, program, wait};
 use skein_link::broker::{Broker, BrokerConfig, Connection, Path, Totals};
 use skein_link::node::{Ethernet, Node, NodeConfig, PORT, PeerConfig, shared_key};
 use skein_link::remote::Remote;
@@ -108,6 +108,7 @@ impl Hosts {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.bed.namespace(host), "env"]);
         if on == On::Link {
+            command.arg(format!("{}={}", STAY.0, STAY.1));
             for (name, value) in run::environment(&self.library, broker, None) {
                 let mut word = name;
                 word.push("=");

@@ -6,7 +6,7 @@ mod hosts;
 mod real;
 
 use common::site::{End, Site};
-use common::{On, Running, make_hostile, wait};
+use common::{On, Running, STAY, make_hostile, wait};
 use hosts::{Hosts, script};
 use skein_link::broker::Path;
 use skein_link::node::Ethernet;
@@ -224,7 +224,9 @@ fn the_bulk_takes_the_path_that_brings_more() {
         let port = hosts.port();
         let text = port.to_string();
         let server = hosts.serve(On::Link, port, &["iperf3", "-s", "-1", "-p", &text]);
+        let choosing = ["env", "-u", STAY.0];
         let words = ["iperf3", "-c", "10.77.0.1", "-p", &text, "-t", seconds];
+        let words = [&choosing[..], &words].concat();
         let mut client = Site::command(&hosts, End::Client, On::Link, &words);
         (server, Running(client.stdout(Stdio::null()).spawn().unwrap()))
     };
@@ -239,6 +241,22 @@ fn the_bulk_takes_the_path_that_brings_more() {
     let kept = hosts.until_light(Host::B, |c| c.ring_bytes.iter().any(|bytes| *bytes > 80_000_000));
     assert_eq!(kept.reason, "none");
     drop(running);
+}
+
+/// To another host a wake-up by the ring costs a round trip more: small messages to one who sleeps take TCP.
+#[test]
+fn small_messages_to_one_who_sleeps_take_tcp() {
+    let hosts = Hosts::new(Ethernet::Never);
+    let script = script("polling.py");
+    let words = ["env", "-u", STAY.0, "python3", &script];
+    let mut command = hosts.command(Host::A, On::Link, &words);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let stdin = child.stdin.take().unwrap();
+    let mut running = Running(child);
+    let found = hosts.until("TCP by choice", Host::A, |c| c.reason == "wake-ups");
+    assert_eq!(found.path, Path::Tcp);
+    drop(stdin);
+    assert!(running.0.wait().unwrap().success());
 }
 
 /// A wire that loses: bytes of both paths come late and in another order, and nothing is wrong.

@@ -52,6 +52,7 @@ pub(super) fn table(
     sets(&mut table, network, tap);
     let chains = [
         ("prerouting", prerouting(network, around, &table)),
+        ("reserved", reserved(around)),
         ("machine", machine(&table)),
         ("arp", arp()),
         ("ip4", ip4()),
@@ -160,6 +161,17 @@ fn prerouting(network: &DesiredNetwork, around: &Surroundings, table: &Table) ->
         rules.push(foreign.drop("uplink-ipv6"));
     }
     base(HookPoint::Prerouting, FIRST, Policy::Accept, rules)
+}
+
+/// Frames for the first addresses of IEEE 802.1D's reserved block, which are not bridged: behind this hook the kernel would
+/// hand them to the port's own IP stack, where nobody asks who sent them.
+fn reserved(around: &Surroundings) -> Chain {
+    let frames = Steps::new().input_like(&around.taps).masked(
+        Field::ETHER_DESTINATION,
+        &[0xff, 0xff, 0xff, 0xff, 0xff, 0xf0],
+        &[0x01, 0x80, 0xc2, 0, 0, 0],
+    );
+    base(HookPoint::Input, FIRST, Policy::Accept, vec![frames.drop("reserved")])
 }
 
 /// The rules for limits that some port has: a frame of a network without any meets none.

@@ -44,6 +44,8 @@ const COUNTED_MAX: u32 = 65_536;
 
 /// Priority of translation (`NF_IP_PRI_NAT_SRC`).
 const NAT_SOURCE: i32 = 100;
+/// Addresses of nodes within networks ([`crate::NodeNumber::router_address`]), and their mask.
+const ROUTERS: ([u8; 4], [u8; 4]) = ([100, 127, 0, 0], [255, 255, 0, 0]);
 /// Priority of what decides about routes (`NF_IP_PRI_MANGLE`): connections are known by then.
 const BEFORE_ROUTES: i32 = -150;
 
@@ -170,6 +172,9 @@ fn member_set(family: u8, group: &GroupName) -> String {
     format!("members{family}-{group}")
 }
 
+/// The map from machines of other nodes that take connections from outside to the chains that judge those here.
+const BEHIND: &str = "behind4";
+
 /// The maps from machines to chains, and the chains.
 fn profiles(table: &mut Table, network: &DesiredNetwork) {
     let maps = [("from4", KeyField::Ip4), ("from6", KeyField::Ip6)];
@@ -196,6 +201,16 @@ fn profiles(table: &mut Table, network: &DesiredNetwork) {
         let rules = profile_rules(Direction::Ingress, &groups, &to);
         table.chains.entry(to).or_insert_with(|| chain(rules));
     }
+    let mut behind = Set::new(&[KeyField::Ip4], DataKind::Verdict);
+    let published: BTreeSet<_> = network.publications.iter().flat_map(|p| &p.backends).collect();
+    for port in network.remote_ports.iter().filter(|port| published.contains(&port.address)) {
+        let groups: BTreeSet<_> = port.groups.iter().collect();
+        let to = format!("to-{}", profile(&groups));
+        behind.insert(&[&port.address.octets()], Element::Verdict(Verdict::Goto(to.clone())));
+        let rules = profile_rules(Direction::Ingress, &groups, &to);
+        table.chains.entry(to).or_insert_with(|| chain(rules));
+    }
+    maps.push((BEHIND, behind));
     table.sets.extend(maps.into_iter().map(|(name, set)| (name.to_owned(), set)));
 }
 
@@ -350,6 +365,9 @@ fn forward(network: &DesiredNetwork, around: &Surroundings) -> Chain {
         let to = v6().member(Field::IP6_DESTINATION, "isolated6");
         rules.push(inside(to, Field::IP6_SOURCE).drop("isolated"));
     }
+    // Nodes speak for clients that they have let in.
+    let entered = v4().input(BRIDGE).masked(Field::IP4_SOURCE, &ROUTERS.1, &ROUTERS.0);
+    rules.push(entered.accept());
     rules.push(Steps::new().family(FAMILY_4).verdict_map(Field::IP4_SOURCE, "from4").rule());
     rules.push(Steps::new().family(FAMILY_6).verdict_map(Field::IP6_SOURCE, "from6").rule());
     rules.push(Steps::new().goto("deliver"));
@@ -379,6 +397,7 @@ fn deliver(network: &DesiredNetwork) -> Chain {
     let v4 = || Steps::new().family(FAMILY_4);
     let v6 = || Steps::new().family(FAMILY_6);
     let mut rules = vec![
+        v4().input(UPLINK).verdict_map(Field::IP4_DESTINATION, BEHIND).rule(),
         v4().verdict_map(Field::IP4_DESTINATION, "to4").rule(),
         v6().verdict_map(Field::IP6_DESTINATION, "to6").rule(),
         v4().member(Field::IP4_DESTINATION, "remote4").accept(),

@@ -47,6 +47,8 @@ pub(crate) enum Deciding {
     Segment,
     /// The receiver's own node decides.
     Elsewhere,
+    /// The node decided by which it came in.
+    Entered,
     /// It leaves the network.
     Leaves,
 }
@@ -129,6 +131,9 @@ impl<'a> Policy<'a> {
 
     /// What the receiver's groups say, or what is there besides machines of this node.
     pub(crate) fn ingress(&self, packet: &Packet) -> Judgement {
+        if is_router(packet.source) && self.is_machine(packet.destination) {
+            return Judgement::yes(Deciding::Entered);
+        }
         if let Some(port) = self.local.get(&packet.destination) {
             let groups = port.groups.iter().collect();
             return self.judge(Direction::Ingress, &groups, packet, packet.source);
@@ -144,6 +149,15 @@ impl<'a> Policy<'a> {
             }
             NetworkKind::Nat(_) | NetworkKind::Isolated => Judgement::no(Deciding::NoExit),
         }
+    }
+
+    /// Whether a client outside gets through to a machine, here or on another node, by a published port of this one.
+    pub(crate) fn lets_in(&self, packet: &Packet) -> bool {
+        let groups = self.groups_of.get(&packet.destination);
+        groups.is_some_and(|groups| {
+            let groups = groups.iter().collect();
+            self.judge(Direction::Ingress, &groups, packet, packet.source).allowed
+        })
     }
 
     fn judge(
@@ -200,4 +214,9 @@ impl<'a> Policy<'a> {
             IpAddr::V6(_) => self.network.ipv6.is_some_and(|range| range.prefix.contains(address)),
         }
     }
+}
+
+/// Whether an address is a node's within networks ([`crate::NodeNumber::router_address`]).
+pub(crate) fn is_router(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V4(v4) if v4.octets()[..2] == [100, 127])
 }

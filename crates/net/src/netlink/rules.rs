@@ -64,7 +64,9 @@ fn message(back: Back) -> RuleMessage {
 }
 
 fn back_of(message: &RuleMessage) -> Option<Back> {
-    if message.header.table != TABLE_BACK {
+    // Others may ask the table too; only ours have this priority.
+    let is_ours = message.attributes.contains(&RuleAttribute::Priority(PRIORITY));
+    if message.header.table != TABLE_BACK || !is_ours {
         return None;
     }
     message.attributes.iter().find_map(|attribute| match attribute {

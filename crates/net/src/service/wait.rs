@@ -3,6 +3,7 @@
 use crate::connector::Connector;
 use crate::desired::{DesiredNetwork, Publication, Transport, Vni};
 use crate::events::{Events, NetworkEvent};
+use crate::firewall::{Packet, Policy};
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -17,6 +18,8 @@ use tracing::debug;
 const HELD_MAX: Duration = Duration::from_secs(60);
 /// Clients held per port: as many as the kernel holds for a busy server.
 const CLIENTS_MAX: usize = 1_024;
+/// Number of the transport protocol.
+const TCP: u8 = 6;
 /// Between two attempts to reach a machine that is there and does not answer yet.
 const RETRY: Duration = Duration::from_millis(100);
 
@@ -105,30 +108,55 @@ impl Clerk {
 
     /// Holds a client until a machine takes it.
     async fn hold(mut self, mut client: TcpStream, from: SocketAddr) {
-        let found = tokio::time::timeout(HELD_MAX, self.machine()).await;
-        let Ok(Some(mut machine)) = found else {
+        let found = tokio::time::timeout(HELD_MAX, self.machine(from)).await;
+        let Ok(Some((to, mut machine))) = found else {
             debug!(network.vni = %self.vni, port = self.port, %from, "a client was held in vain");
             return;
         };
         let _ = client.set_nodelay(true);
-        let _ = tokio::io::copy_bidirectional(&mut client, &mut machine).await;
+        tokio::select! {
+            _ = tokio::io::copy_bidirectional(&mut client, &mut machine) => {} // both are ended below
+            () = self.forbidden(from, to) => {}                                // cancel-safe: watch
+        }
     }
 
-    /// A connection to a machine, once one answers; `None` if nothing is published any more.
-    async fn machine(&mut self) -> Option<TcpStream> {
+    /// Until the rules forbid what they let through, or it is not published any more.
+    async fn forbidden(&mut self, from: SocketAddr, to: SocketAddrV4) {
+        loop {
+            let network = self.network.borrow_and_update().clone();
+            let may_stay = self.publication(&network).is_some() && lets_in(&network, from, to);
+            if !may_stay || self.network.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn publication(&self, network: &DesiredNetwork) -> Option<Publication> {
+        let is_it = |p: &&Publication| {
+            p.port == self.port && p.protocol == Transport::Tcp && p.wake.is_some()
+        };
+        network.publications.iter().find(is_it).cloned()
+    }
+
+    /// A connection to a machine that lets the client in, once one answers; `None` if nothing is published any more, or
+    /// machines are there and none lets it in.
+    async fn machine(&mut self, from: SocketAddr) -> Option<(SocketAddrV4, TcpStream)> {
         let mut asked = false;
         loop {
-            let publication = {
-                let network = self.network.borrow_and_update();
-                let is_it = |p: &&Publication| {
-                    p.port == self.port && p.protocol == Transport::Tcp && p.wake.is_some()
-                };
-                network.publications.iter().find(is_it)?.clone()
+            let (publication, open) = {
+                let network = self.network.borrow_and_update().clone();
+                let publication = self.publication(&network)?;
+                let backends = publication.backends.iter();
+                let open = backends.map(|at| SocketAddrV4::new(*at, publication.target_port));
+                let open: Vec<_> = open.filter(|to| lets_in(&network, from, *to)).collect();
+                (publication, open)
             };
-            for backend in &publication.backends {
-                let to = SocketAddrV4::new(*backend, publication.target_port);
+            if open.is_empty() && !publication.backends.is_empty() {
+                return None;
+            }
+            for to in open {
                 if let Ok(machine) = self.inside.connect(to).await {
-                    return Some(machine);
+                    return Some((to, machine));
                 }
             }
             match publication.wake {
@@ -145,4 +173,15 @@ impl Clerk {
             }
         }
     }
+}
+
+/// Whether the rules let a client through to a machine: it is joined to it by sockets of this node, past the tables.
+fn lets_in(network: &DesiredNetwork, from: SocketAddr, to: SocketAddrV4) -> bool {
+    let packet = Packet {
+        source: from.ip(),
+        destination: (*to.ip()).into(),
+        protocol: TCP,
+        port: to.port(),
+    };
+    Policy::new(network).lets_in(&packet)
 }

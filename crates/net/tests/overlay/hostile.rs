@@ -1,6 +1,7 @@
 //! A machine that lies about who it is gets nothing through.
 
-use crate::common::bed::{Bed, Machine, Plan, inside};
+use crate::common::bed::{Bed, Machine, Plan, inside, run};
+use crate::common::eventually;
 use crate::{allow, tcp};
 use anyhow::{Result, ensure};
 use skein_net::{Direction, RulePeer, RuleProtocol};
@@ -105,6 +106,45 @@ fn arp_reply(
     payload.extend(target_mac);
     payload.extend(target.octets());
     payload
+}
+
+/// The kernel has ways of its own for the reserved addresses of IEEE 802.1D; none may lead past the rules.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn frames_for_reserved_addresses_are_no_way_past_the_rules() -> Result<()> {
+    let bed = Bed::new(1).await?;
+    let plan = Plan::new(34, "blue").group("all", everything()).with(11, 1, &["all"]);
+    let plan = plan.with(12, 1, &["all"]);
+    bed.apply(&[&plan]).await?;
+    let liar = bed.machine(0, &plan, 11).await?;
+    let near = bed.machine(0, &plan, 12).await?;
+    let mut ears = Listener::at(&near);
+    let other = plan.mac(99).octets();
+    let forged = |last: u8| {
+        let sender = Ipv4Addr::new(10, 20, 0, 70 + last);
+        let mut question = arp_reply(other, sender, [0; 6], plan.network.gateway);
+        question[7] = 1;
+        ethernet([0x01, 0x80, 0xc2, 0, 0, last], other, 0x0806, &question)
+    };
+    send(&liar, (0..16).map(forged).collect());
+    // What comes behind them has come, so they have been looked at.
+    let (own, to) = (plan.mac(11).octets(), plan.mac(12).octets());
+    let honest = udp(liar.address, near.address, (5, 5), b"honest");
+    send(&liar, vec![ethernet(to, own, 0x0800, &honest)]);
+    ensure!(ears.until(b"honest").is_some(), "nothing comes at all");
+    let inner = bed.nodes[0].networks().name(plan.network.vni).namespace();
+    let known = run(&format!("ip -n {inner} neigh show"))?;
+    let strangers = known
+        .lines()
+        .filter(|line| (70..86).any(|last| line.starts_with(&format!("10.20.0.{last} "))));
+    ensure!(strangers.count() == 0, "somebody was believed: {known}");
+    // A bridge that an earlier release made is guarded too.
+    run(&format!("ip -n {inner} link set skbr0 type bridge group_fwd_mask 0"))?;
+    let guarded = async || {
+        let shown = run(&format!("ip -n {inner} -d link show skbr0")).ok()?;
+        shown.contains("group_fwd_mask 0xfff8").then_some(())
+    };
+    eventually("the bridge to be guarded again", guarded).await?;
+    bed.finish().await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,9 +2,12 @@
 
 use crate::common::bed::{Bed, Machine, Plan, inside, run};
 use crate::common::eventually;
-use crate::tcp;
+use crate::{allow, tcp};
 use anyhow::{Context as _, Result, ensure};
-use skein_net::{Balance, DnsRecord, Payload, Probe, Publication, Route, Transport, trace};
+use skein_net::{
+    Balance, Direction, DnsRecord, Payload, PortRange, Probe, Publication, Route, RulePeer,
+    RuleProtocol, Transport, trace,
+};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
@@ -434,6 +437,71 @@ async fn every_node_answers_for_a_network_that_leaves_by_another() -> Result<()>
     ensure!(!rules.contains("lookup 100"), "{rules}");
     let routes = run(&format!("ip -n {inner} route show table all"))?;
     ensure!(!routes.contains("table 100"), "{routes}");
+    bed.finish().await
+}
+
+/// Whether the machine at a node's port answers a client with this address.
+fn serves(world: &str, client: &str, to: SocketAddr) -> Result<bool> {
+    run(&format!("ip -n {world} route replace {} dev wire src {client}", to.ip()))?;
+    Ok(hears(world, to))
+}
+
+/// Greets whoever comes, again and again.
+fn greet_all(machine: &Machine) -> Result<()> {
+    let listener = inside(machine.name(), || TcpListener::bind("0.0.0.0:80"))?;
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let _ = stream.map(|mut stream| stream.write_all(b"hello"));
+        }
+    });
+    Ok(())
+}
+
+/// A rule with a range means the client's own address, through whichever node it comes, and also while it waits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_of_published_ports_are_judged_by_their_own_address() -> Result<()> {
+    let mut bed = Bed::new(2).await?;
+    let from = |range: &str| -> Result<skein_net::Rule> {
+        let peer = RulePeer::Range(range.parse()?);
+        Ok(allow(1, Direction::Ingress, RuleProtocol::Tcp(PortRange::single(80)), peer))
+    };
+    let mut plan = Plan::new(47, "blue").group("web", vec![from("192.0.2.254/32")?]);
+    plan = plan.with(11, 1, &["web"]).with(21, 2, &["web"]);
+    plan.network.kind = skein_net::NetworkKind::Nat(skein_net::Exit::Here { source: None });
+    plan.network.publications = vec![
+        published(8081, vec![plan.address(11)], None),
+        published(8082, vec![plan.address(21)], None),
+        published(8090, Vec::new(), Some("sleeper")),
+    ];
+    bed.apply(&[&plan]).await?;
+    let a = bed.machine(0, &plan, 11).await?;
+    let b = bed.machine(1, &plan, 21).await?;
+    let world = bed.world.0.clone();
+    run(&format!("ip -n {world} addr add 192.0.2.253/24 dev wire"))?;
+    greet_all(&a)?;
+    greet_all(&b)?;
+    for node in [1, 2] {
+        for port in [8081, 8082] {
+            let to = SocketAddr::from(([192, 0, 2, node], port));
+            ensure!(serves(&world, "192.0.2.254", to)?, "{to} is open to the one");
+            ensure!(!serves(&world, "192.0.2.253", to)?, "{to} is closed to the other");
+        }
+    }
+    // One that waits is let in or not by the same rules, and cut when they change.
+    let to = SocketAddr::from(([192, 0, 2, 1], 8090));
+    run(&format!("ip -n {world} route replace 192.0.2.1 dev wire src 192.0.2.254"))?;
+    let mut held = inside(&world, move || TcpStream::connect(to))?;
+    held.set_read_timeout(Some(Duration::from_secs(20)))?;
+    ensure!(woken(&mut bed, 0).await? == ("sleeper".to_owned(), 8090));
+    run(&format!("ip -n {world} route replace 192.0.2.1 dev wire src 192.0.2.253"))?;
+    let mut stranger = inside(&world, move || TcpStream::connect(to))?;
+    stranger.set_read_timeout(Some(Duration::from_secs(20)))?;
+    ensure!(woken(&mut bed, 0).await? == ("sleeper".to_owned(), 8090));
+    plan.network.publications[2].backends = vec![plan.address(21)];
+    bed.apply(&[&plan]).await?;
+    let mut word = [0; 5];
+    ensure!(held.read_exact(&mut word).is_ok() && &word == b"hello", "it waited in vain");
+    ensure!(stranger.read_exact(&mut word).is_err(), "a stranger was let in");
     bed.finish().await
 }
 

@@ -180,9 +180,10 @@ impl Measure {
         let fails = scenario.nodes.iter().any(|group| group.time_to_failure_secs.is_some());
         let loses = fails && scenario.assumptions.failure_loses != FailureLoses::Nothing;
         let scaling = &service.scaling;
-        let scales = fails || scaling.replicas_min != scaling.replicas_max;
+        let scales = scaling.replicas_min != scaling.replicas_max;
         let requests = || rule_of_three(all.generated, confidence);
         let seconds = || rule_of_three(all.secs, confidence);
+        let hours = || rule_of_three(all.secs / 3600.0, confidence);
         // One that waits where hardly any does, waits for about one that is served.
         let served = all.in_service / all.served.max(1.0);
         match self {
@@ -192,14 +193,10 @@ impl Measure {
             Self::LostRate if loses && all.lost == 0.0 => seconds(),
             Self::TimeInQueue if all.in_queue == 0.0 => Some(requests()? * served),
             Self::QueueLength if all.area_waiting == 0.0 => Some(seconds()? * served),
-            Self::ReplicationRate if scales && all.replications == 0.0 => Some(seconds()? * 3600.0),
-            Self::DereplicationRate if scales && all.dereplications == 0.0 => {
-                Some(seconds()? * 3600.0)
-            }
-            Self::Oscillation if scales && all.turns == 0.0 => Some(seconds()? * 3600.0),
-            Self::MigrationRate if scaling.migration.is_some() && all.migrations == 0.0 => {
-                Some(seconds()? * 3600.0)
-            }
+            Self::ReplicationRate if (scales || fails) && all.replications == 0.0 => hours(),
+            Self::DereplicationRate if scales && all.dereplications == 0.0 => hours(),
+            Self::Oscillation if scales && all.turns == 0.0 => hours(),
+            Self::MigrationRate if scaling.migration.is_some() && all.migrations == 0.0 => hours(),
             _ => None,
         }
     }

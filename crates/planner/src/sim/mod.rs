@@ -100,6 +100,8 @@ pub fn simulate(scenario: &Scenario, progress: &Progress) -> SimReport {
     progress.expect(work_of(scenario, scenario.run.replications));
     let all: Vec<Option<Counted>> = (0..scenario.run.replications)
         .into_par_iter()
+        // One at a time, or a thread that is done waits for another's last two.
+        .with_max_len(1)
         .map(|number| {
             let begins = number == 0 || !progress.is_stopped();
             begins.then(|| count(scenario, number, progress))

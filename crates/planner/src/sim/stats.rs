@@ -240,7 +240,8 @@ impl Raw {
             // Both have the same bounds.
             let _ = times.add(part);
         }
-        let cut_secs = self.cells[..cut].iter().map(|cell| cell.secs).sum();
+        // A sum of nothing is -0.
+        let cut_secs = self.cells[..cut].iter().fold(0.0, |sum, cell| sum + cell.secs);
         let (left_waiting, left_in_service) = (self.left_waiting, self.left_in_service);
         Measured { sums, times, cut_secs, left_waiting, left_in_service }
     }

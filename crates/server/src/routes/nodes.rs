@@ -11,7 +11,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use skein_api::{Code, ErrorBody, Node};
 use skein_fabric::{Compare, KeySpan, Op, OpReply, Txn};
-use skein_model::{EventKind, EventSubject, NetworkRecord, NodeName};
+use skein_model::{EventKind, EventSubject, NetworkRecord, NodeName, ProjectRecord};
 use skein_policy::Room;
 use skein_registry::{AgentReply, AgentRequest, RecordKey, View};
 use std::collections::BTreeMap;
@@ -84,12 +84,16 @@ fn user(view: &View, name: &NodeName) -> Option<String> {
     if let Some(machine) = machine {
         return Some(format!("machine {} is on it", machine.value.id));
     }
-    let leaves = |network: &NetworkRecord| {
-        network.spec.exit.as_ref().is_some_and(|exit| exit.node == *name)
-    };
-    let network = view.networks.values().find(|network| leaves(&network.value))?;
-    let (project, network) = (&network.value.project, &network.value.spec.name);
-    Some(format!("network {network} of project {project} leaves by it"))
+    let leaves =
+        |network: &NetworkRecord| network.spec.exit.as_ref().is_some_and(|exit| exit.node == *name);
+    if let Some(network) = view.networks.values().find(|network| leaves(&network.value)) {
+        let (project, network) = (&network.value.project, &network.value.spec.name);
+        return Some(format!("network {network} of project {project} leaves by it"));
+    }
+    let leaves =
+        |project: &ProjectRecord| project.exit.as_ref().is_some_and(|exit| exit.node == *name);
+    let project = view.projects.values().find(|project| leaves(&project.value))?;
+    Some(format!("project {} leaves by it", project.value.name))
 }
 
 /// Take a node that is gone for good out of the cloud
@@ -110,7 +114,8 @@ pub(crate) async fn remove(
         return Err(in_use(&why));
     }
     // Nothing is placed on a node whose agent is gone, so none but the agent can come in between.
-    let (node, cordon) = (RecordKey::Node(name.clone()).key(), RecordKey::Cordon(name.clone()).key());
+    let (node, cordon) =
+        (RecordKey::Node(name.clone()).key(), RecordKey::Cordon(name.clone()).key());
     let alive = RecordKey::Alive(name.clone()).key();
     let txn = [Op::delete(&node), Op::delete(&cordon)].into_iter().fold(
         Txn::new().when(Compare::missing(alive)).when(Compare::exists(node.clone())),

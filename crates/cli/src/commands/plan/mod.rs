@@ -122,7 +122,7 @@ pub(crate) struct Search {
 /// In the terminal: Enter pauses and continues, s and Enter make one step, + and - change the speed, q ends.
 #[derive(clap::Args)]
 pub(crate) struct Replay {
-    /// The history: one event a line, as `plan sim --history` and `skein events -o json` write it
+    /// The history: one event a line, as `plan sim --history` and `skein events -o json --since 0` write it
     history: PathBuf,
     /// Write one page for a browser instead
     #[arg(long, value_name = "FILE")]
