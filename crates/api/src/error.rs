@@ -78,6 +78,8 @@ codes! {
     PublicationUnknown = "PUBLICATION_UNKNOWN", NOT_FOUND, 1;
     /// The port of the nodes leads elsewhere already.
     PublicationConflict = "PUBLICATION_CONFLICT", CONFLICT, 1;
+    /// The cloud itself listens at the port: its API, or the tunnel or the light protocol of a node.
+    PortReserved = "PORT_RESERVED", CONFLICT, 1;
     /// The machine's network cannot be reached from outside.
     NotPublishable = "NOT_PUBLISHABLE", UNPROCESSABLE_ENTITY, 1;
     /// No such service.

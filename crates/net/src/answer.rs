@@ -13,5 +13,6 @@ mod router;
 pub use dhcp4::{Answer4, answer4};
 pub use dhcp6::answer6;
 pub use directory::Directory;
+pub(crate) use dns::fail_dns;
 pub use dns::{DnsAnswer, Way, answer_dns};
 pub use router::advertisement;

@@ -12,6 +12,7 @@ mod complaints;
 mod keeper;
 mod leftover;
 mod outside;
+mod reserved;
 
 pub use leftover::sweep_tables;
 pub use outside::TABLE_PREFIX;

@@ -7,6 +7,7 @@
 mod dns;
 mod packet;
 mod resolvers;
+mod shares;
 mod wait;
 
 pub(crate) use packet::{PacketSocket, dhcp6_filter, interface_filter};

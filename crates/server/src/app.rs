@@ -19,12 +19,15 @@ use skein_registry::{EventSink, Mirror};
 use skein_shell::{Tasks, now};
 use skein_vmm::ImageStore;
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What all routes and the controller share. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct App {
     pub(crate) cloud: Arc<str>,
+    /// Where it listens.
+    pub(crate) address: SocketAddr,
     pub(crate) token: Token,
     pub(crate) state: Arc<dyn State>,
     pub(crate) bus: Arc<dyn Bus>,
@@ -45,6 +48,7 @@ pub(crate) struct App {
 /// What an [`App`] is made of.
 pub(crate) struct AppParts {
     pub(crate) cloud: String,
+    pub(crate) address: SocketAddr,
     pub(crate) token: Token,
     pub(crate) parts: ServerParts,
     pub(crate) history: History,
@@ -57,7 +61,7 @@ pub(crate) struct AppParts {
 
 impl App {
     pub(crate) async fn start(from: AppParts) -> Result<Self, ServerError> {
-        let AppParts { cloud, token, parts, history, tasks, sending, recording } = from;
+        let AppParts { cloud, address, token, parts, history, tasks, sending, recording } = from;
         let metrics = Arc::new(Metrics::new());
         recorder::start(&parts.bus, history.clone(), metrics.clone(), &recording).await?;
         let mirror = Mirror::start(parts.state.clone(), &tasks).await?;
@@ -66,6 +70,7 @@ impl App {
         ends.map_err(skein_registry::RegistryError::from)?;
         Ok(Self {
             cloud: cloud.into(),
+            address,
             token,
             demands: Demands::start(&parts.bus, &tasks).await?,
             reports: Reports::start(&parts.bus, &tasks).await?,

@@ -131,6 +131,7 @@ impl Server {
         let [tasks, sending, recording] = groups.clone();
         let app = App::start(AppParts {
             cloud: config.cloud,
+            address,
             token: config.token,
             parts,
             history,

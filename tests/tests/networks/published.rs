@@ -7,6 +7,7 @@ use skein_model::{
     Affinity, NetworkKind, NetworkSpec, Peer, PublicationSpec, PublishTarget, Transport,
 };
 use skein_tests::{Setup, run, service, until};
+use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -62,6 +63,31 @@ fn a_published_port_is_one_projects() {
         })
         .await?;
         red.publish(&echo_at(number, 80)?).await?;
+        Ok(())
+    });
+}
+
+#[test]
+fn a_port_of_the_cloud_itself_is_not_published() {
+    run(Setup::default(), async |world| {
+        let client = world.client();
+        serve(client, &service("echo", |_| {})).await?;
+        let url = world.cloud().target().url;
+        let api: SocketAddr = url.trim_start_matches("http://").parse()?;
+        let node = client.nodes().await?.remove(0);
+        let tunnel: SocketAddr = node.underlay.parse()?;
+        let udp = |port| {
+            Ok::<_, anyhow::Error>(PublicationSpec {
+                protocol: Transport::Udp,
+                ..echo_at(port, 80)?
+            })
+        };
+        for spec in [echo_at(api.port(), 80)?, udp(tunnel.port())?] {
+            refused(client.publish(&spec).await, Code::PortReserved)?;
+        }
+        ensure!(client.publications().await?.is_empty());
+        // The other protocol's port of the same number is nobody's.
+        client.publish(&udp(api.port())?).await?;
         Ok(())
     });
 }

@@ -70,6 +70,16 @@ pub fn answer_dns(bytes: &[u8], way: Way, directory: &Directory) -> DnsAnswer {
     }
 }
 
+/// What is said to a question that was to be passed on and was not answered: that it failed (`SERVFAIL`), so that who asks
+/// need not wait. `None`: nothing.
+pub(crate) fn fail_dns(bytes: &[u8], way: Way) -> Option<Vec<u8>> {
+    let question = Message::from_vec(bytes).ok()?;
+    match respond(&question, way, ResponseCode::ServFail, Vec::new()) {
+        DnsAnswer::Bytes(answer) => Some(answer),
+        DnsAnswer::Forward | DnsAnswer::Silence => None,
+    }
+}
+
 /// `None` if the name is not the network's to answer.
 fn own_answer(
     name: &str,
@@ -126,7 +136,7 @@ fn reverse_address(name: &str) -> Option<IpAddr> {
 
 fn respond(question: &Message, way: Way, code: ResponseCode, records: Vec<Record>) -> DnsAnswer {
     let mut answer = Message::response(question.metadata.id, question.metadata.op_code);
-    answer.metadata.authoritative = true;
+    answer.metadata.authoritative = code != ResponseCode::ServFail;
     answer.metadata.recursion_desired = question.metadata.recursion_desired;
     answer.metadata.recursion_available = true;
     answer.metadata.response_code = code;

@@ -18,8 +18,8 @@ use crate::desired::{
 };
 use crate::names::{BRIDGE, UPLINK};
 use crate::netfilter::{
-    Chain, DataKind, Element, Expression, Field, HookPoint, Key, KeyField, NatKind, Policy,
-    RuleText, Set, Table, Verdict, log_limit,
+    Chain, DataKind, Element, Expression, Field, HookPoint, Key, KeyField, Learning, NatKind,
+    Policy, RuleText, Set, Table, Verdict, log_limit,
 };
 use crate::port::Peers;
 use std::collections::BTreeSet;
@@ -35,6 +35,12 @@ const SYN: u8 = 0x02;
 const STATUS_ASSURED: u32 = 4;
 /// `IPS_DST_NAT`.
 const STATUS_PUBLISHED: u32 = 32;
+
+/// Connections that one machine has begun and that are still known, at most: the node has so many for all its machines
+/// together (262,144 unless it is set otherwise), and each takes some 400 bytes of its memory.
+const CONNECTIONS_MAX: u32 = 16_384;
+/// Addresses whose connections are counted, at most: all of a network with 16 bits for hosts.
+const COUNTED_MAX: u32 = 65_536;
 
 /// Priority of translation (`NF_IP_PRI_NAT_SRC`).
 const NAT_SOURCE: i32 = 100;
@@ -132,6 +138,11 @@ fn address_sets(table: &mut Table, network: &DesiredNetwork, around: &Surroundin
         };
         add(&member_set(4, group), KeyField::Ip4, of_group(true));
         add(&member_set(6, group), KeyField::Ip6, of_group(false));
+    }
+    let counting = Learning { stays_ms: None, elements_max: COUNTED_MAX };
+    for (name, key) in [("connections4", KeyField::Ip4), ("connections6", KeyField::Ip6)] {
+        let set = Set::learning(&[key], DataKind::None, counting);
+        table.sets.insert(name.to_owned(), set);
     }
     let mut services = Set::new(&[KeyField::Protocol, KeyField::Port], DataKind::None);
     for service in &network.gateway_services {
@@ -329,6 +340,7 @@ fn forward(network: &DesiredNetwork, around: &Surroundings) -> Chain {
     rules.extend([known.accept(), opening.jump("clamp")]);
     rules.push(Steps::new().state(ESTABLISHED | RELATED).accept());
     rules.push(Steps::new().state(INVALID).drop("invalid"));
+    rules.extend(crowded(network));
     // A machine that could send to the tunnels could speak for every network.
     let tunnel = Steps::new()
         .family(FAMILY_4)
@@ -360,6 +372,24 @@ fn forward(network: &DesiredNetwork, around: &Surroundings) -> Chain {
     rules.push(Steps::new().family(FAMILY_6).verdict_map(Field::IP6_SOURCE, "from6").rule());
     rules.push(Steps::new().goto("deliver"));
     base(HookPoint::Forward, 0, Policy::Drop, rules)
+}
+
+/// Drops what a machine begins while it has too many connections.
+fn crowded(network: &DesiredNetwork) -> impl Iterator<Item = RuleText> {
+    let rule = |steps: Steps, field, set: &str| {
+        let (set, connections_max) = (set.to_owned(), CONNECTIONS_MAX);
+        let steps = steps.then(Expression::Load { field, to: 0 });
+        steps.then(Expression::Crowded { key: 0, set, connections_max }).drop("connections")
+    };
+    let (net, len) = (network.cidr.network().octets(), network.cidr.prefix_len());
+    let from = Steps::new().family(FAMILY_4).masked(Field::IP4_SOURCE, &mask(len, 4), &net);
+    let four = rule(from, Field::IP4_SOURCE, "connections4");
+    let six = network.ipv6.map(|range| {
+        let prefix = octets(range.prefix.network());
+        let from = Steps::new().family(FAMILY_6).masked(Field::IP6_SOURCE, &mask(64, 16), &prefix);
+        rule(from, Field::IP6_SOURCE, "connections6")
+    });
+    std::iter::once(four).chain(six)
 }
 
 /// Of packets whose sender may send them.

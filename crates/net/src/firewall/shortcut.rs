@@ -68,7 +68,7 @@ pub(super) fn table(
         }
     }
     let [senders, receivers] = slow;
-    let learning = Learning { stays_ms: STAYS_MS, elements_max: KNOWN_MAX };
+    let learning = Learning { stays_ms: Some(STAYS_MS), elements_max: KNOWN_MAX };
     let to = DataKind::Fields(vec![KeyField::InterfaceIndex]);
     let known = Set::learning(&[KeyField::Bytes(KEY_BYTES)], to, learning);
     let sets = [("limited-senders", senders), ("limited-receivers", receivers), (KNOWN, known)];

@@ -150,7 +150,11 @@ fn add_set(writer: &mut Writer, (family, table): Place<'_>, name: &str, set: &Se
         DataKind::Verdict | DataKind::Fields(_) => MAP,
         DataKind::Limit => OBJECT,
     };
-    writer.u32(3, flags | set.learns.map_or(0, |_| TIMEOUT | LEARNS));
+    let learns = set.learns.map_or(0, |learning| match learning.stays_ms {
+        Some(_) => TIMEOUT | LEARNS,
+        None => LEARNS,
+    });
+    writer.u32(3, flags | learns);
     writer.u32(4, type_of(&set.key));
     writer.u32(5, length_of(&set.key));
     match &set.data {
@@ -169,7 +173,9 @@ fn add_set(writer: &mut Writer, (family, table): Place<'_>, name: &str, set: &Se
         let nest = writer.open(9);
         writer.u32(1, learning.elements_max);
         writer.close(nest);
-        writer.u64(11, learning.stays_ms);
+        if let Some(stays_ms) = learning.stays_ms {
+            writer.u64(11, stays_ms);
+        }
     }
     writer.u32(10, id);
 }
@@ -351,6 +357,7 @@ fn expression(writer: &mut Writer, step: &Expression) {
         | Expression::Nat { .. }
         | Expression::Masquerade
         | Expression::Learn { .. }
+        | Expression::Crowded { .. }
         | Expression::SendBy { .. }
         | Expression::Redirect { .. }
         | Expression::Verdict(_) => acting(writer, step),
@@ -377,7 +384,7 @@ fn name_of(step: &Expression) -> &'static str {
         | Expression::Map { .. }
         | Expression::VerdictMap { .. } => "lookup",
         Expression::ObjectMap { .. } => "objref",
-        Expression::Learn { .. } => "dynset",
+        Expression::Learn { .. } | Expression::Crowded { .. } => "dynset",
         Expression::SendBy { .. } => "fwd",
         Expression::Turn { .. } => "numgen",
         Expression::Hash { .. } => "hash",
@@ -576,6 +583,19 @@ fn acting(writer: &mut Writer, step: &Expression) {
             writer.u32(3, 0);
             writer.u32(4, register(*key));
             writer.u32(5, register(*value));
+        }
+        Expression::Crowded { key, set, connections_max } => {
+            writer.text(1, set);
+            writer.u32(3, 0);
+            writer.u32(4, register(*key));
+            let counting = writer.open(7);
+            writer.text(1, "connlimit");
+            let nest = writer.open(2);
+            writer.u32(1, *connections_max);
+            // NFT_CONNLIMIT_F_INV: what is over.
+            writer.u32(2, 1);
+            writer.close(nest);
+            writer.close(counting);
         }
         Expression::SendBy { device } => writer.u32(1, register(*device)),
         Expression::Redirect { port } => writer.u32(1, register(*port)),

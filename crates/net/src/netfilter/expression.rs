@@ -162,6 +162,12 @@ pub(crate) enum Expression {
         value: u32,
         map: String,
     },
+    /// Counts a key's connections in a set that learns; goes on if with this one there are more than so many.
+    Crowded {
+        key: u32,
+        set: String,
+        connections_max: u32,
+    },
     /// Counts up to `modulus`, from 0.
     Turn {
         modulus: u32,

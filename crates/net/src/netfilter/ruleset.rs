@@ -50,8 +50,8 @@ pub(crate) struct Set {
 /// How a set is filled by rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Learning {
-    /// How long an element stays, in milliseconds.
-    pub(crate) stays_ms: u64,
+    /// How long an element stays, in milliseconds; `None`: as long as what is counted of it is there.
+    pub(crate) stays_ms: Option<u64>,
     /// Elements at most; what comes beyond is not learned.
     pub(crate) elements_max: u32,
 }

@@ -12,6 +12,7 @@ use crate::netfilter::{Netfilter, Ruleset, diff, replace};
 use crate::netlink::{Netlink, Route, TABLE_MAIN, Tunnel};
 use crate::network::blocking;
 use crate::node::NodeNetworksConfig;
+use crate::node::reserved::Reserved;
 use crate::plan::{HOST_TRANSIT, transit_address};
 use crate::service::Resolvers;
 use crate::setup::failed;
@@ -26,8 +27,9 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 /// What the name of a node's table begins with.
@@ -38,6 +40,8 @@ const SETTLE: Duration = Duration::from_millis(500);
 const ETHERNET_BYTES: u16 = 1500;
 /// However quiet it is, the table is looked at after this long.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
+/// Nothing tells when a program of the node gives back a published port: while one has it, it is tried after this long.
+const TRY_EVERY: Duration = Duration::from_secs(2);
 
 /// The node's namespace.
 #[derive(Debug)]
@@ -47,8 +51,10 @@ pub(super) struct Outside {
     connector: Connector,
     resolvers: Resolvers,
     parts: Mutex<Parts>,
-    /// One writer of the table at a time.
-    turn: Arc<Semaphore>,
+    /// One writer of the table at a time, who opens no port but those that are bound here.
+    reserved: tokio::sync::Mutex<Reserved>,
+    /// Told when a published port is in use.
+    in_use: Arc<Notify>,
     /// Whether the kernel can do what the short way between machines needs, once a network has tried.
     shortcut: OnceLock<bool>,
     /// The file of the node's secret, if it has one.
@@ -114,7 +120,8 @@ impl Outside {
             thread,
             resolvers,
             parts: Mutex::new(Parts::default()),
-            turn: Arc::new(Semaphore::new(1)),
+            reserved: tokio::sync::Mutex::default(),
+            in_use: Arc::default(),
             shortcut: OnceLock::new(),
             wire_key,
             wire: tokio::sync::Mutex::default(),
@@ -323,14 +330,22 @@ impl Outside {
 
     /// Programs the table if it is not what it should be. Returns whether it was not.
     pub(super) async fn refresh(&self) -> Result<bool, NetError> {
-        let rules = {
+        let mut reserved = self.reserved.lock().await;
+        let (mut host, own) = {
             let parts = self.parts();
             let ways: Vec<_> = parts.ways.values().cloned().collect();
-            let host = HostRules { ways, tunnel: parts.tunnel.clone() };
-            match host.ways.is_empty() && host.tunnel.is_none() {
-                true => Ruleset::new(),
-                false => host_rules(&self.table(), &host),
-            }
+            let own = parts.desired.as_ref().map(|desired| desired.underlay.vxlan_port);
+            (HostRules { ways, tunnel: parts.tunnel.clone() }, own)
+        };
+        let wanted = host.ways.iter().flat_map(|way| &way.open).copied().collect();
+        let usable = reserved.keep(&self.thread, wanted, own).await?;
+        if reserved.lacks_some() {
+            self.in_use.notify_one();
+        }
+        host.ways.iter_mut().for_each(|way| way.open.retain(|open| usable.contains(open)));
+        let rules = match host.ways.is_empty() && host.tunnel.is_none() {
+            true => Ruleset::new(),
+            false => host_rules(&self.table(), &host),
         };
         self.program(rules).await
     }
@@ -343,15 +358,18 @@ impl Outside {
             Some(wire) => wire.remove().await,
             None => Ok(()),
         };
-        self.program(Ruleset::new()).await.and(removed)
+        let mut reserved = self.reserved.lock().await;
+        let cleared = self.program(Ruleset::new()).await;
+        *reserved = Reserved::default();
+        cleared.and(removed)
     }
 
     fn table(&self) -> String {
         format!("{TABLE_PREFIX}{}", self.group)
     }
 
+    /// One at a time.
     async fn program(&self, rules: Ruleset) -> Result<bool, NetError> {
-        let Ok(_turn) = self.turn.acquire().await else { return Ok(false) };
         let (netfilter, programmed) = {
             let mut parts = self.parts();
             (parts.netfilter.take(), parts.programmed.take())
@@ -388,15 +406,24 @@ impl Outside {
             return;
         }
         let (weak, mut changed) = (Arc::downgrade(self), self.changes());
+        let in_use = self.in_use.clone();
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
+            let mut look_at = Instant::now() + LOOK_EVERY;
             loop {
-                tokio::select! {
-                    _ = changed.changed() => {}                   // cancel-safe: watch
-                    () = tokio::time::sleep(LOOK_EVERY) => {}     // cancel-safe: timer
-                }
+                let whole = tokio::select! {
+                    _ = changed.changed() => true,                    // cancel-safe: watch
+                    () = tokio::time::sleep_until(look_at) => true,   // cancel-safe: timer
+                    () = after_a_while(&in_use) => false,             // cancel-safe: each look tells again
+                };
                 let Some(outside) = weak.upgrade() else { return };
-                match outside.look().await {
+                let looked = if whole {
+                    look_at = Instant::now() + LOOK_EVERY;
+                    outside.look().await
+                } else {
+                    outside.refresh().await
+                };
+                match looked {
                     Ok(false) => {}
                     Ok(true) => {
                         info!(group = %outside.group, "what networks have of the node was put back");
@@ -453,6 +480,12 @@ async fn pass_on(_heard: Monitor, woken: Arc<Notify>, changed: watch::Sender<u64
         tokio::time::sleep(SETTLE).await;
         changed.send_modify(|count| *count += 1);
     }
+}
+
+/// When it is time to try ports again that were in use.
+async fn after_a_while(in_use: &Notify) {
+    in_use.notified().await;
+    tokio::time::sleep(TRY_EVERY).await;
 }
 
 /// Writes what differs, or everything if somebody else wrote meanwhile. Returns the generation and

@@ -1,26 +1,29 @@
 //! DNS over UDP and TCP, and what is passed on to the node's resolvers.
 
+use super::shares::{Share, Shares};
 use super::{Resolvers, Told};
-use crate::answer::{DnsAnswer, Way, answer_dns};
+use crate::answer::{DnsAnswer, Way, answer_dns, fail_dns};
 use crate::connector::Connector;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-/// Questions under way to resolvers, per network: one machine that asks for what nobody answers
-/// cannot hold more.
-const FORWARDED_MAX: usize = 64;
-/// Connections over TCP, per network.
-const CONNECTIONS_MAX: usize = 32;
+/// Questions under way to resolvers, per network: each is a socket of the node.
+const FORWARDED_MAX: usize = 256;
+/// Of these, from one address: a machine that asks for what nobody answers leaves room to others.
+const FORWARDED_EACH: usize = 16;
+/// Connections over TCP, per network: each is a socket of the node.
+const CONNECTIONS_MAX: usize = 128;
+/// Of these, from one address: a client needs one, or one for each program (RFC 7766, section 6.2.2).
+const CONNECTIONS_EACH: usize = 4;
 /// How long one resolver is waited for.
 const RESOLVER_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a connection may be silent.
-const IDLE_MAX: Duration = Duration::from_secs(10);
+/// How long a connection may be silent: "of the order of a few seconds" (RFC 7766, section 6.2.3).
+const IDLE_MAX: Duration = Duration::from_secs(4);
 const DATAGRAM_BYTES: usize = 4_096;
 
 /// Passes questions on.
@@ -28,17 +31,22 @@ const DATAGRAM_BYTES: usize = 4_096;
 pub(super) struct Forwarder {
     outside: Connector,
     resolvers: Resolvers,
-    room: Semaphore,
+    questions: Arc<Shares>,
+    connections: Arc<Shares>,
 }
 
 impl Forwarder {
     pub(super) fn new(outside: Connector, resolvers: Resolvers) -> Self {
-        Self { outside, resolvers, room: Semaphore::new(FORWARDED_MAX) }
+        Self {
+            outside,
+            resolvers,
+            questions: Shares::new(FORWARDED_MAX, FORWARDED_EACH),
+            connections: Shares::new(CONNECTIONS_MAX, CONNECTIONS_EACH),
+        }
     }
 
-    /// The first answer of a resolver, in their order; `None` if none answers or too many wait.
-    async fn ask(&self, question: &[u8], way: Way) -> Option<Vec<u8>> {
-        let _room = self.room.try_acquire().ok()?;
+    /// The first answer of a resolver, in their order; `None` if none answers.
+    async fn ask(&self, question: &[u8], way: Way, _share: Share) -> Option<Vec<u8>> {
         for resolver in self.resolvers.now().await {
             let answer = async {
                 match way {
@@ -95,11 +103,13 @@ pub(super) async fn serve_udp(socket: Arc<UdpSocket>, told: Told, forwarder: Arc
         match answer_dns(question, Way::Udp, &directory) {
             DnsAnswer::Bytes(answer) => drop(socket.send_to(&answer, from).await),
             DnsAnswer::Silence => {}
-            DnsAnswer::Forward if waiting.len() >= FORWARDED_MAX => {}
-            DnsAnswer::Forward => {
-                let task = forward(socket.clone(), from, question.to_vec(), forwarder.clone());
-                waiting.spawn(task);
-            }
+            DnsAnswer::Forward => match forwarder.questions.take(from.ip()) {
+                Some(share) => {
+                    let (socket, forwarder) = (socket.clone(), forwarder.clone());
+                    waiting.spawn(forward(socket, from, question.to_vec(), forwarder, share));
+                }
+                None => tell(&socket, from, fail_dns(question, Way::Udp)).await,
+            },
         }
     }
 }
@@ -109,22 +119,32 @@ async fn forward(
     to: SocketAddr,
     question: Vec<u8>,
     forwarder: Arc<Forwarder>,
+    share: Share,
 ) {
-    if let Some(answer) = forwarder.ask(&question, Way::Udp).await {
-        // Who asked may have gone.
+    let answer = forwarder.ask(&question, Way::Udp, share).await;
+    tell(&socket, to, answer.or_else(|| fail_dns(&question, Way::Udp))).await;
+}
+
+/// Who asked may have gone.
+async fn tell(socket: &UdpSocket, to: SocketAddr, answer: Option<Vec<u8>>) {
+    if let Some(answer) = answer {
         let _ = socket.send_to(&answer, to).await;
     }
 }
 
-/// Answers questions that come over TCP, until it is dropped.
+/// Answers questions that come over TCP, until it is dropped. Who has its share of connections sees the next one end.
 pub(super) async fn serve_tcp(listener: TcpListener, told: Told, forwarder: Arc<Forwarder>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
-            accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => match accepted {  // cancel-safe
-                Ok((stream, _)) => {
-                    connections.spawn(converse(stream, told.clone(), forwarder.clone()));
-                }
+            accepted = listener.accept() => match accepted {                                         // cancel-safe
+                Ok((stream, from)) => if let Some(share) = forwarder.connections.take(from.ip()) {
+                    let conversation = converse(stream, from.ip(), told.clone(), forwarder.clone());
+                    connections.spawn(async move {
+                        conversation.await;
+                        drop(share);
+                    });
+                },
                 Err(_) => tokio::time::sleep(super::PAUSE_AFTER_ERROR).await,
             },
             Some(_) = connections.join_next() => {}                                             // cancel-safe: a set
@@ -132,7 +152,7 @@ pub(super) async fn serve_tcp(listener: TcpListener, told: Told, forwarder: Arc<
     }
 }
 
-async fn converse(mut stream: TcpStream, told: Told, forwarder: Arc<Forwarder>) {
+async fn converse(mut stream: TcpStream, from: IpAddr, told: Told, forwarder: Arc<Forwarder>) {
     loop {
         let question = tokio::time::timeout(IDLE_MAX, read_message(&mut stream)).await;
         let Ok(Ok(question)) = question else { return };
@@ -140,10 +160,16 @@ async fn converse(mut stream: TcpStream, told: Told, forwarder: Arc<Forwarder>) 
         let answer = match answer_dns(&question, Way::Tcp, &directory) {
             DnsAnswer::Bytes(answer) => answer,
             DnsAnswer::Silence => return,
-            DnsAnswer::Forward => match forwarder.ask(&question, Way::Tcp).await {
-                Some(answer) => answer,
-                None => return,
-            },
+            DnsAnswer::Forward => {
+                let answer = match forwarder.questions.take(from) {
+                    Some(share) => forwarder.ask(&question, Way::Tcp, share).await,
+                    None => None,
+                };
+                match answer.or_else(|| fail_dns(&question, Way::Tcp)) {
+                    Some(answer) => answer,
+                    None => return,
+                }
+            }
         };
         let sent = tokio::time::timeout(IDLE_MAX, write_message(&mut stream, &answer)).await;
         if !matches!(sent, Ok(Ok(()))) {

@@ -2,6 +2,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod crowds;
 mod encrypted;
 mod floods;
 mod healing;

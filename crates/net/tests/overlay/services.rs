@@ -10,6 +10,8 @@ use skein_net::{
 };
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 fn has(program: &str) -> bool {
@@ -125,14 +127,20 @@ async fn the_client_of_systemd_gets_leases() -> Result<()> {
     bed.finish().await
 }
 
-/// Asks for addresses of a name; the answer's code and bytes.
-fn ask(from: &str, server: Ipv4Addr, name: &str) -> Option<(u8, Vec<u8>)> {
+/// Which addresses has a name?
+fn question(name: &str) -> Vec<u8> {
     let mut question = vec![7, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
     for label in name.split('.') {
         question.push(u8::try_from(label.len()).expect("short"));
         question.extend(label.as_bytes());
     }
     question.extend([0, 0, 1, 0, 1]);
+    question
+}
+
+/// Asks for addresses of a name; the answer's code and bytes.
+fn ask(from: &str, server: Ipv4Addr, name: &str) -> Option<(u8, Vec<u8>)> {
+    let question = question(name);
     inside(from, move || {
         let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
         socket.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
@@ -171,6 +179,90 @@ async fn names_of_the_network_resolve_and_others_are_passed_on() -> Result<()> {
     let (code, _) = ask(m, gateway, "example.org").expect("an answer");
     ensure!(code == 5, "what the resolver says: {code}");
     thread.join().expect("the resolver does not panic");
+    bed.finish().await
+}
+
+/// The code of the answer to a question over TCP.
+fn ask_tcp(from: &str, server: Ipv4Addr, name: &str) -> Option<u8> {
+    let question = question(name);
+    inside(from, move || {
+        let wait = Duration::from_secs(8);
+        let mut stream = TcpStream::connect_timeout(&(server, 53).into(), wait).ok()?;
+        stream.set_read_timeout(Some(wait)).ok()?;
+        let length = u16::try_from(question.len()).ok()?.to_be_bytes();
+        stream.write_all(&[&length[..], &question].concat()).ok()?;
+        let mut answer = [0; 2 + 12];
+        stream.read_exact(&mut answer).ok()?;
+        Some(answer[2 + 3] & 15)
+    })
+}
+
+/// Answers by its code alone whoever asks for a name that begins with `good`, and nobody else, until it is stopped.
+fn resolve(socket: UdpSocket, stop: Arc<AtomicBool>) -> std::thread::JoinHandle<()> {
+    socket.set_read_timeout(Some(Duration::from_millis(100))).expect("a timeout");
+    std::thread::spawn(move || {
+        let mut question = [0; 512];
+        while !stop.load(Ordering::Relaxed) {
+            let Ok((count, from)) = socket.recv_from(&mut question) else { continue };
+            if question[..count].get(13..17) == Some(b"good") {
+                (question[2], question[3]) = (0x81, 0x85);
+                socket.send_to(&question[..count], from).expect("it listens");
+            }
+        }
+    })
+}
+
+/// Asks for names that nobody answers, until it is stopped; counts what failed at once.
+fn pester(
+    socket: UdpSocket,
+    server: Ipv4Addr,
+    (stop, failed): (Arc<AtomicBool>, Arc<AtomicU32>),
+) -> std::thread::JoinHandle<()> {
+    socket.set_read_timeout(Some(Duration::from_millis(1))).expect("a timeout");
+    std::thread::spawn(move || {
+        let mut answer = [0; 512];
+        for number in 0.. {
+            if stop.load(Ordering::Relaxed) {
+                return;
+            }
+            let question = question(&format!("bad{number}.example"));
+            socket.send_to(&question, (server, 53)).expect("a way");
+            if socket.recv(&mut answer).is_ok() && answer[3] & 15 == 2 {
+                failed.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_whose_names_nobody_answers_leaves_room_to_its_neighbour() -> Result<()> {
+    let bed = Bed::new(1).await?;
+    let plan = Plan::new(48, "blue").with(11, 1, &[]).with(12, 1, &[]);
+    bed.apply(&[&plan]).await?;
+    let (a, b) = (bed.machine(0, &plan, 11).await?, bed.machine(0, &plan, 12).await?);
+    let gateway = plan.network.gateway;
+    let (stop, failed) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
+    let socket = inside(&bed.world.0, || UdpSocket::bind("192.0.2.254:53"))?;
+    let resolver = resolve(socket, stop.clone());
+    let socket = inside(a.name(), || UdpSocket::bind("0.0.0.0:0"))?;
+    let pestering = pester(socket, gateway, (stop.clone(), failed.clone()));
+    let many = || async { (failed.load(Ordering::Relaxed) > 100).then_some(()) };
+    eventually("it is told that its share is taken", many).await?;
+    for number in 0..20 {
+        let answer = ask(b.name(), gateway, &format!("good{number}.example"));
+        ensure!(answer.is_some_and(|(code, _)| code == 5), "the neighbour's question {number}");
+    }
+    // What the network knows itself is answered still.
+    let known = ask(a.name(), gateway, "nobody.web.blue.internal");
+    ensure!(known.is_some_and(|(code, _)| code == 3), "a name of the network");
+    // Over TCP: no more than its share of connections.
+    let held: Vec<_> = (0..200).map(|_| a.dial((gateway, 53))).collect();
+    ensure!(ask_tcp(b.name(), gateway, "nobody.web.blue.internal") == Some(3), "over TCP");
+    drop(held);
+    stop.store(true, Ordering::Relaxed);
+    for thread in [resolver, pestering] {
+        thread.join().expect("no panic");
+    }
     bed.finish().await
 }
 
@@ -480,5 +572,87 @@ async fn a_client_stays_with_its_machine_through_every_node() -> Result<()> {
     for (before, after) in first.iter().zip(meet(world, 1, &clients)?) {
         ensure!(after != 12 && (*before == 12 || *before == after), "{before} became {after}");
     }
+    bed.finish().await
+}
+
+/// Whom a client meets: the first byte it hears.
+fn first_byte(from: &str, to: SocketAddr) -> Option<u8> {
+    inside(from, move || {
+        let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(2)).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+        let mut byte = [0];
+        stream.read_exact(&mut byte).ok()?;
+        Some(byte[0])
+    })
+}
+
+/// A program of the node: answers so many connections with a byte, and each byte of theirs with itself. It ends when the
+/// last of them is closed by its client.
+fn program(listener: TcpListener, connections: usize) -> std::thread::JoinHandle<()> {
+    std::thread::spawn(move || {
+        let accepted = listener.incoming().take(connections);
+        let served: Vec<_> = accepted
+            .map(|stream| {
+                let mut stream = stream.expect("a client");
+                stream.write_all(b"n").expect("it listens");
+                let mut writer = stream.try_clone().expect("a descriptor");
+                std::thread::spawn(move || drop(std::io::copy(&mut stream, &mut writer)))
+            })
+            .collect();
+        served.into_iter().for_each(|thread| thread.join().expect("no panic"));
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_port_that_the_node_uses_stays_its_own() -> Result<()> {
+    let bed = Bed::new(1).await?;
+    let mut plan = Plan::new(47, "blue").group("web", vec![tcp(1, 80)]).with(11, 1, &["web"]);
+    plan.exit = Some(1);
+    bed.apply(&[&plan]).await?;
+    let machine = bed.machine(0, &plan, 11).await?;
+    answer(&machine, 11)?;
+    let (world, node) = (bed.world.0.clone(), bed.nodes[0].namespace.0.clone());
+    let at = |port| SocketAddr::from(([192, 0, 2, 1], port));
+    let loopback = SocketAddr::from(([127, 0, 0, 1], 8081));
+    let own = program(inside(&node, || TcpListener::bind("0.0.0.0:8081"))?, 3);
+    let datagrams = inside(&node, || UdpSocket::bind("192.0.2.1:8083"))?;
+    datagrams.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let mut kept = inside(&world, move || TcpStream::connect(at(8081)))?;
+    let to_machine = |port| published(port, vec![plan.address(11)], None);
+    let udp = Publication { protocol: Transport::Udp, ..to_machine(8083) };
+    let publications = vec![to_machine(8081), to_machine(8082), udp];
+    plan.network.publications = publications;
+    bed.apply(&[&plan]).await?;
+    ensure!(first_byte(&world, at(8082)) == Some(11), "the port that nobody has");
+    ensure!(first_byte(&world, at(8081)) == Some(b'n'), "from the wire");
+    ensure!(first_byte(&node, loopback) == Some(b'n'), "from the node itself");
+    let mut byte = [0];
+    kept.set_read_timeout(Some(Duration::from_secs(5)))?;
+    kept.read_exact(&mut byte)?;
+    kept.write_all(b"k")?;
+    kept.read_exact(&mut byte)?;
+    ensure!(&byte == b"k", "the connection that was there: {byte:?}");
+    inside(&world, || UdpSocket::bind("0.0.0.0:0")?.send_to(b"d", "192.0.2.1:8083"))?;
+    ensure!(datagrams.recv(&mut byte)? == 1 && &byte == b"d", "a datagram");
+    // The programs end.
+    drop((kept, datagrams));
+    own.join().expect("no panic");
+    let opened = || async {
+        let both = [(&world, at(8081)), (&node, loopback)];
+        both.iter().all(|(from, to)| first_byte(from, *to) == Some(11)).then_some(())
+    };
+    eventually("the published port is opened", opened).await?;
+    let binds = |port: u16| {
+        let address = (Ipv4Addr::UNSPECIFIED, port);
+        inside(&node, move || {
+            (TcpListener::bind(address).is_ok(), UdpSocket::bind(address).is_ok())
+        })
+    };
+    let taken = || async { (binds(8083) == (true, false)).then_some(()) };
+    eventually("the datagrams' port is opened", taken).await?;
+    ensure!(binds(8081) == (false, true), "another program takes a published port");
+    plan.network.publications.clear();
+    bed.apply(&[&plan]).await?;
+    ensure!(binds(8081) == (true, true) && binds(8083) == (true, true), "it is not given back");
     bed.finish().await
 }

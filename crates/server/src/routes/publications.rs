@@ -42,6 +42,22 @@ pub(crate) async fn list(State(app): State<App>, scope: Scope) -> Json<Vec<Publi
     }))
 }
 
+/// Refuses a port at which the cloud itself listens: on nodes that were its own it would lead away from there.
+fn check_free(app: &App, transport: Transport, port: u16) -> Answer<()> {
+    let is_own = match transport {
+        Transport::Tcp => port == app.address.port(),
+        Transport::Udp => app.mirror.read(|view| {
+            let mut nodes = view.nodes.values().map(|stored| &stored.value);
+            nodes.any(|node| [node.vxlan_port, node.light_port].contains(&port))
+        }),
+    };
+    if !is_own {
+        return Ok(());
+    }
+    let message = format!("the cloud itself listens at port {} of nodes", label(transport, port));
+    Err(Failure::new(Code::PortReserved, message))
+}
+
 /// What a publication leads to: where that is stored, and its network.
 fn target(app: &App, project: &ProjectName, to: &PublishTarget) -> Answer<(Key, NetworkName)> {
     match to {
@@ -65,7 +81,7 @@ fn target(app: &App, project: &ProjectName, to: &PublishTarget) -> Answer<(Key, 
 #[utoipa::path(post, path = "/v1/publications", tag = "ports", request_body = PublicationSpec,
     responses((status = 201, description = "Published", body = Publication), (status = 200, description = "It was there", body = Publication),
         (status = 404, description = "PORT_UNKNOWN, SERVICE_UNKNOWN", body = ErrorBody),
-        (status = 409, description = "PUBLICATION_CONFLICT", body = ErrorBody),
+        (status = 409, description = "PUBLICATION_CONFLICT, PORT_RESERVED", body = ErrorBody),
         (status = 422, description = "INVALID, NOT_PUBLISHABLE", body = ErrorBody)))]
 pub(crate) async fn create(
     State(app): State<App>,
@@ -73,6 +89,7 @@ pub(crate) async fn create(
     Body(spec): Body<PublicationSpec>,
 ) -> Answer<(StatusCode, Json<Publication>)> {
     spec.check().map_err(|error| Failure::new(Code::Invalid, error.to_string()))?;
+    check_free(&app, spec.protocol, spec.port)?;
     let project = scope.project;
     let (leads_to, network) = target(&app, &project, &spec.target)?;
     let kind = app.mirror.read(|view| {
