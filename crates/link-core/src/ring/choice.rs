@@ -17,6 +17,9 @@
 const STEP: u64 = 256 << 10;
 /// A step takes at most so long where bytes are many: 10 MB/s.
 const STEP_NS_MAX: u64 = 25_000_000;
+/// And at most so long on TCP once that was chosen: a program that gets no processor for some time slices has not become quiet, and
+/// each change of path waits for programs that get none either.
+const STEP_ON_TCP_NS_MAX: u64 = 250_000_000;
 /// The beginning of a measurement that does not count: what the other path has queued drains, and windows open. Time, and bytes
 /// that arrive: a whole ring, and as much again.
 const WARM: (u64, u64) = (10_000_000, 2 << 20);
@@ -111,13 +114,14 @@ impl Choice {
     /// tell any more, and nothing is chosen.
     pub fn look(&mut self, now: u64, arrived: impl FnOnce() -> Option<u64>) {
         let took = now.saturating_sub(self.looked_at);
+        let most = if self.prefers_tcp() { STEP_ON_TCP_NS_MAX } else { STEP_NS_MAX };
         if self.bytes < STEP {
-            self.is_bulk &= took <= STEP_NS_MAX;
+            self.is_bulk &= took <= most;
             return;
         }
         self.bytes = 0;
         self.looked_at = now;
-        self.is_bulk = took <= STEP_NS_MAX;
+        self.is_bulk = took <= most;
         if !self.is_bulk {
             self.trial = Trial::None;
         } else if self.trial != Trial::None || now >= self.until {
@@ -247,7 +251,8 @@ mod tests {
         let mut world = World::new();
         world.run(SECOND, 1_000_000_000, 3_000_000_000);
         assert!(world.choice.prefers_tcp());
-        // A write each 100 ms.
+        // A write each 100 ms, after a while without any.
+        world.now += SECOND / 4;
         for _ in 0..5 {
             world.now += SECOND / 10;
             let now = world.now;

@@ -91,6 +91,33 @@ unsafe fn look_at_files(files: *const c_int, count: usize) {
     }
 }
 
+/// What a call hands to the kernel.
+#[derive(Clone, Copy)]
+enum Hands {
+    /// The entries that the program has filled; the ring is the first word.
+    Entries,
+    /// Descriptors to be registered: which words are the list and its length.
+    Files { list: usize, count: usize },
+    /// A ring by hand: what it is for is not seen.
+    Anything,
+}
+
+/// Before such a call.
+///
+/// # Safety
+/// The words are those of a call of liburing's that hands this over, in progress.
+unsafe fn before(hands: Hands, words: [usize; 5]) {
+    match hands {
+        // SAFETY: the caller's: the first word is the program's ring.
+        Hands::Entries => unsafe { look_at(words[0] as *const Ring) },
+        Hands::Files { list, count } => {
+            // SAFETY: the caller's: a list of the program's and its length, an `unsigned`.
+            unsafe { look_at_files(words[list] as *const c_int, words[count] as u32 as usize) }
+        }
+        Hands::Anything => leave::freeze(Reason::IoUring),
+    }
+}
+
 /// Names of the library; it may have been loaded by a library that was loaded late, and then is not behind ours.
 const LIBRARIES: [&CStr; 3] = [c"liburing.so.2", c"liburing-ffi.so.2", c"liburing.so.1"];
 
@@ -119,7 +146,7 @@ fn resolve(place: &AtomicPtr<c_void>, name: &CStr) -> *mut c_void {
 
 /// A function of liburing, called with as many words as registers hold: it takes those that it has.
 macro_rules! uring {
-    ($($name:ident |$words:ident| $look:expr;)*) => {
+    ($($name:ident: $hands:expr;)*) => {
         $(
             /// # Safety
             /// As liburing's.
@@ -144,12 +171,8 @@ macro_rules! uring {
                     return -libc::ENOSYS;
                 }
                 if conn::are_any() {
-                    let $words = [a, b, c, d, e];
-                    #[allow(unused_unsafe, reason = "one of them looks at nothing")]
-                    // SAFETY: the program's ring, and its list of descriptors, in the call that it made with them.
-                    unsafe {
-                        $look
-                    }
+                    // SAFETY: the program's words, in the call that it made with them.
+                    unsafe { before($hands, [a, b, c, d, e]) };
                 }
                 type Function =
                     unsafe extern "C-unwind" fn(usize, usize, usize, usize, usize, usize) -> c_int;
@@ -163,18 +186,18 @@ macro_rules! uring {
 }
 
 uring! {
-    io_uring_submit |w| look_at(w[0] as *const Ring);
-    io_uring_submit_and_wait |w| look_at(w[0] as *const Ring);
-    io_uring_submit_and_wait_timeout |w| look_at(w[0] as *const Ring);
-    io_uring_submit_and_wait_min_timeout |w| look_at(w[0] as *const Ring);
-    io_uring_submit_and_wait_reg |w| look_at(w[0] as *const Ring);
-    io_uring_submit_and_get_events |w| look_at(w[0] as *const Ring);
-    io_uring_wait_cqes |w| look_at(w[0] as *const Ring);
-    io_uring_wait_cqes_min_timeout |w| look_at(w[0] as *const Ring);
-    io_uring_wait_cqe_timeout |w| look_at(w[0] as *const Ring);
-    io_uring_register_files |w| look_at_files(w[1] as *const c_int, w[2] as u32 as usize);
-    io_uring_register_files_tags |w| look_at_files(w[1] as *const c_int, w[3] as u32 as usize);
-    io_uring_register_files_update |w| look_at_files(w[2] as *const c_int, w[3] as u32 as usize);
-    io_uring_register_files_update_tag |w| look_at_files(w[2] as *const c_int, w[4] as u32 as usize);
-    io_uring_setup |_words| leave::freeze(Reason::IoUring);
+    io_uring_submit: Hands::Entries;
+    io_uring_submit_and_wait: Hands::Entries;
+    io_uring_submit_and_wait_timeout: Hands::Entries;
+    io_uring_submit_and_wait_min_timeout: Hands::Entries;
+    io_uring_submit_and_wait_reg: Hands::Entries;
+    io_uring_submit_and_get_events: Hands::Entries;
+    io_uring_wait_cqes: Hands::Entries;
+    io_uring_wait_cqes_min_timeout: Hands::Entries;
+    io_uring_wait_cqe_timeout: Hands::Entries;
+    io_uring_register_files: Hands::Files { list: 1, count: 2 };
+    io_uring_register_files_tags: Hands::Files { list: 1, count: 3 };
+    io_uring_register_files_update: Hands::Files { list: 2, count: 3 };
+    io_uring_register_files_update_tag: Hands::Files { list: 2, count: 4 };
+    io_uring_setup: Hands::Anything;
 }
