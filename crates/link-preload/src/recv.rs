@@ -41,6 +41,7 @@ pub(crate) fn recv(conn: &Conn, fd: c_int, mut buffers: Buffers<'_>, flags: c_in
     attach::advance(conn, fd, 0);
     let mut quiet = Quiet::Leave;
     let mut blocks = None;
+    let mut has_spun = false;
     loop {
         let part = match conn.side().receiver() {
             Ok(guard) => part(conn, fd, guard, &buffers, flags, quiet),
@@ -72,7 +73,7 @@ pub(crate) fn recv(conn: &Conn, fd: c_int, mut buffers: Buffers<'_>, flags: c_in
                 libc::EAGAIN
             }
             Part::Nothing(ring) if *blocks.get_or_insert_with(|| waits(conn, fd, flags)) => {
-                match wait(conn, fd, ring, &mut quiet) {
+                match wait(conn, fd, ring, (&mut quiet, &mut has_spun)) {
                     Waited::Look => {
                         // The peer may have woken us to have its bytes back.
                         attach::advance(conn, fd, 0);
@@ -106,14 +107,17 @@ enum Waited {
 }
 
 /// Waits for bytes: on the ring by spinning, then dozing; in the kernel once the socket is settled.
-fn wait(conn: &Conn, fd: c_int, ring: Option<Rx>, quiet: &mut Quiet) -> Waited {
+fn wait(
+    conn: &Conn,
+    fd: c_int,
+    ring: Option<Rx>,
+    (quiet, has_spun): (&mut Quiet, &mut bool),
+) -> Waited {
     let Some(rx) = ring.filter(|_| *quiet == Quiet::Leave) else {
         *quiet = Quiet::Leave;
-        return if ring.is_none() && spin_for_tcp(conn, fd) {
-            Waited::Look
-        } else {
-            sleep(conn, fd)
-        };
+        // Readable and nothing to read: what the kernel has to say of that, only the sleep hears.
+        *has_spun = !*has_spun && ring.is_none() && spin_for_tcp(conn, fd);
+        return if *has_spun { Waited::Look } else { sleep(conn, fd) };
     };
     if spin_for(conn, &rx) {
         return Waited::Look;
