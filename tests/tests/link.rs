@@ -126,6 +126,8 @@ impl World {
         }
         command.arg("python3").arg(script).arg("nothing").current_dir(&here);
         command.envs(run::environment(&library, Path::new("link.sock"), None));
+        // Its messages are few and small: left to itself, the library would take TCP for them.
+        command.env("SKEIN_LINK_PATH", "ring");
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
         let resting = Resting { child, stdin };
