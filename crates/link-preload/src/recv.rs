@@ -509,7 +509,12 @@ impl<'a> Call<'a> {
             dir.enter_after_death();
         }
         let is_wreck = self.segment.header().behind() == Behind::Wreck;
-        (is_wreck || !(heard || self.segment.header().behind() == Behind::Nobody)).then(|| {
+        let is_left = self.segment.header().behind() == Behind::Nobody;
+        if is_left && dir.is_asked() {
+            // Or the answer would be waited for again and again.
+            dir.give_up_asking();
+        }
+        (is_wreck || !(heard || is_left)).then(|| {
             let reason = if is_wreck { Reason::Lost } else { otherwise };
             Part::Error(leave::abort(self.conn, self.fd, reason))
         })

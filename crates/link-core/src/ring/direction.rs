@@ -411,6 +411,11 @@ impl Direction {
         self.far.asked.load(Ordering::SeqCst) != 0
     }
 
+    /// The receiver's side: whoever was asked for a bell is no more, and nobody will answer.
+    pub fn give_up_asking(&self) {
+        self.set_asked(false);
+    }
+
     pub(crate) fn set_asked(&self, asked: bool) {
         self.far.asked.store(u32::from(asked), Ordering::SeqCst);
         self.announce();
