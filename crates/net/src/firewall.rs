@@ -22,7 +22,7 @@ mod shortcut;
 mod steps;
 
 pub(crate) use host::{HostRules, Way, host_rules};
-pub(crate) use policy::{Deciding, Judgement, Packet, Policy, is_router};
+pub(crate) use policy::{Deciding, Judgement, Packet, Policy};
 pub(crate) use shortcut::{ANSWER, KNOWN};
 
 use crate::desired::{Desired, DesiredNetwork, GroupName, NetworkKind, Transport};

@@ -2,7 +2,7 @@
 //! when a machine moves.
 
 use crate::desired::{DesiredNetwork, NetworkKind, Publication, Transport};
-use crate::firewall::{Packet, Policy, is_router};
+use crate::firewall::{Packet, Policy};
 use crate::netfilter::{Flow, Tuple};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -127,7 +127,7 @@ pub(crate) fn stale(flow: &Flow, network: &DesiredNetwork, policy: &Policy<'_>) 
         return true;
     }
     // Nodes speak for clients of what they publish; those were judged there.
-    if is_router(packet.source) {
+    if policy.is_entered(packet.source) {
         return false;
     }
     !policy.allows(&packet)

@@ -365,9 +365,11 @@ fn forward(network: &DesiredNetwork, around: &Surroundings) -> Chain {
         let to = v6().member(Field::IP6_DESTINATION, "isolated6");
         rules.push(inside(to, Field::IP6_SOURCE).drop("isolated"));
     }
-    // Nodes speak for clients that they have let in.
-    let entered = v4().input(BRIDGE).masked(Field::IP4_SOURCE, &ROUTERS.1, &ROUTERS.0);
-    rules.push(entered.accept());
+    if !matches!(network.kind, NetworkKind::Bridged { .. }) {
+        // Nodes speak for clients that they have let in. On the operator's segment anybody may have such an address.
+        let entered = v4().input(BRIDGE).masked(Field::IP4_SOURCE, &ROUTERS.1, &ROUTERS.0);
+        rules.push(entered.accept());
+    }
     rules.push(Steps::new().family(FAMILY_4).verdict_map(Field::IP4_SOURCE, "from4").rule());
     rules.push(Steps::new().family(FAMILY_6).verdict_map(Field::IP6_SOURCE, "from6").rule());
     rules.push(Steps::new().goto("deliver"));

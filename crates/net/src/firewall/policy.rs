@@ -131,7 +131,7 @@ impl<'a> Policy<'a> {
 
     /// What the receiver's groups say, or what is there besides machines of this node.
     pub(crate) fn ingress(&self, packet: &Packet) -> Judgement {
-        if is_router(packet.source) && self.is_machine(packet.destination) {
+        if self.is_entered(packet.source) && self.is_machine(packet.destination) {
             return Judgement::yes(Deciding::Entered);
         }
         if let Some(port) = self.local.get(&packet.destination) {
@@ -149,6 +149,11 @@ impl<'a> Policy<'a> {
             }
             NetworkKind::Nat(_) | NetworkKind::Isolated => Judgement::no(Deciding::NoExit),
         }
+    }
+
+    /// Whether an address is a node's, which speaks for clients that it has let in; on the operator's segment anybody may have it.
+    pub(crate) fn is_entered(&self, source: IpAddr) -> bool {
+        !matches!(self.network.kind, NetworkKind::Bridged { .. }) && is_router(source)
     }
 
     /// Whether a client outside gets through to a machine, here or on another node, by a published port of this one.
@@ -217,6 +222,6 @@ impl<'a> Policy<'a> {
 }
 
 /// Whether an address is a node's within networks ([`crate::NodeNumber::router_address`]).
-pub(crate) fn is_router(address: IpAddr) -> bool {
+fn is_router(address: IpAddr) -> bool {
     matches!(address, IpAddr::V4(v4) if v4.octets()[..2] == [100, 127])
 }
