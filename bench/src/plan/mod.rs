@@ -47,8 +47,10 @@ const LARGE: &str = "Simulated seconds per second: 10,000 nodes with 100,000 rep
 /// Simulated seconds of one run of M/M/5: 8 events each.
 const MMC_SECS: f64 = 250_000.0;
 
-/// Replications that threads share: as many as a scenario with narrow intervals has.
-const PARALLEL_REPLICATIONS: u32 = 24;
+/// Replications that threads share, as many as a scenario with narrow intervals has, and their simulated seconds: the last of them,
+/// which a thread runs while the other has none left, is to take a hundredth of a run.
+const PARALLEL_REPLICATIONS: u32 = 96;
+const PARALLEL_SECS: f64 = MMC_SECS / 24.0;
 
 /// What one check may take: the longest, a chain of five million states, takes about a minute. A check that takes longer fails by
 /// itself, and the others go on.
@@ -234,42 +236,45 @@ async fn memory() -> Result<Measured, BenchError> {
 
 async fn parallel(count: u32) -> Result<Measured, BenchError> {
     let (mut ours, mut theirs) = (vec![], vec![]);
-    // A neighbour that takes a core for a second spoils a pair: many short ones.
+    // A neighbour that takes a core for a second spoils a quotient: many short ones.
     for _ in 0..3 * count {
-        let one = samples(1, |_| {
-            let time = |threads| {
-                let begun = Instant::now();
-                let events = work::parallel(threads, PARALLEL_REPLICATIONS, MMC_SECS / 6.0);
-                let events = events.map_err(BenchError::unexpected)?;
-                Ok::<f64, BenchError>(events as f64 / begun.elapsed().as_secs_f64())
-            };
-            Ok(time(2)? / time(1)?)
-        });
-        ours.extend(one.await?);
-        theirs.push(spin_quotient().await?);
+        let rate = |threads: usize| {
+            let begun = Instant::now();
+            let events = work::parallel(threads, PARALLEL_REPLICATIONS, PARALLEL_SECS);
+            let events = events.map_err(BenchError::unexpected)?;
+            Ok(events as f64 / begun.elapsed().as_secs_f64())
+        };
+        ours.push(quotient(rate).await?);
+        theirs.push(quotient(|threads| Ok(spin_rate(threads))).await?);
     }
     Ok((ours, Some(("a loop that shares nothing", theirs))))
 }
 
-/// How many times as much two threads add as one does.
-async fn spin_quotient() -> Result<f64, BenchError> {
+/// How many times the rate of one thread two have. A host that grows slower or faster meanwhile does not change it: one, two, two, one.
+async fn quotient(
+    rate: impl Fn(usize) -> Result<f64, BenchError> + Send + Copy + 'static,
+) -> Result<f64, BenchError> {
+    let turn = samples(1, move |_| {
+        let (first, two, again, last) = (rate(1)?, rate(2)?, rate(2)?, rate(1)?);
+        // Times of equal work add up, not rates.
+        Ok((1.0 / first + 1.0 / last) / (1.0 / two + 1.0 / again))
+    });
+    turn.await?.first().copied().ok_or(BenchError::Bug)
+}
+
+/// Loops a second, of as many threads at once.
+fn spin_rate(threads: usize) -> f64 {
     fn spin() {
         let mut sum = 1u64;
-        for step in 0..400_000_000u64 {
+        for step in 0..200_000_000u64 {
             sum = black_box(sum.wrapping_mul(3).wrapping_add(step));
         }
     }
-    let one = samples(1, |_| {
-        let time = |threads: usize| {
-            let begun = Instant::now();
-            std::thread::scope(|scope| {
-                (0..threads).for_each(|_| drop(scope.spawn(spin)));
-            });
-            threads as f64 / begun.elapsed().as_secs_f64()
-        };
-        Ok(time(2) / time(1))
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        (0..threads).for_each(|_| drop(scope.spawn(spin)));
     });
-    one.await?.first().copied().ok_or(BenchError::Bug)
+    threads as f64 / begun.elapsed().as_secs_f64()
 }
 
 /// Beside SimPy, Ciw and Storm, as far as they can be had.
