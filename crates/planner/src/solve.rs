@@ -6,7 +6,8 @@ use crate::chain::{
 use crate::progress::Progress;
 use crate::random::Distribution;
 use crate::scenario::{
-    ChainReplicas, FailureLoses, Mobility, NodeGroup, QueueKind, Scenario, Service,
+    ChainReplicas, FailureLoses, Key, Mobility, NodeGroup, Problem, QueueKind, Scenario,
+    ScenarioError, Service,
 };
 use serde::Serialize;
 use skein_model::{Placement, ScalingRule};
@@ -40,6 +41,26 @@ impl SolveError {
             Self::NoChain { .. } => "CHAIN_NONE",
             Self::Chain { source, .. } => source.code(),
         }
+    }
+
+    /// Where in the text of its scenario the reason is: the service, and of a chain that is too large its queue's bound.
+    pub fn in_text(&self, scenario: &Scenario, text: &str) -> ScenarioError {
+        let (name, key) = match self {
+            Self::Chain { service, source: ChainError::TooLarge { .. } } => {
+                (service, "queue_bound")
+            }
+            Self::Chain { service, .. } | Self::NoChain { service, .. } => (service, "name"),
+        };
+        let mut path = vec![Key::Name("services")];
+        let is = |service: &Service| service.name.as_str() == name;
+        if let Some(at) = scenario.services.iter().position(is) {
+            path.extend([Key::At(at), Key::Name(key)]);
+        }
+        let message = match self {
+            Self::NoChain { .. } => self.to_string(),
+            Self::Chain { source, .. } => format!("{self}: {source}"),
+        };
+        ScenarioError::at_key(text, Problem { path, message })
     }
 }
 

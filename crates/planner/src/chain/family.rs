@@ -379,8 +379,9 @@ impl Family {
     /// # Errors
     /// [`ChainError::TooLarge`], said before anything is built where the number of states is known beforehand.
     pub fn chain(&self) -> Result<(Chain, Vec<State>, Vec<u32>), ChainError> {
-        if self.states_at_least() > super::graph::STATES_MAX as u64 {
-            return Err(ChainError::TooLarge);
+        let at_least = self.states_at_least();
+        if at_least > super::graph::STATES_MAX as u64 {
+            return Err(ChainError::TooLarge { at_least });
         }
         let ignored = Cell::new(0.0);
         let (chain, states) =

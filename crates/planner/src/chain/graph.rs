@@ -21,8 +21,13 @@ pub struct Chain {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ChainError {
     /// More states than memory is there for.
-    #[error("the chain has more than {STATES_MAX} states, which do not fit; simulate instead")]
-    TooLarge,
+    #[error(
+        "the chain has {at_least} states or more, and {STATES_MAX} fit; a shorter queue, fewer nodes or replicas would, or simulate instead"
+    )]
+    TooLarge {
+        /// States that there are for sure.
+        at_least: u64,
+    },
     /// From some states not all others can be reached, so that the steady state depends on the start.
     #[error("the chain falls apart: from state {state} the first state cannot be reached")]
     Reducible {
@@ -49,7 +54,7 @@ impl ChainError {
     /// Stable code.
     pub const fn code(&self) -> &'static str {
         match self {
-            Self::TooLarge => "CHAIN_TOO_LARGE",
+            Self::TooLarge { .. } => "CHAIN_TOO_LARGE",
             Self::Reducible { .. } => "CHAIN_REDUCIBLE",
             Self::TooLong => "CHAIN_TOO_LONG",
             Self::Stopped => "CHAIN_STOPPED",
@@ -91,7 +96,7 @@ impl Chain {
                 }
             });
             if states.len() > STATES_MAX {
-                return Err(ChainError::TooLarge);
+                return Err(ChainError::TooLarge { at_least: states.len() as u64 });
             }
             chain.push_row(&row);
             at += 1;
@@ -298,6 +303,7 @@ mod tests {
         let (chain, _) = Chain::explore(0, trap).unwrap();
         assert_eq!(chain.check_irreducible(), Err(ChainError::Reducible { state: 1 }));
         let endless = |state: u64, to: &mut dyn FnMut(u64, f64)| to(state + 1, 1.0);
-        assert_eq!(Chain::explore(0, endless).unwrap_err(), ChainError::TooLarge);
+        let error = Chain::explore(0, endless).unwrap_err();
+        assert_eq!(error, ChainError::TooLarge { at_least: STATES_MAX as u64 + 1 });
     }
 }

@@ -48,7 +48,7 @@ impl ScenarioError {
         Self::new(text, error.span().unwrap_or(0..0), error.message().to_owned())
     }
 
-    pub(super) fn at_key(text: &str, problem: Problem) -> Self {
+    pub(crate) fn at_key(text: &str, problem: Problem) -> Self {
         let span = find(text, &problem.path).unwrap_or(0..0);
         Self::new(text, span, problem.message)
     }

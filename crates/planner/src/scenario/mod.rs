@@ -13,7 +13,7 @@ pub(crate) use load::Rate;
 pub use load::{RatePoint, TracedRequest, parse_trace};
 
 use crate::random::Distribution;
-use error::{Key, Problem};
+pub(crate) use error::{Key, Problem};
 use serde::{Deserialize, Serialize};
 use skein_model::{NodeName, ScalingPolicy, ServiceName};
 

@@ -6,14 +6,15 @@ mod progress;
 
 use crate::output::Format;
 use crate::{Context, commands};
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use progress::with_progress;
 use serde::Serialize;
 use skein_planner::replay::{self, Scene};
 use skein_planner::report::{self, Table};
 use skein_planner::search::{Goal, Parameter, Vary, search};
 use skein_planner::{
-    Comparison, Recording, Scenario, compare, experiments, replicate, simulate, verify,
+    ChainError, Comparison, Recording, Scenario, ScenarioError, SolveError, compare, experiments,
+    replicate, simulate, verify,
 };
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -183,28 +184,55 @@ impl Plan {
     }
 }
 
-/// Reads a scenario; an error shows the line and the place in it.
-fn read_scenario(file: &Path) -> Result<Scenario> {
-    let bytes = commands::read_input(file)?;
-    let text = String::from_utf8(bytes).with_context(|| format!("reading {}", file.display()))?;
-    let folder = file.parent().unwrap_or(Path::new(""));
-    let beside = |name: &str| {
-        std::fs::read_to_string(folder.join(name))
-            .map_err(|error| format!("cannot be read: {error}"))
-    };
-    match Scenario::parse_with(&text, &beside) {
-        Ok(scenario) => Ok(scenario),
-        Err(error) => bail!(
-            "{}:{}:{}: {}\n  | {}\n  | {:>width$}",
-            file.display(),
-            error.line,
-            error.column,
-            error.message,
-            error.source_line,
-            "^",
-            width = error.column
-        ),
+/// A scenario and the file that it is in.
+struct ScenarioFile<'a> {
+    file: &'a Path,
+    text: String,
+    scenario: Scenario,
+}
+
+impl<'a> ScenarioFile<'a> {
+    /// Reads it; an error shows the line and the place in it.
+    fn read(file: &'a Path) -> Result<Self> {
+        let bytes = commands::read_input(file)?;
+        let text = String::from_utf8(bytes);
+        let text = text.with_context(|| format!("reading {}", file.display()))?;
+        let folder = file.parent().unwrap_or(Path::new(""));
+        let beside = |name: &str| {
+            std::fs::read_to_string(folder.join(name))
+                .map_err(|error| format!("cannot be read: {error}"))
+        };
+        match Scenario::parse_with(&text, &beside) {
+            Ok(scenario) => Ok(Self { file, text, scenario }),
+            Err(error) => Err(shown(file, &error)),
+        }
     }
+
+    /// Why a service of it has no computed figures, with the line.
+    fn unsolved(&self, error: SolveError) -> anyhow::Error {
+        match error {
+            SolveError::Chain { source: ChainError::Stopped, .. } => error.into(),
+            error => shown(self.file, &error.in_text(&self.scenario, &self.text)),
+        }
+    }
+}
+
+fn read_scenario(file: &Path) -> Result<Scenario> {
+    Ok(ScenarioFile::read(file)?.scenario)
+}
+
+/// What is wrong with a scenario, with the line and the place in it.
+fn shown(file: &Path, error: &ScenarioError) -> anyhow::Error {
+    anyhow!(
+        "{}:{}:{}: {}\n  | {}\n  | {:>width$}",
+        file.display(),
+        error.line,
+        error.column,
+        error.message,
+        error.source_line,
+        "^",
+        width = error.column
+    )
 }
 
 fn write(file: &Path, text: &str) -> Result<()> {
@@ -258,13 +286,13 @@ impl Sim {
 
 impl Solve {
     async fn run(self, format: Format) -> Result<ExitCode> {
-        let scenario = read_scenario(&self.scenario)?;
-        let over = self.over;
+        let file = ScenarioFile::read(&self.scenario)?;
+        let (scenario, over) = (file.scenario.clone(), self.over);
         let outcome = with_progress(move |progress| match over {
             None => skein_planner::solve(&scenario, progress),
             Some(over) => skein_planner::solve_over(&scenario, over.as_secs_f64(), progress),
         });
-        let solved = outcome.await?.value?;
+        let solved = outcome.await?.value.map_err(|error| file.unsolved(error))?;
         for service in &solved.services {
             let certificate = &service.solution.certificate;
             eprintln!(
@@ -391,15 +419,20 @@ impl Search {
 
 impl Export {
     fn run(self) -> Result<ExitCode> {
-        let scenario = read_scenario(&self.scenario)?;
+        let source = ScenarioFile::read(&self.scenario)?;
+        let scenario = &source.scenario;
         let folder = &self.prism;
         std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
         for service in &scenario.services {
-            let (family, left_out) = skein_planner::family_of(&scenario, service)?;
+            let family = skein_planner::family_of(scenario, service);
+            let (family, left_out) = family.map_err(|error| source.unsolved(error))?;
             for what in left_out {
                 eprintln!("{}: the chain leaves out {what}", service.name);
             }
-            let files = family.to_explicit()?;
+            let name = service.name.to_string();
+            let unsolved =
+                |error| source.unsolved(SolveError::Chain { service: name, source: error });
+            let files = family.to_explicit().map_err(unsolved)?;
             let file = |ending: &str| folder.join(format!("{}.{ending}", service.name));
             write(&file("tra"), &files.transitions)?;
             write(&file("sta"), &files.states)?;
