@@ -207,6 +207,29 @@ async fn an_encrypted_way_outlives_its_node_and_comes_back_when_it_is_lost() -> 
     bed.finish().await
 }
 
+/// The tunnels that were there have the port that WireGuard is to have.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cloud_that_encrypts_from_its_next_start_on_is_in_order_at_once() -> Result<()> {
+    let mut bed = Bed::new(2).await?;
+    let (plan, other) = (plan(65), Plan::new(66, "red").with(11, 1, &[]).with(21, 2, &[]));
+    bed.apply(&[&plan, &other]).await?;
+    let (a, c, mut stream) = two_that_talk(&bed, &plan).await?;
+    for at in 0..2 {
+        bed.nodes[at].networks = None;
+        bed.nodes[at].encrypt()?;
+        bed.nodes[at].restart().await?;
+    }
+    // Nothing is wrong, and nothing is said to be.
+    bed.apply(&[&plan, &other]).await?;
+    let wire = Wire::tap(&bed)?;
+    echoes(&mut stream)?;
+    let frames = wire.frames();
+    ensure!(frames.iter().any(|frame| is_sealed(frame)), "nothing sealed was seen");
+    ensure!(!frames.iter().any(|frame| has_clear(frame)), "something was sent as it is");
+    drop((a, c));
+    bed.finish().await
+}
+
 fn is_zombie(pid: &str) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.is_empty() || stat.contains(") Z ")

@@ -5,6 +5,7 @@ use crate::common::eventually;
 use crate::tcp;
 use anyhow::{Result, ensure};
 use skein_net::NetworkName;
+use std::os::fd::AsRawFd;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_removed_by_hand_is_back() -> Result<()> {
@@ -91,5 +92,42 @@ async fn the_table_of_a_node_that_is_no_more_is_removed_and_no_other() -> Result
     ensure!(sweep(group.clone(), false)?.is_empty(), "twice");
     let left = tables()?;
     ensure!(!left.contains(group.as_str()) && left.lines().count() == others.len(), "{left}");
+    bed.finish().await
+}
+
+/// Gives the file of a namespace contents, below the namespace itself: it can then be left, but not removed.
+fn spoil(file: &str) -> Result<()> {
+    let namespace = std::fs::File::open(file)?;
+    nix::mount::umount2(file, nix::mount::MntFlags::MNT_DETACH)?;
+    std::fs::write(file, "somebody's")?;
+    let source = format!("/proc/self/fd/{}", namespace.as_raw_fd());
+    let none: Option<&str> = None;
+    Ok(nix::mount::mount(Some(source.as_str()), file, none, nix::mount::MsFlags::MS_BIND, none)?)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_network_that_could_not_be_removed_is_removed_when_it_can_be() -> Result<()> {
+    let bed = Bed::new(1).await?;
+    let (plan, stays) =
+        (Plan::new(24, "blue").with(11, 1, &[]), Plan::new(25, "red").with(11, 1, &[]));
+    bed.apply(&[&plan, &stays]).await?;
+    let networks = bed.nodes[0].networks();
+    let file = format!("/run/netns/{}", networks.name(plan.network.vni).namespace());
+    spoil(&file)?;
+    for attempt in ["the network's end", "the next attempt"] {
+        let applied = networks.apply(bed.desired(0, &[&stays])).await;
+        let failed: Vec<_> =
+            applied.failed.iter().map(|(vni, error)| (*vni, error.code())).collect();
+        ensure!(failed == [(plan.network.vni, "NETWORK_EXISTS_FOREIGN")], "{attempt}: {applied:?}");
+        ensure!(std::fs::read_to_string(&file)? == "somebody's", "{attempt}: the file");
+    }
+    std::fs::write(&file, "")?;
+    bed.apply(&[&stays]).await?;
+    ensure!(!std::path::Path::new(&file).exists(), "{file} stayed");
+    // It can be made again, and the other was not touched.
+    bed.apply(&[&plan, &stays]).await?;
+    ensure!(
+        networks.ports(plan.network.vni).await?.is_empty() && std::path::Path::new(&file).exists()
+    );
     bed.finish().await
 }

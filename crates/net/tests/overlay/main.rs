@@ -10,6 +10,7 @@ mod hostile;
 mod killed;
 mod kinds;
 mod moves;
+mod published;
 mod services;
 mod shortcut;
 mod sizes;
