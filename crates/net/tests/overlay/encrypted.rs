@@ -33,10 +33,10 @@ fn plan(vni: u32) -> Plan {
 }
 
 /// Every frame on the wire between nodes from now on.
-struct Wire(Socket);
+pub(crate) struct Wire(Socket);
 
 impl Wire {
-    fn tap(bed: &Bed) -> Result<Self> {
+    pub(crate) fn tap(bed: &Bed) -> Result<Self> {
         let open = || Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(EVERY_PROTOCOL)));
         let socket = inside(&bed.world.0, open)?;
         socket.set_recv_buffer_size(8 << 20)?;
@@ -44,7 +44,7 @@ impl Wire {
         Ok(Self(socket))
     }
 
-    fn frames(mut self) -> Vec<Vec<u8>> {
+    pub(crate) fn frames(mut self) -> Vec<Vec<u8>> {
         let (mut frames, mut buffer) = (Vec::new(), vec![0; 1 << 16]);
         while let Ok(count) = self.0.read(&mut buffer) {
             frames.push(buffer[..count].to_vec());

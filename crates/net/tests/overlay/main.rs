@@ -5,6 +5,7 @@ mod common;
 mod crowds;
 mod encrypted;
 mod floods;
+mod forms;
 mod healing;
 mod hostile;
 mod killed;

@@ -3,7 +3,7 @@
 use crate::common::bed::{Bed, Plan, inside, run};
 use crate::common::eventually;
 use anyhow::{Result, ensure};
-use skein_net::{DnsRecord, Route};
+use skein_net::{DnsRecord, OtherNames, Route};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream, UdpSocket};
 use std::sync::Arc;
@@ -175,6 +175,26 @@ async fn names_of_the_network_resolve_and_others_are_passed_on() -> Result<()> {
     let (code, _) = ask(m, gateway, "example.org").expect("an answer");
     ensure!(code == 5, "what the resolver says: {code}");
     thread.join().expect("the resolver does not panic");
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_isolated_network_answers_its_own_names_alone() -> Result<()> {
+    let bed = Bed::new(1).await?;
+    let mut plan = Plan::new(44, "blue").with(11, 1, &[]);
+    plan.network.dns.others = OtherNames::Refuse;
+    let own = vec![Ipv4Addr::new(10, 20, 0, 12).into()];
+    plan.network.dns.records = vec![DnsRecord { name: "db.blue.internal".into(), addresses: own }];
+    bed.apply(&[&plan]).await?;
+    let machine = bed.machine(0, &plan, 11).await?;
+    let resolver = inside(&bed.world.0, || UdpSocket::bind("192.0.2.254:53"))?;
+    resolver.set_nonblocking(true)?;
+    let code = |name: &str| ask(machine.name(), plan.network.gateway, name).map(|(code, _)| code);
+    ensure!(code("db.blue.internal") == Some(0), "its own");
+    ensure!(code("example.org") == Some(5), "another name");
+    ensure!(ask_tcp(machine.name(), plan.network.gateway, "example.org") == Some(5), "by TCP");
+    ensure!(resolver.recv(&mut [0; 512]).is_err(), "the node's resolver was asked");
+    ensure!(!machine.connects((Ipv4Addr::new(192, 0, 2, 254), 53)), "there is no way out");
     bed.finish().await
 }
 
