@@ -50,7 +50,7 @@ fn of_others(node: &str) -> Result<String> {
     all += &run(&format!("ip netns exec {node} nft -s list table inet filter"))?;
     all += &run(&format!("ip -n {node} rule show"))?;
     all += &run(&format!("ip -n {node} route show table 100"))?;
-    all += &run(&format!("ip -n {node} addr show dev other0"))?;
+    all += &run(&format!("ip -n {node} -4 addr show dev other0"))?;
     Ok(all)
 }
 
