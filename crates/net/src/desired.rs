@@ -168,8 +168,7 @@ pub struct DesiredNetwork {
     pub ports: Vec<LocalPort>,
     /// Machines of other nodes.
     pub remote_ports: Vec<RemotePort>,
-    /// Every rule group that a local port belongs to or that a machine will which is waited for, or that a rule of such a
-    /// group names.
+    /// Every rule group of a local port, of a machine that is waited for ([`Wake`]), or that a rule of such a group names.
     pub groups: Vec<RuleGroup>,
     /// What DHCP tells besides addresses.
     pub dhcp: DhcpSettings,

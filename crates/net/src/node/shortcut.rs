@@ -4,7 +4,7 @@ use nix::errno::Errno;
 use skein_shell::report;
 use std::io;
 use std::sync::{Mutex, PoisonError};
-use tracing::info;
+use tracing::{info, warn};
 
 /// What was found out.
 #[derive(Debug, Default)]
@@ -22,7 +22,7 @@ impl Shortcut {
             Ok(()) => *known = Some(true),
             Err(error) if passes(&error) => {
                 let error = report::chain(&error);
-                info!(%error, "connections take the long way for now: the short one could not be tried");
+                warn!(%error, "connections take the long way: the short one could not be tried");
             }
             Err(error) => {
                 *known = Some(false);
