@@ -24,7 +24,7 @@ pub(crate) fn call(segment: &Segment) {
 }
 
 /// Waits until the condition holds: whether it does. It may depend on what the node writes to this direction.
-pub(crate) fn wait(segment: &Segment, dir: &Direction, holds: impl Fn() -> bool) -> bool {
+pub(crate) fn wait(segment: &Segment, dir: &Direction, holds: impl FnMut() -> bool) -> bool {
     wait_for(PATIENCE_NS, segment, dir, holds)
 }
 
@@ -33,7 +33,7 @@ pub(crate) fn wait_for(
     patience: u64,
     segment: &Segment,
     dir: &Direction,
-    holds: impl Fn() -> bool,
+    mut holds: impl FnMut() -> bool,
 ) -> bool {
     for _ in 0..LOOKS {
         if holds() {

@@ -62,7 +62,7 @@ macro_rules! scenarios {
 }
 
 scenarios! {
-    bulk slow_reader edge_reader fork_writers fork_readers last_holder exec_same exec_without spawn passed out_of_band
+    bulk slow_reader stopped_reader edge_reader fork_writers fork_readers last_holder exec_same exec_without spawn passed out_of_band
     stdio sandbox timeout interrupted shutdown_wakes kill_writer kill_reader
 }
 
