@@ -1,5 +1,4 @@
-//! A program that leaves a full ring while its node stands in the middle of ringing for it. The test is broker, node and the TCP
-//! connection's other end.
+//! Programs whose node does not do what it should when it should. The test is broker, node and the TCP connection's other end.
 
 mod common;
 
@@ -17,7 +16,7 @@ use skein_link_core::ring::host::{Memory, wake_all};
 use skein_link_core::ring::{Direction, Hello, Phase, Reach, Role};
 use std::io::{IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -72,17 +71,21 @@ fn answer(asker: &OwnedFd, file: BorrowedFd<'_>) -> OwnedFd {
     passed.expect("a socket comes along")
 }
 
-/// The program, connected here.
-fn start(folder: &Path, broker: &Path) -> (Running, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+/// A program that connects to the listener.
+fn start(folder: &Path, broker: &Path, listener: &TcpListener, script: &str) -> Running {
     let (port, bytes) = (listener.local_addr().unwrap().port().to_string(), BYTES.to_string());
     let library = run::library(&folder.join("lib")).unwrap();
     let mut command = Command::new("timeout");
     command.args(["--kill-after=2", &PATIENCE_SECS.to_string(), "python3"]);
-    command.arg(program("edge_writer.py")).args(["127.0.0.1", &port, &bytes]);
+    command.arg(program(script)).args(["127.0.0.1", &port, &bytes]);
     command.envs(run::environment(&library, broker, None)).env(STAY.0, STAY.1);
-    let running = Running(command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap());
-    (running, listener.accept().unwrap().0)
+    Running(command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap())
+}
+
+fn said(running: &mut Running) -> String {
+    let mut text = String::new();
+    running.0.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+    text
 }
 
 /// Rings for the program, and is not done before its ring is full and it waits for that, or has found something else to wait for.
@@ -104,7 +107,9 @@ fn a_full_ring_is_left_whoever_rings() {
     let folder = tempfile::Builder::new().prefix("skein-link-test-").tempdir().unwrap();
     let path = folder.path().join("link.sock");
     let listener = listen_at(&path);
-    let (mut running, mut stream) = start(folder.path(), &path);
+    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut running = start(folder.path(), &path, &tcp, "edge_writer.py");
+    let (mut stream, _) = tcp.accept().unwrap();
     let memory = Memory::create(CAPACITY, Reach::Far).unwrap();
     let (header, dir) = (memory.segment().header(), memory.segment().pipe(ROLE).direction());
     header.set_hello(ROLE.other(), Hello::Mapped);
@@ -121,9 +126,37 @@ fn a_full_ring_is_left_whoever_rings() {
     wake_all(dir.news());
     drop(socket);
     assert!(running.0.wait().unwrap().success());
-    let mut sent = String::new();
-    running.0.stdout.take().unwrap().read_to_string(&mut sent).unwrap();
+    let sent = said(&mut running);
     // The node's bell, and the program's own at the end of the phase.
     let on_tcp = on_tcp.join().unwrap().unwrap();
     assert_eq!(on_tcp + dir.head(), sent.trim().parse::<u64>().unwrap() + 2);
+}
+
+/// A node that is no more is waited for once, not by each of a program's connections.
+#[test]
+fn a_silent_node_is_waited_for_once() {
+    let folder = tempfile::Builder::new().prefix("skein-link-test-").tempdir().unwrap();
+    let path = folder.path().join("link.sock");
+    let listener = listen_at(&path);
+    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut running = start(folder.path(), &path, &tcp, "silent_node.py");
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        let (stream, _) = tcp.accept().unwrap();
+        let memory = Memory::create(CAPACITY, Reach::Far).unwrap();
+        memory.segment().header().set_hello(ROLE.other(), Hello::Mapped);
+        drop(give(&listener, &memory));
+        running.0.stdin.as_mut().unwrap().write_all(b"next\n").unwrap();
+        held.push((stream, memory));
+    }
+    let memories: Vec<Memory> = held.into_iter().map(|(_, memory)| memory).collect();
+    running.0.stdin.as_mut().unwrap().write_all(b"read\n").unwrap();
+    assert!(running.0.wait().unwrap().success());
+    drop(memories);
+    let text = said(&mut running);
+    let took: Vec<f64> = text
+        .lines()
+        .map(|line| line.strip_prefix("ECONNRESET ").expect(&text).parse().unwrap())
+        .collect();
+    assert!(took.len() == 2 && took[1] * 4.0 < took[0], "{text}");
 }
