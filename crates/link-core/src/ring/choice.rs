@@ -30,6 +30,9 @@ const PARTS: u32 = 3;
 const PART: (u64, u64) = (10_000_000, 5 << 18);
 /// The other path is left at once if its first part brought less than the chosen path by so many times.
 const LOSES: u64 = 2;
+/// And while it is still warming up, if after so long it has brought less by twice that: on a wire that loses frames TCP takes long for
+/// the bytes of a part.
+const PATIENCE_NS: u64 = 50_000_000;
 /// How much more TCP must bring, in tenths: a near tie is the wire's limit, and there the shorter header brings more than a short
 /// measurement can see.
 const TCP_ADVANTAGE_TENTHS: u128 = 11;
@@ -133,6 +136,10 @@ impl Choice {
         self.looked_at = now;
         self.is_bulk = took <= most;
         if !self.is_bulk {
+            // On the path that was tried: it is too slow for bulk, or there is a pause. Not again at once.
+            if self.trial == Trial::Other {
+                self.settle(self.chosen, now);
+            }
             self.trial = Trial::None;
         } else if self.trial != Trial::None || now >= self.until {
             match arrived() {
@@ -148,6 +155,12 @@ impl Choice {
         }
         let span = now.saturating_sub(self.from.0);
         let bytes = arrived.saturating_sub(self.from.1);
+        let rate = u128::from(bytes) * 1_000_000_000 / u128::from(span.max(1));
+        let rate = u64::try_from(rate).unwrap_or(u64::MAX);
+        let is_other = self.trial == Trial::Other;
+        if is_other && span >= PATIENCE_NS && rate < self.first / LOSES / 2 {
+            return self.settle(self.chosen, now);
+        }
         let enough = if self.is_warm { PART } else { WARM };
         if span < enough.0 || bytes < enough.1 {
             return;
@@ -157,14 +170,13 @@ impl Choice {
             self.is_warm = true;
             return;
         }
-        let rate = u128::from(bytes) * 1_000_000_000 / u128::from(span);
-        self.best = self.best.max(u64::try_from(rate).unwrap_or(u64::MAX));
+        self.best = self.best.max(rate);
         self.parts += 1;
-        let is_lost = self.trial == Trial::Other && self.best < self.first / LOSES;
+        let is_lost = is_other && self.best < self.first / LOSES;
         if self.parts < PARTS && !is_lost {
             return;
         }
-        if self.trial == Trial::Chosen {
+        if !is_other {
             self.first = self.best;
             return self.begin(Trial::Other, now, arrived);
         }
@@ -261,6 +273,33 @@ mod tests {
             assert!((least..=most).contains(&found), "{light} beside {tcp}: {found} of 100");
             assert_eq!(world.choice.prefers_tcp(), least > 0);
         }
+    }
+
+    #[test]
+    fn what_others_take_of_the_processor_does_not_choose() {
+        // TCP brings three times as much; for 20 ms of each 37 the sender does not run.
+        let mut world = World::new();
+        let begun = world.now;
+        while !world.choice.prefers_tcp() {
+            assert!(world.now < begun + SECOND, "a second, and still the light path");
+            world.run(17_000_000, 1_000_000_000, 3_000_000_000);
+            world.now += 20_000_000;
+        }
+    }
+
+    #[test]
+    fn a_path_that_loses_clearly_is_left_soon() {
+        let mut world = World::new();
+        world.run(SECOND, 300_000_000, 3_000_000_000);
+        assert!(world.choice.prefers_tcp());
+        // The light path, a tenth as fast, is tried once more: to warm up, and for one part.
+        world.run(4 * SECOND, 300_000_000, 3_000_000_000);
+        let most = 300_000 * 30;
+        assert!((1..most).contains(&world.on[0]), "{} bytes", world.on[0]);
+        // On a wire that loses frames TCP is left before it has brought the bytes of a part.
+        let mut world = World::new();
+        world.run(SECOND / 2, 110_000_000, 5_000_000);
+        assert!((1..5_000 * 80).contains(&world.on[1]), "{} bytes", world.on[1]);
     }
 
     #[test]
