@@ -4,6 +4,7 @@ use crate::error::BenchError;
 use crate::render::markdown;
 use crate::report::{Check, Plot, Report};
 use crate::stats::Sample;
+use plotters::coord::{CoordTranslate, Shift};
 use plotters::prelude::*;
 use std::fs;
 use std::path::Path;
@@ -83,14 +84,7 @@ fn lines(plot: &Plot, svg: &mut String) -> Drawn {
         let line = chart.draw_series(LineSeries::new(shown, color.stroke_width(2)))?;
         line.label(curve.name.as_str()).legend(move |(x, y)| key(x, y, color));
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
-        .background_style(WHITE.mix(0.8))
-        .border_style(BLACK.mix(0.3))
-        .draw()?;
-    area.present()?;
-    Ok(())
+    finish(&mut chart, &area)
 }
 
 /// The cumulative distribution of ours and of the baseline.
@@ -130,6 +124,14 @@ fn curves(check: &Check, svg: &mut String) -> Drawn {
         let line = chart.draw_series(LineSeries::new(steps, BASELINE.stroke_width(2)))?;
         line.label(name).legend(|(x, y)| key(x, y, BASELINE));
     }
+    finish(&mut chart, &area)
+}
+
+/// Names the curves and writes the picture.
+fn finish<'a, C: CoordTranslate>(
+    chart: &mut ChartContext<'a, SVGBackend<'a>, C>,
+    area: &DrawingArea<SVGBackend<'a>, Shift>,
+) -> Drawn {
     chart
         .configure_series_labels()
         .position(SeriesLabelPosition::UpperLeft)

@@ -3,12 +3,13 @@
 use anyhow::{Context, Result, bail, ensure};
 use camino::Utf8PathBuf;
 use http::Method;
-use skein_api::{Client, Link};
+use skein_api::{Client, Code, Link};
 use skein_cloud::{Cloud, CloudConfig, NodePlace};
 use skein_fabric::{Op, Txn};
 use skein_link::broker::{self, Connection};
 use skein_link::testbed::{Host, Testbed};
 use skein_link::{place, run};
+use skein_model::{Affinity, PublicationSpec, PublishTarget, Transport};
 use skein_registry::RecordKey;
 use skein_vmm::AccelChoice;
 use std::io::{BufRead, BufReader, Write};
@@ -166,6 +167,26 @@ impl World {
         .await
     }
 
+    /// The light protocol's port is no project's to publish. What may be published is asked for its service, which is none.
+    async fn keeps_its_ports(&self) -> Result<()> {
+        for node in self.client.nodes().await? {
+            for (protocol, code) in
+                [(Transport::Udp, Code::PortReserved), (Transport::Tcp, Code::ServiceUnknown)]
+            {
+                let spec = PublicationSpec {
+                    protocol,
+                    port: node.light_port,
+                    target: PublishTarget::Service("none".parse()?),
+                    target_port: 80,
+                    affinity: Affinity::None,
+                };
+                let refused = self.client.publish(&spec).await.err().and_then(|error| error.code());
+                ensure!(refused == Some(code), "{protocol:?} {}: {refused:?}", node.light_port);
+            }
+        }
+        Ok(())
+    }
+
     async fn stop(mut self) -> Result<()> {
         let cloud = self.cloud.take().context("a running cloud")?;
         let sockets = self.folder.path().join("run");
@@ -195,6 +216,7 @@ fn is_ring(connection: &Connection) -> bool {
 async fn nodes_of_a_cloud_are_each_others_peers() -> Result<()> {
     let mut world = World::start(true).await?;
     world.met().await?;
+    world.keeps_its_ports().await?;
     let first = world.talk(true, "default")?;
     for node in ["n1", "n2"] {
         world.link(node, is_light).await?;

@@ -159,6 +159,18 @@ fn what_is_wrong_with_a_scenario_is_shown_in_its_line() {
 }
 
 #[test]
+fn a_terminal_sees_how_far_a_command_is() {
+    // script(1) gives it a terminal; long enough for some looks at the progress.
+    let (_folder, file) = spoiled("replications = 4,", "replications = 1000,");
+    let command = format!("{} plan sim {}", env!("CARGO_BIN_EXE_skein"), file.display());
+    let mut script = Command::new("script");
+    let output = script.args(["-qec", &command, "/dev/null"]).output().expect("script");
+    let said = text(&output.stdout);
+    assert!(output.status.success() && said.contains("1000 replications"), "{said}");
+    assert!(said.contains(" %, ") && said.contains("[#"), "{said}");
+}
+
+#[test]
 fn what_cannot_be_done_is_said_beforehand() {
     let (_folder, file) = spoiled("queue_bound = 20", "queue_bound = 1000000");
     let output = plan(&["solve", &file.to_string_lossy()]);

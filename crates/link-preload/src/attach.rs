@@ -129,6 +129,7 @@ fn candidate(conn: &Conn, fd: c_int) {
             match unsafe { Segment::open(base, len) } {
                 Ok(segment) => {
                     conn.set_segment(segment, role);
+                    segment.header().set_mapped_at(role, sys::nanos());
                     segment.header().set_hello(role, Hello::Mapped);
                     side.set_stage(Stage::Pending);
                 }

@@ -404,6 +404,10 @@ impl<'a> Call<'a> {
                     let Some(part) = self.tcp(&buffers, flags, limit)? else { continue };
                     if let Part::Got(bytes) = part {
                         self.rx.took(bytes as u64);
+                        if self.pipe.is_far() {
+                            // Its sender's own count is on the other host.
+                            self.dir().show_tcp(self.rx.tcp());
+                        }
                         buffers.advance(bytes);
                         if limit == u64::MAX {
                             return Ok(Part::Got(got + bytes));
@@ -555,7 +559,12 @@ impl<'a> Call<'a> {
     fn hold(&mut self, otherwise: Reason, said: impl Fn() -> bool) -> Option<Part> {
         let dir = self.dir();
         dir.leave();
-        let heard = far::wait(self.segment, dir, &said) || said();
+        let heard = match otherwise {
+            // That nothing is said of such bytes says nothing of the node.
+            Reason::Foreign => far::wait_for(far::PATIENCE_NS, self.segment, dir, &said),
+            _ => far::wait(self.segment, dir, &said),
+        };
+        let heard = heard || said();
         if !dir.enter(sys::yield_now) {
             dir.enter_after_death();
         }

@@ -25,8 +25,12 @@ const ROOM_SLEEPS: u32 = 2;
 const LOOK_EVERY_NS: u64 = 500_000;
 /// The clock is read at every so many writes only.
 const LOOK_EVERY_WRITES: u32 = 16;
-/// Turns of waiting for the receiver's critical section.
-const BUSY_TURNS: u32 = 2000;
+/// Turns of waiting for the receiver's critical section between two times that the processor is given away.
+const BUSY_TURNS: u32 = 16;
+/// How long it is waited for to give bytes back, nanoseconds: so long the receiver waits for them ([`leave`]), and a little more.
+const GIVE_BACK_NS: u64 = 500_000_000;
+/// And to wake it, nanoseconds: some time slices.
+const WAKE_NS: u64 = 20_000_000;
 
 /// How a part of a call went.
 enum Part {
@@ -211,15 +215,14 @@ fn leaves_at_once(fd: c_int, segment: &Segment, tx: &mut Tx, out: Pipe<'_>) -> b
     if dir.refusal() == Refusal::Recall {
         return false;
     }
-    let left = match out.is_far() {
-        true => tx.leave_far(dir, || ring_last_bell(fd, &mut false)),
-        false => tx.to_tcp(dir),
-    };
-    if left.is_ok() {
-        far::call(segment);
-        doze::wake(dir);
+    if !out.is_far() {
+        tx.to_tcp(dir);
+    } else if tx.leave_far(dir, || ring_last_bell(fd, &mut false)).is_err() {
+        return false;
     }
-    left.is_ok()
+    far::call(segment);
+    doze::wake(dir);
+    true
 }
 
 /// Sends on TCP without waiting.
@@ -397,7 +400,8 @@ fn take_ring(
     Ok(())
 }
 
-/// Goes back to TCP. The error is what the call shall answer instead.
+/// Goes back to TCP. The error is what the call shall answer instead: [`Part::Blocked`] only if TCP takes nothing, for a program
+/// that is told by edges hears of room only then.
 fn to_tcp(
     conn: &Conn,
     fd: c_int,
@@ -406,38 +410,66 @@ fn to_tcp(
     out: Pipe<'_>,
 ) -> Result<(), Part> {
     let dir = out.direction();
-    let recall = dir.refusal() == Refusal::Recall;
-    let far = out.is_far() && !recall;
-    if far {
-        let goes_on = || tx.is_placed(dir) || segment.header().behind() == Behind::Nobody;
-        if !far::wait(segment, dir, goes_on) && !goes_on() {
-            return Err(Part::Error(leave::abort(conn, fd, Reason::Lost)));
-        }
+    let left = if dir.refusal() == Refusal::Recall {
+        yields_until(GIVE_BACK_NS, || leave::give_back(conn, fd, tx, out).is_ok())
+            .then_some(())
+            .ok_or_else(|| Part::Error(leave::abort(conn, fd, Reason::Stuck)))
+    } else if out.is_far() {
+        leave_far(conn, fd, segment, tx, dir)
+    } else {
+        tx.to_tcp(dir);
+        Ok(())
+    };
+    if left.is_ok() {
+        far::call(segment);
+        doze::wake(dir);
     }
-    for turn in 0..BUSY_TURNS {
-        let mut blocked = false;
-        let left = if recall {
-            leave::give_back(conn, fd, tx, out)
-        } else if far && tx.is_placed(dir) {
-            tx.leave_far(dir, || ring_last_bell(fd, &mut blocked))
-        } else {
-            tx.to_tcp(dir)
-        };
-        if left.is_ok() {
-            far::call(segment);
-            doze::wake(dir);
-            return Ok(());
-        }
-        if blocked {
-            return Err(Part::Blocked);
-        }
-        if turn % 16 == 15 {
-            sys::yield_now();
-        } else {
+    left
+}
+
+/// The same where the other end is far: once the beginning of the phase lies there, and the node does not ring right now.
+fn leave_far(
+    conn: &Conn,
+    fd: c_int,
+    segment: &Segment,
+    tx: &mut Tx,
+    dir: &Direction,
+) -> Result<(), Part> {
+    let (mut left, mut is_blocked) = (false, false);
+    far::wait(segment, dir, || {
+        left = tx.leave_far(dir, || ring_last_bell(fd, &mut is_blocked)).is_ok();
+        left || is_blocked
+    });
+    if left {
+        return Ok(());
+    }
+    if is_blocked {
+        return Err(Part::Blocked);
+    }
+    if segment.header().behind() == Behind::Nobody {
+        // No node rings any more, and TCP alone is left.
+        tx.to_tcp(dir);
+        return Ok(());
+    }
+    Err(Part::Error(leave::abort(conn, fd, Reason::Lost)))
+}
+
+/// Tries until it succeeds, for so many nanoseconds at most: what it waits for is a short stretch of code of somebody who may have
+/// lost the processor in it.
+fn yields_until(patience: u64, mut succeeds: impl FnMut() -> bool) -> bool {
+    let begun = sys::nanos();
+    loop {
+        for _ in 0..BUSY_TURNS {
+            if succeeds() {
+                return true;
+            }
             core::hint::spin_loop();
         }
+        if sys::nanos() - begun > patience {
+            return false;
+        }
+        sys::yield_now();
     }
-    Err(Part::Blocked)
 }
 
 /// Sends the bell that ends a ring phase: `false` and `blocked` if TCP takes nothing now. An error means that the connection
@@ -530,13 +562,7 @@ pub(crate) fn wake(conn: &Conn, fd: c_int) -> bool {
     };
     let (out, _) = conn.pipes(&segment);
     let dir = out.direction();
-    for _ in 0..BUSY_TURNS {
-        if tx.on_ring() || tx.to_ring(dir).is_ok() {
-            break;
-        }
-        sys::yield_now();
-    }
-    if !tx.on_ring() {
+    if !yields_until(WAKE_NS, || tx.on_ring() || tx.to_ring(dir).is_ok()) {
         return false;
     }
     if out.is_far() {

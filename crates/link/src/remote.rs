@@ -127,6 +127,11 @@ pub trait Local: Send {
     fn woken(&mut self);
     /// Asks for `wake` when there is something to read; `false` when there is already.
     fn arm(&mut self) -> bool;
+    /// Whether [`Local::read`] has something to say that it cannot say now, and nobody will tell when it can: it is asked again
+    /// soon.
+    fn stalls(&self) -> bool {
+        false
+    }
     /// The connection cannot go on over the light protocol and bytes may be missing: the program gets a connection error.
     fn abort(&mut self, reason: &'static str);
 }

@@ -1,32 +1,15 @@
 //! Programs of socket calls that must print the same on plain TCP and on the link.
 
+#[macro_use]
 mod common;
 
-use common::{Ground, On, make_hostile, program, wait};
+use common::{Ground, On, Running, STEPS_BACK, make_hostile, program, wait};
 use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
 
-/// Random calls in lockstep, seed by seed.
 fn seeds(from: u32, count: u32, steps: u32) {
     let ground = Ground::on_ring();
-    let script = program("exercise.py");
-    for seed in from..from + count {
-        let (seed, steps) = (seed.to_string(), steps.to_string());
-        let words = ["python3", script.to_str().unwrap(), &seed, &steps];
-        let tcp = ground.output(On::Tcp, &words);
-        let link = ground.output(On::Link, &words);
-        if tcp == link {
-            continue;
-        }
-        // What plain TCP answers may depend on the moment on a machine that has no time.
-        let again = ground.output(On::Tcp, &words);
-        assert!(link == again, "seed {seed}: {}", first_difference(&tcp.0, &link.0));
-    }
-}
-
-fn first_difference(one: &str, other: &str) -> String {
-    let line = one.lines().zip(other.lines()).find(|(one, other)| one != other);
-    line.map_or_else(|| "one ends early".to_owned(), |(one, other)| format!("{one}\n{other}"))
+    common::same_calls(from..from + count, steps, |on, words| ground.output(on, words));
 }
 
 #[test]
@@ -50,19 +33,8 @@ fn scenario(name: &str) {
     assert_eq!(link, tcp, "{name}: the link beside plain TCP");
 }
 
-macro_rules! scenarios {
-    ($($name:ident)*) => {
-        $(
-            #[test]
-            fn $name() {
-                scenario(stringify!($name));
-            }
-        )*
-    };
-}
-
-scenarios! {
-    bulk slow_reader edge_reader fork_writers fork_readers last_holder exec_same exec_without spawn passed out_of_band
+each_by_name! { scenario:
+    bulk slow_reader stopped_reader edge_reader fork_writers fork_readers last_holder exec_same exec_without spawn passed out_of_band
     stdio sandbox timeout interrupted shutdown_wakes kill_writer kill_reader
 }
 
@@ -75,18 +47,7 @@ fn hostile(name: &str) {
     assert_eq!(link, tcp, "{name}: the link beside plain TCP");
 }
 
-macro_rules! hostile {
-    ($($name:ident)*) => {
-        $(
-            #[test]
-            fn $name() {
-                hostile(stringify!($name));
-            }
-        )*
-    };
-}
-
-hostile! {
+each_by_name! { hostile:
     vfork_child spawned static_program dup2_over ranges passed_in_a_list signalled handler_writes close_while_reading cancelled
     shutdown_own_reader shutdown_while_peer_sleeps waitall truncation receive_timeout broken_pipe empty_pieces queues
     information reset_by_linger reset_behind_bytes nonblocking_connect refused by_signal two_threads_read polled_by_another
@@ -123,16 +84,10 @@ fn rings_of_calls_take_back_what_they_use() {
     }
 }
 
-/// Starts a connection that rests after its traffic, in a state that the word names.
-fn resting(ground: &Ground, word: &str) -> (common::Running, impl Write + use<>) {
+/// A connection that rests after its traffic, in a state that the word names.
+fn resting(ground: &Ground, word: &str) -> (Running, impl Write + use<>) {
     let script = program("resting.py");
-    let mut command = ground.command(On::Link, &["python3", script.to_str().unwrap(), word]);
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    let stdin = child.stdin.take().unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    assert_eq!(line, "ready\n");
-    (common::Running(child), stdin)
+    common::rest(ground.command(On::Link, &["python3", script.to_str().unwrap(), word]))
 }
 
 #[test]
@@ -150,14 +105,7 @@ fn both_directions_take_the_ring() {
 #[test]
 fn steps_back_are_told_with_their_reason() {
     let ground = Ground::on_ring();
-    for (word, reason) in [
-        ("stdio", "stdio"),
-        ("option", "socket-option"),
-        ("sandbox", "sandbox"),
-        ("uring", "io-uring"),
-        ("urgent", "out-of-band"),
-        ("passed", "descriptor-passed"),
-    ] {
+    for (word, reason) in STEPS_BACK {
         let (running, stdin) = resting(&ground, word);
         ground.until(word, |c| c.reason == reason);
         drop((stdin, running));
@@ -173,7 +121,7 @@ fn small_messages_to_one_who_sleeps_take_tcp() {
     let mut command = ground.command(On::Link, &["python3", script.to_str().unwrap()]);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let (stdin, out) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
-    let mut running = common::Running(child);
+    let mut running = Running(child);
     let found = ground.until("TCP by choice", |c| c.reason == "wake-ups");
     assert_eq!(found.path, skein_link::broker::Path::Tcp);
     drop(stdin);
@@ -224,10 +172,7 @@ fn projects_never_share_memory() {
     let script = program("resting.py");
     let mut command = ground.command(On::Link, &["python3", script.to_str().unwrap(), "nothing"]);
     command.env("SKEIN_LINK_BROKER", &sockets[0]).env("OTHER_BROKER", &sockets[1]);
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    let running = common::Running(child);
+    let (running, _stdin) = common::rest(command);
     let found = wait("both ends to have asked", || {
         let found = broker.connections();
         (found.len() == 2).then_some(found)

@@ -168,7 +168,7 @@ pub struct DesiredNetwork {
     pub ports: Vec<LocalPort>,
     /// Machines of other nodes.
     pub remote_ports: Vec<RemotePort>,
-    /// Every rule group that a local port belongs to, or that a rule of such a group names.
+    /// Every rule group of a local port, of a machine that is waited for ([`Wake`]), or that a rule of such a group names.
     pub groups: Vec<RuleGroup>,
     /// What DHCP tells besides addresses.
     pub dhcp: DhcpSettings,
@@ -543,7 +543,17 @@ pub struct Publication {
     pub balance: Balance,
     /// Who is told when a connection comes and no machine is there ([`crate::NetworkEvent::Wake`]); it is held
     /// until there is one. `None`: it is refused. TCP only.
-    pub wake: Option<PortLabel>,
+    pub wake: Option<Wake>,
+}
+
+/// The machine that a connection waits for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wake {
+    /// Who is told to start it.
+    pub label: PortLabel,
+    /// The rule groups that it will belong to, all of them in [`DesiredNetwork::groups`]: whom they would refuse waits for
+    /// nothing, and nobody is told.
+    pub groups: Vec<GroupName>,
 }
 
 /// Which of several machines takes a connection.

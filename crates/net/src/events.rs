@@ -16,7 +16,7 @@ pub enum NetworkEvent {
     Wake {
         /// The network.
         vni: Vni,
-        /// Whom to wake: [`crate::Publication::wake`].
+        /// Whom to wake: [`crate::Wake::label`].
         label: PortLabel,
         /// The port it came to.
         port: u16,

@@ -56,6 +56,12 @@ pub enum HostError {
          bridges of its own, keep them out of it (sysctl net.bridge.bridge-nf-call-iptables=0)"
     )]
     BridgeFilterMissing,
+    /// The kernel has one table of routes for all packets.
+    #[error(
+        "the kernel cannot choose between tables of routes: it needs CONFIG_IP_MULTIPLE_TABLES, which the kernels of \
+         distributions have"
+    )]
+    RoutingRulesMissing,
     /// Nobody here encrypts.
     #[error(
         "traffic between nodes cannot be encrypted: the kernel has no WireGuard and wireguard-go is not \
@@ -86,6 +92,7 @@ impl HostError {
             Self::NamespaceMissing { .. } => "NAMESPACE_MISSING",
             Self::BridgeMissing { .. } => "BRIDGE_MISSING",
             Self::BridgeFilterMissing => "BRIDGE_FILTER_MISSING",
+            Self::RoutingRulesMissing => "ROUTING_RULES_MISSING",
             Self::WireguardMissing => "WIREGUARD_MISSING",
             Self::SharedHostLimited => "SHARED_HOST_LIMITED",
             Self::Trial { .. } => "HOST_TRIAL_FAILED",
@@ -176,14 +183,30 @@ fn enter_trial() -> Result<(), HostError> {
 fn trial() -> Result<(), HostError> {
     let bridge = InterfaceName::bridge();
     let made = in_trial_namespace(move |netlink| {
-        Box::pin(async move { netlink.create_bridge(&bridge, [2, 0, 0, 0, 0, 1]).await })
+        Box::pin(async move {
+            netlink.create_bridge(&bridge, [2, 0, 0, 0, 0, 1]).await?;
+            Ok(netlink.backs().await)
+        })
     })?;
-    made.map_err(|source| match source.raw_os_error().map(Errno::from_raw) {
+    let rules = made.map_err(|source| match source.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EPERM) => HostError::NotRoot,
         _ => HostError::BridgeMissing { source },
     })?;
+    rules.map_err(without_rules)?;
     std::thread::scope(|scope| scope.spawn(try_tap).join())
         .unwrap_or_else(|_| Err(HostError::Trial { source: Box::new(NetError::Closed) }))
+}
+
+/// Why rules of routing cannot be listed. A kernel without them knows no such request, or none for IPv4.
+fn without_rules(source: io::Error) -> HostError {
+    match source.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT) => HostError::RoutingRulesMissing,
+        _ => {
+            let subject = "rules of routing".to_owned();
+            let source = NetError::Netlink { action: "listing", subject, source };
+            HostError::Trial { source: Box::new(source) }
+        }
+    }
 }
 
 /// On a thread of its own, which takes the namespace along when it ends.
@@ -228,6 +251,14 @@ mod tests {
         check("CapEff:\t0000000000201000\n", Some(true));
         check("CapPrm:\t000001ffffffffff\n", None);
         check("CapEff:\tnone\n", None);
+    }
+
+    #[test]
+    fn a_kernel_without_rules_of_routing_is_told_from_a_failure() {
+        let code = |errno: Errno| without_rules(errno.into()).code();
+        assert_eq!(code(Errno::EOPNOTSUPP), "ROUTING_RULES_MISSING");
+        assert_eq!(code(Errno::EAFNOSUPPORT), "ROUTING_RULES_MISSING");
+        assert_eq!(code(Errno::ENOBUFS), "HOST_TRIAL_FAILED");
     }
 
     proptest! {

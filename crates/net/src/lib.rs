@@ -54,7 +54,7 @@ pub use desired::{
     GatewayService, GroupName, HostInterface, InvalidDesired, Ipv6Range, LocalPort, Log,
     NetworkKind, NodeNumber, OtherNames, PortLimits, PortRange, Publication, RULES_MAX, Rate,
     RemotePort, Route, Rule, RuleGroup, RuleId, RulePeer, RuleProtocol, Transport, Underlay,
-    VXLAN_OVERHEAD_BYTES, VXLAN_PORT_DEFAULT, Vni, WIRE_OVERHEAD_BYTES,
+    VXLAN_OVERHEAD_BYTES, VXLAN_PORT_DEFAULT, Vni, WIRE_OVERHEAD_BYTES, Wake,
 };
 pub use error::NetError;
 pub use events::{EVENTS_WAITING_MAX, NetworkEvent};

@@ -13,6 +13,7 @@ mod keeper;
 mod leftover;
 mod outside;
 mod reserved;
+mod shortcut;
 
 pub use leftover::sweep_tables;
 pub use outside::TABLE_PREFIX;
@@ -35,7 +36,7 @@ use skein_shell::report;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
@@ -93,7 +94,7 @@ pub struct NodeNetworks {
 struct Keepers {
     asks: BTreeMap<Vni, mpsc::Sender<Ask>>,
     tasks: JoinSet<Vni>,
-    /// Whether what a former process left was looked at.
+    /// Whether nothing is left that no keeper has: of a former process, or what could not be removed.
     swept: bool,
 }
 
@@ -135,10 +136,7 @@ impl NodeNetworks {
         let wrong: Vec<_> = desired.networks.iter().map(|network| network.vni).collect();
         // A network that is wrong stays what it was.
         let mut failed = self.remove_others(&|vni| wrong.contains(&vni)).await;
-        if let Err(error) = self.outside.prepare(&desired).await {
-            let vni = desired.networks.first().map(|network| network.vni);
-            failed.extend(vni.map(|vni| (vni, error)));
-        }
+        let mut prepared = self.outside.prepare(&desired).await;
         let applying = good.into_iter().map(|(vni, network)| {
             let desired = desired.clone();
             async move { (vni, self.apply_one(desired, network).await) }
@@ -149,9 +147,13 @@ impl NodeNetworks {
         for (vni, result) in results {
             failed.extend(result.err().map(|error| (vni, error)));
         }
-        if let Err(error) = self.outside.refresh().await {
+        if prepared.is_err() {
+            // Tunnels of a node that did not encrypt until now had its port, and have moved.
+            prepared = self.outside.prepare(&desired).await;
+        }
+        for done in [prepared, self.outside.refresh().await.map(drop)] {
             let vni = desired.networks.first().map(|network| network.vni);
-            failed.extend(vni.map(|vni| (vni, error)));
+            failed.extend(vni.zip(done.err()));
         }
         let applied = Applied { invalid, failed };
         self.complain(&applied);
@@ -192,7 +194,7 @@ impl NodeNetworks {
         let (vni, name) = (network.vni, self.name(network.vni));
         let keeper = Keeper::open(name, network, self.outside.clone(), self.events.clone()).await?;
         let (asks, inbox) = mpsc::channel(REQUESTS_WAITING_MAX);
-        let mut keepers = self.keepers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut keepers = self.keepers();
         keepers.asks.insert(vni, asks.clone());
         keepers.tasks.spawn(async move {
             keeper.run(inbox).await;
@@ -202,7 +204,7 @@ impl NodeNetworks {
     }
 
     fn keeper(&self, vni: Vni) -> Option<mpsc::Sender<Ask>> {
-        let mut keepers = self.keepers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut keepers = self.keepers();
         while let Some(ended) = keepers.tasks.try_join_next() {
             if let Err(error) = ended {
                 warn!(%error, "the keeper of a network ended");
@@ -211,14 +213,17 @@ impl NodeNetworks {
         keepers.asks.get(&vni).filter(|asks| !asks.is_closed()).cloned()
     }
 
-    /// Removes networks that are not to be.
+    /// Removes networks that are not to be. What could not be removed is tried again with the next call.
     async fn remove_others(&self, stays: &(dyn Fn(Vni) -> bool + Sync)) -> Vec<(Vni, NetError)> {
         let (others, sweep) = {
-            let mut keepers = self.keepers.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut keepers = self.keepers();
             let gone: Vec<_> = keepers.asks.keys().filter(|vni| !stays(**vni)).copied().collect();
             let asks = gone.into_iter().filter_map(|vni| keepers.asks.remove_entry(&vni));
             let asks: Vec<_> = asks.collect();
-            (asks, !std::mem::replace(&mut keepers.swept, true))
+            let sweep = !keepers.swept;
+            // From here to the end of this call there may be some without a keeper.
+            keepers.swept &= asks.is_empty();
+            (asks, sweep)
         };
         let mut failed = Vec::new();
         for (vni, keeper) in others {
@@ -226,19 +231,39 @@ impl NodeNetworks {
                 failed.push((vni, error));
             }
         }
-        if sweep && let Ok(names) = blocking(namespace::list).await {
-            let left = names.into_iter().filter_map(|name| {
-                let vni = vni_of(&self.group, &name)?;
-                (!stays(vni)).then_some((vni, name))
-            });
-            for (vni, name) in left {
-                match NodeNetwork::destroy(&name).await {
-                    Ok(_) => info!(network.name = %name, "a network that nobody wants was removed"),
-                    Err(error) => failed.push((vni, error)),
-                }
+        let swept = !sweep || self.sweep(stays, &mut failed).await;
+        self.keepers().swept = swept && failed.is_empty();
+        failed
+    }
+
+    /// Removes networks that nobody wants and no keeper has. Whether they could be listed.
+    async fn sweep(
+        &self,
+        stays: &(dyn Fn(Vni) -> bool + Sync),
+        failed: &mut Vec<(Vni, NetError)>,
+    ) -> bool {
+        let names = match blocking(namespace::list).await {
+            Ok(names) => names,
+            Err(error) => {
+                warn!(error = %report::chain(&error), "networks that nobody wants were not looked for");
+                return false;
+            }
+        };
+        let left = names.into_iter().filter_map(|name| {
+            let vni = vni_of(&self.group, &name)?;
+            (!stays(vni)).then_some((vni, name))
+        });
+        for (vni, name) in left {
+            match NodeNetwork::destroy(&name).await {
+                Ok(_) => info!(network.name = %name, "a network that nobody wants was removed"),
+                Err(error) => failed.push((vni, error)),
             }
         }
-        failed
+        true
+    }
+
+    fn keepers(&self) -> MutexGuard<'_, Keepers> {
+        self.keepers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Plugs in the machine at `address`, which is a port of what was last applied. The rules for

@@ -276,7 +276,10 @@ mod tests {
                 target_port: 80,
                 backends: backends.into_iter().map(address).collect(),
                 balance: crate::desired::Balance::default(),
-                wake: wakes.then(|| "s".parse().expect("a label")),
+                wake: wakes.then(|| {
+                    let label = "s".parse().expect("a label");
+                    crate::desired::Wake { label, groups: Vec::new() }
+                }),
             });
             DesiredNetwork {
                 vni: Vni::new(7).unwrap(),

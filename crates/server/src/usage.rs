@@ -7,7 +7,7 @@ use crate::error::{Answer, Failure};
 use bytes::Bytes;
 use skein_api::Code;
 use skein_fabric::{Compare, Key, Op, Revision, Txn};
-use skein_model::{GroupName, ImageName, ProjectName, Vni};
+use skein_model::{GroupName, ImageName, NodeName, ProjectName, Vni};
 
 /// What others refer to.
 #[derive(Debug, Clone, Copy)]
@@ -22,6 +22,8 @@ pub(crate) enum Used<'a> {
     Group(&'a ProjectName, &'a GroupName),
     /// A project, by everything that it owns.
     Project(&'a ProjectName),
+    /// A node, by networks and projects that leave by it.
+    Node(&'a NodeName),
 }
 
 impl Used<'_> {
@@ -32,6 +34,7 @@ impl Used<'_> {
             Self::Choices(vni) => format!("use/choices/{vni}"),
             Self::Group(project, name) => format!("use/group/{project}/{name}"),
             Self::Project(name) => format!("use/project/{name}"),
+            Self::Node(name) => format!("use/node/{name}"),
         };
         Key::new(text).expect("names fit a key")
     }

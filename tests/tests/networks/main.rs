@@ -1,5 +1,6 @@
 //! Projects, networks, firewall groups and published ports: what the API promises of them, and what machines see of it.
 
+mod exits;
 mod published;
 
 use anyhow::{Context, Result, ensure};

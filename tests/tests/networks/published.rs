@@ -121,7 +121,7 @@ fn a_connection_wakes_a_service_and_its_rules_decide_who_stays() {
     run(Setup::nodes(2), async |world| {
         let client = world.client();
         let rule = tcp_in("80", Peer::Any)?;
-        let web = client.create_group(&group("web", vec![rule.clone()])).await?;
+        client.create_group(&group("web", vec![])).await?;
         let spec = service("echo", |s| {
             s.network.groups = vec!["web".parse().expect("a name")];
             s.scaling.zero_grace = Duration::from_millis(500);
@@ -130,13 +130,20 @@ fn a_connection_wakes_a_service_and_its_rules_decide_who_stays() {
         let number = some_port();
         client.publish(&echo_at(number, 80)?).await?;
         ensure!(world.machines("echo").await?.is_empty());
-        // From zero: the connection waits for the machine that it starts.
-        let mut stream = until("the port to be open", async || {
+        // Whom no rule lets in waits for nothing, and starts nothing.
+        let mut stranger = until("the port to be open", async || {
             Ok(TcpStream::connect(("127.0.0.1", number)).await.ok())
         })
         .await?;
-        let status = tokio::time::timeout(Duration::from_secs(30), ask(&mut stream)).await??;
-        ensure!(status == 200, "{status}");
+        let heard = tokio::time::timeout(Duration::from_secs(10), stranger.read(&mut [0])).await?;
+        ensure!(matches!(heard, Ok(0) | Err(_)), "{heard:?}");
+        ensure!(world.machines("echo").await?.is_empty());
+        // From zero: the connection waits for the machine that it starts.
+        let web = client.add_rule("web", &rule).await?;
+        until("an answer", async || {
+            Ok(answers(number, Duration::from_secs(30)).await.then_some(()))
+        })
+        .await?;
         let machine = world.ready("echo", 1).await?.remove(0);
         until("a backend", async || {
             let backends = client.publications().await?.remove(0).backends;
@@ -169,6 +176,52 @@ fn a_connection_wakes_a_service_and_its_rules_decide_who_stays() {
             Ok((!answers(number, Duration::from_secs(1)).await).then_some(()))
         })
         .await?;
+        Ok(())
+    });
+}
+
+#[test]
+fn a_published_machine_ends_and_others_connections_go_on() {
+    run(Setup::default(), async |world| {
+        let client = world.client();
+        client.create_group(&group("web", vec![tcp_in("80", Peer::Any)?])).await?;
+        let spec = service("echo", |s| {
+            s.network.groups = vec!["web".parse().expect("a name")];
+            s.scaling.replicas_min = 2;
+        });
+        world.serve(&spec).await?;
+        let machines = world.ready("echo", 2).await?;
+        let first = some_port();
+        for (port, machine) in (first..).zip(&machines) {
+            let target = PublishTarget::Machine(machine.id.parse()?);
+            client.publish(&PublicationSpec { target, ..echo_at(port, 80)? }).await?;
+        }
+        let mut kept = Vec::new();
+        for port in [first, first + 1] {
+            until("the port to answer", async || {
+                Ok(answers(port, Duration::from_secs(2)).await.then_some(()))
+            })
+            .await?;
+            let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
+            ensure!(ask(&mut stream).await? == 200);
+            kept.push(stream);
+        }
+        client.stop_machine(&machines[0].id, true).await?;
+        until("its port to be closed", async || {
+            let there = client.publications().await?;
+            Ok((there.len() == 1 && !answers(first, Duration::from_secs(1)).await).then_some(()))
+        })
+        .await?;
+        ensure!(ask(&mut kept[1]).await? == 200, "the other's connection");
+        let dead = tokio::time::timeout(Duration::from_secs(2), ask(&mut kept[0])).await;
+        ensure!(!matches!(dead, Ok(Ok(_))), "{dead:?}");
+        // Its successor comes into the same network, and the connection is still there.
+        until("its successor", async || {
+            let ready = world.ready("echo", 2).await?;
+            Ok((!ready.iter().any(|machine| machine.id == machines[0].id)).then_some(()))
+        })
+        .await?;
+        ensure!(ask(&mut kept[1]).await? == 200, "the other's connection, later");
         Ok(())
     });
 }

@@ -7,7 +7,7 @@
 use skein_model as model;
 use skein_model::{
     MachineId, NetworkRecord, NodeName, NodeRecord, NodeState, PhaseName, PortRecord,
-    PublicationRecord, PublishTarget,
+    PublicationRecord, PublishTarget, ServiceRecord,
 };
 use skein_net as net;
 use skein_registry::{View, backends, exit_of, groups_of, is_ready, network_of};
@@ -121,10 +121,12 @@ impl<'a> Present<'a> {
             return None;
         }
         let spec = &record.spec;
-        // The node by which a connection comes in judges it, wherever the machine is that takes it.
+        // The node by which a connection comes in judges it, wherever the machine is that takes it, and before there is one.
         let behind = publications.iter().flat_map(|published| takers(view, record, published));
-        let judged: Vec<&PortRecord> = local.iter().copied().chain(behind).collect();
-        let groups = groups(view, record, &judged);
+        let judged = local.iter().copied().chain(behind).flat_map(|port| groups_of(view, port));
+        let woken = publications.iter().filter_map(|published| wakes(view, published));
+        let woken = woken.flat_map(|service| &service.spec.network.groups);
+        let groups = groups(view, record, judged.chain(woken).collect());
         let numbers = |port: &&PortRecord| number(&view.nodes.get(&port.node)?.value);
         Some(net::DesiredNetwork {
             vni: vni(record.vni)?,
@@ -154,7 +156,7 @@ impl<'a> Present<'a> {
             dns: names(view, record, ports),
             publications: publications
                 .iter()
-                .filter_map(|p| publication(view, record, p))
+                .filter_map(|p| publication(view, record, p, &groups))
                 .collect(),
             gateway_services: Vec::new(),
         })
@@ -199,15 +201,13 @@ fn exit(view: &View, node: &NodeName, record: &NetworkRecord) -> net::Exit {
     there.and_then(|there| number(&there.value)).map_or(here, net::Exit::Via)
 }
 
-/// The groups that ports are in which are judged here, with those that their rules name, and so on.
-fn groups(
-    view: &View,
+/// The groups by which clients are judged here, with those that their rules name, and so on.
+fn groups<'a>(
+    view: &'a View,
     record: &NetworkRecord,
-    judged: &[&PortRecord],
+    mut open: BTreeSet<&'a model::GroupName>,
 ) -> BTreeMap<model::GroupName, net::RuleGroup> {
     let mut found = BTreeMap::new();
-    let mut open: BTreeSet<&model::GroupName> =
-        judged.iter().flat_map(|port| groups_of(view, port)).collect();
     while let Some(name) = open.pop_first() {
         let Some(stored) = view.groups.get(&(record.project.clone(), name.clone())) else {
             continue;
@@ -265,8 +265,16 @@ type Groups = BTreeMap<model::GroupName, net::RuleGroup>;
 
 /// The groups of a port that matter on this node.
 fn memberships(view: &View, port: &PortRecord, groups: &Groups) -> Vec<net::GroupName> {
-    let of_port = groups_of(view, port).iter();
-    of_port.filter_map(|name| groups.get(name)).map(|group| group.name.clone()).collect()
+    known(groups_of(view, port), groups)
+}
+
+/// Those of `names` that are groups on this node.
+fn known<'a>(
+    names: impl IntoIterator<Item = &'a model::GroupName>,
+    groups: &Groups,
+) -> Vec<net::GroupName> {
+    let names = names.into_iter().filter_map(|name| groups.get(name));
+    names.map(|group| group.name.clone()).collect()
 }
 
 /// The local end of a machine's port.
@@ -355,19 +363,29 @@ fn takers<'a>(
     backends(view, record).filter(move |port| port.vni == vni && is_plugged(view, &port.machine))
 }
 
+/// The service of which a publication's connections wake a machine.
+fn wakes<'a>(view: &'a View, record: &PublicationRecord) -> Option<&'a ServiceRecord> {
+    match (&record.spec.target, record.spec.protocol) {
+        (PublishTarget::Service(service), model::Transport::Tcp) => {
+            let service = view.services.get(&(record.project.clone(), service.clone()))?;
+            Some(&service.value)
+        }
+        (PublishTarget::Service(_), model::Transport::Udp) | (PublishTarget::Machine(_), _) => None,
+    }
+}
+
 fn publication(
     view: &View,
     network: &NetworkRecord,
     record: &PublicationRecord,
+    groups: &Groups,
 ) -> Option<net::Publication> {
     let spec = &record.spec;
     let backends: BTreeSet<Ipv4Addr> = takers(view, network, record).map(|p| p.ipv4).collect();
-    let wake = match (&spec.target, spec.protocol) {
-        (PublishTarget::Service(service), model::Transport::Tcp) => {
-            wake_label(service, &record.project).parse().ok()
-        }
-        _ => None,
-    };
+    let wake = wakes(view, record).and_then(|service| {
+        let label = wake_label(&service.spec.name, &service.project).parse().ok()?;
+        Some(net::Wake { label, groups: known(&service.spec.network.groups, groups) })
+    });
     Some(net::Publication {
         address: None,
         protocol: match spec.protocol {

@@ -23,8 +23,8 @@ use crate::config::AgentConfig;
 use crate::node::Node;
 use skein_model::{EventKind, EventSubject, MachineId, PortRecord};
 use skein_net::{
-    Connector, Desired, EVENTS_WAITING_MAX, NetError, NetworkEvent, NodeNetworks,
-    NodeNetworksConfig, Port, Vni,
+    Applied, Connector, Desired, DesiredNetwork, EVENTS_WAITING_MAX, InvalidDesired, NetError,
+    NetworkEvent, NodeNetworks, NodeNetworksConfig, Port, Vni,
 };
 use skein_registry::network_with;
 use skein_shell::report;
@@ -126,15 +126,11 @@ impl Networks {
         Ok(Opened { networks, adopted, events })
     }
 
-    /// Brings the kernel in line; whether that was done wholly.
+    /// Brings the kernel in line; whether that was done as far as it can be.
     async fn apply(&self, wanted: Desired) -> bool {
         let done = self.kernel.apply(wanted.clone()).await;
-        let failed: BTreeSet<Vni> = done.failed.iter().map(|(vni, _)| *vni).collect();
-        let whole = done.is_whole();
-        let mut applied = wanted;
-        applied.networks.retain(|network| !failed.contains(&network.vni));
-        self.applied.send_replace(applied);
-        whole
+        self.applied.send_modify(|applied| *applied = in_line(applied, wanted, &done));
+        done.failed.is_empty()
     }
 
     /// What the kernel was last brought in line with.
@@ -189,6 +185,19 @@ impl Networks {
     }
 }
 
+/// What the kernel is in line with when it was, before, with `before`: a network that cannot be, or could not be made, is what
+/// it was.
+fn in_line(before: &Desired, wanted: Desired, done: &Applied) -> Desired {
+    let failed = done.failed.iter().map(|(vni, _)| *vni);
+    let spoilt: BTreeSet<Vni> =
+        failed.chain(done.invalid.iter().map(InvalidDesired::vni)).collect();
+    let stays = |vni: Vni| before.networks.iter().find(|network| network.vni == vni).cloned();
+    let networks = wanted.networks.into_iter().filter_map(|network| {
+        if spoilt.contains(&network.vni) { stays(network.vni) } else { Some(network) }
+    });
+    Desired { networks: networks.collect(), ..wanted }
+}
+
 /// Whether a port is part of what the kernel was brought in line with.
 fn knows(desired: &Desired, plug: Plug) -> bool {
     let network = desired.networks.iter().find(|network| network.vni == plug.vni);
@@ -212,10 +221,10 @@ async fn follow(node: Arc<Node>) {
         let own = Own { name: &node.config.name, underlay: *underlay.borrow_and_update() };
         let wanted = node.mirror.read(|view| desired(view, own, &before));
         if !whole || wanted != before {
-            let change = Change::between(&before, &wanted);
-            let named = change.named(&node);
+            // A record may go while the kernel works.
+            let names = names(&node, before.networks.iter().chain(&wanted.networks));
             whole = node.networks.apply(wanted).await;
-            tell(&node, named);
+            tell(&node, &names, &Change::between(&before, &node.networks.applied()));
         }
         let wait = if whole { APPLY_EVERY } else { RETRY };
         tokio::select! {
@@ -227,7 +236,8 @@ async fn follow(node: Arc<Node>) {
     }
 }
 
-/// Networks that come to the node and go from it.
+/// Networks that came to the node and went from it.
+#[derive(Debug, PartialEq, Eq)]
 struct Change {
     opened: BTreeSet<Vni>,
     closed: BTreeSet<Vni>,
@@ -239,31 +249,83 @@ impl Change {
         let (before, after): (BTreeSet<Vni>, BTreeSet<Vni>) = (all(before), all(after));
         Self { opened: &after - &before, closed: &before - &after }
     }
+}
 
-    /// What is to be told, as long as the records still name the networks.
-    fn named(&self, node: &Node) -> Vec<(EventSubject, EventKind)> {
-        let named = |vni: &Vni| {
-            let record = skein_model::Vni::new(vni.get());
-            node.mirror.read(|view| {
-                let network = network_with(view, record?)?;
-                let subject = EventSubject {
-                    project: Some(network.project.clone()),
-                    node: Some(node.config.name.clone()),
-                    ..EventSubject::default()
-                };
-                Some((subject, network.spec.name.to_string()))
-            })
-        };
-        let opened = self.opened.iter().filter_map(named);
-        let opened = opened.map(|(of, network)| (of, EventKind::NetworkOpened { network }));
-        let closed = self.closed.iter().filter_map(named);
-        let closed = closed.map(|(of, network)| (of, EventKind::NetworkClosed { network }));
-        opened.chain(closed).collect()
+/// Whose networks are, and what they are called, as long as the records say so.
+fn names<'a>(
+    node: &Node,
+    networks: impl Iterator<Item = &'a Arc<DesiredNetwork>>,
+) -> BTreeMap<Vni, (EventSubject, String)> {
+    let named = |vni: Vni| {
+        let record = skein_model::Vni::new(vni.get());
+        node.mirror.read(|view| {
+            let network = network_with(view, record?)?;
+            let subject = EventSubject {
+                project: Some(network.project.clone()),
+                node: Some(node.config.name.clone()),
+                ..EventSubject::default()
+            };
+            Some((vni, (subject, network.spec.name.to_string())))
+        })
+    };
+    networks.filter_map(|network| named(network.vni)).collect()
+}
+
+fn tell(node: &Node, names: &BTreeMap<Vni, (EventSubject, String)>, change: &Change) {
+    for (subject, network) in change.opened.iter().filter_map(|vni| names.get(vni)) {
+        let network = network.clone();
+        node.events.emit(subject.clone(), EventKind::NetworkOpened { network });
+    }
+    for (subject, network) in change.closed.iter().filter_map(|vni| names.get(vni)) {
+        let network = network.clone();
+        node.events.emit(subject.clone(), EventKind::NetworkClosed { network });
     }
 }
 
-fn tell(node: &Node, events: Vec<(EventSubject, EventKind)>) {
-    for (subject, kind) in events {
-        node.events.emit(subject, kind);
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A network that was there and is to have another machine, and one that is to come.
+    fn states() -> (Desired, Desired) {
+        let records = Records::default()
+            .node(1, 1)
+            .network("blue", 5000, |_| {})
+            .service("blue", "app", &[])
+            .machine("blue", "app-1", "n1", 2, ready());
+        let before = records.on("n1");
+        let records = records
+            .machine("blue", "app-2", "n1", 3, ready())
+            .network("red", 5001, |_| {})
+            .service("red", "app", &[])
+            .machine("red", "app-3", "n1", 2, ready());
+        (before, records.on("n1"))
+    }
+
+    #[test]
+    fn what_cannot_be_made_is_not_taken_for_there() {
+        let (before, wanted) = states();
+        let [blue, red] = [5000, 5001].map(|number| Vni::new(number).unwrap());
+        let plug = |vni: Vni, last: u8| Plug { vni, address: Ipv4Addr::new(10, 20, 0, last) };
+        let check = |done: Applied, known: &[Plug], opened: &[Vni]| {
+            let after = in_line(&before, wanted.clone(), &done);
+            let all = [plug(blue, 2), plug(blue, 3), plug(red, 2)];
+            let found: Vec<Plug> = all.into_iter().filter(|plug| knows(&after, *plug)).collect();
+            assert_eq!(found, known, "{done:?}");
+            let change = Change::between(&before, &after);
+            assert_eq!(change.opened, opened.iter().copied().collect(), "{done:?}");
+            assert!(change.closed.is_empty(), "{change:?}");
+        };
+        let invalid = |vni| Applied { invalid: vec![InvalidDesired::Dhcp { vni }], failed: vec![] };
+        let failed = |vni| Applied { failed: vec![(vni, NetError::Closed)], invalid: vec![] };
+        let all = [plug(blue, 2), plug(blue, 3), plug(red, 2)];
+        check(Applied::default(), &all, &[red]);
+        check(invalid(blue), &[plug(blue, 2), plug(red, 2)], &[red]);
+        check(failed(blue), &[plug(blue, 2), plug(red, 2)], &[red]);
+        check(invalid(red), &[plug(blue, 2), plug(blue, 3)], &[]);
+        check(failed(red), &[plug(blue, 2), plug(blue, 3)], &[]);
+        // Once it can be it is, and what goes is gone, whatever is wrong with the rest.
+        let gone = in_line(&wanted, before.clone(), &failed(red));
+        assert_eq!(gone, before);
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::Context;
 use crate::output::{self, Column, column, wide};
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use skein_api::{
     Network as ApiNetwork, NetworkField, NetworkPatch, Trace as ApiTrace, TraceRequest,
 };
@@ -184,11 +184,11 @@ pub(crate) struct Capture {
 pub(crate) struct Trace {
     /// The machine that sends it
     source: String,
-    /// Where to: MACHINE:PORT, ADDRESS:PORT; without the port for icmp
+    /// Where to: MACHINE:PORT or ADDRESS:PORT, with /udp behind it for UDP; MACHINE/icmp or ADDRESS/icmp
     destination: String,
-    /// Protocol: tcp, udp or icmp
-    #[arg(long, default_value = "tcp", value_parser = protocol, value_name = "NAME")]
-    protocol: Protocol,
+    /// Protocol: tcp, udp or icmp; tcp unless the destination names one
+    #[arg(long, value_parser = protocol, value_name = "NAME")]
+    protocol: Option<Protocol>,
 }
 
 /// A protocol as it is written on the command line.
@@ -314,20 +314,32 @@ impl Capture {
 
 impl Trace {
     fn request(self) -> Result<TraceRequest> {
-        let (destination, port) = match self.protocol.has_ports() {
-            false => (self.destination, None),
-            true => match self.destination.parse::<SocketAddr>() {
+        let (at, named) = match self.destination.rsplit_once('/') {
+            Some((at, name)) => {
+                let named = protocol(name).map_err(|names| anyhow!("{name:?} is not {names}"))?;
+                (at, Some(named))
+            }
+            None => (self.destination.as_str(), None),
+        };
+        let protocol = match (self.protocol, named) {
+            (Some(one), Some(other)) if one != other => {
+                bail!("the destination names one protocol and --protocol another")
+            }
+            (one, other) => one.or(other).unwrap_or(Protocol::Tcp),
+        };
+        let (destination, port) = match protocol.has_ports() {
+            false => (at.to_owned(), None),
+            true => match at.parse::<SocketAddr>() {
                 Ok(at) => (at.ip().to_string(), Some(at.port())),
                 Err(_) => {
-                    let parts = self.destination.rsplit_once(':');
+                    let parts = at.rsplit_once(':');
                     let (host, port) = parts.context("the destination needs a port: HOST:PORT")?;
                     let port = port.parse().with_context(|| format!("{port:?} is not a port"))?;
                     (host.to_owned(), Some(port))
                 }
             },
         };
-        let (source, protocol) = (self.source, self.protocol);
-        Ok(TraceRequest { source, destination, protocol, port })
+        Ok(TraceRequest { source: self.source, destination, protocol, port })
     }
 
     /// Exit status 0 when the packet would arrive, 1 when not.
@@ -374,18 +386,26 @@ mod tests {
 
     #[test]
     fn destinations_are_read() {
-        let check = |destination: &str, protocol: Protocol, expect: Option<(&str, Option<u16>)>| {
+        use Protocol::{Icmp, Tcp, Udp};
+        type Read<'a> = Option<(&'a str, Option<u16>, Protocol)>;
+        let check = |destination: &str, protocol: Option<Protocol>, expect: Read<'_>| {
             let trace =
                 Trace { source: "web-1".to_owned(), destination: destination.to_owned(), protocol };
-            let read = trace.request().ok().map(|r| (r.destination, r.port));
-            let expect = expect.map(|(host, port)| (host.to_owned(), port));
+            let read = trace.request().ok().map(|r| (r.destination, r.port, r.protocol));
+            let expect = expect.map(|(host, port, of)| (host.to_owned(), port, of));
             assert_eq!(read, expect, "{destination}");
         };
-        check("web-2:80", Protocol::Tcp, Some(("web-2", Some(80))));
-        check("10.0.0.1:53", Protocol::Udp, Some(("10.0.0.1", Some(53))));
-        check("[fd00::1]:80", Protocol::Tcp, Some(("fd00::1", Some(80))));
-        check("10.0.0.1", Protocol::Icmp, Some(("10.0.0.1", None)));
-        check("web-2", Protocol::Tcp, None);
-        check("web-2:http", Protocol::Tcp, None);
+        check("web-2:80", None, Some(("web-2", Some(80), Tcp)));
+        check("web-2:80/tcp", Some(Tcp), Some(("web-2", Some(80), Tcp)));
+        check("10.0.0.1:53", Some(Udp), Some(("10.0.0.1", Some(53), Udp)));
+        check("10.0.0.1:53/udp", None, Some(("10.0.0.1", Some(53), Udp)));
+        check("[fd00::1]:80", None, Some(("fd00::1", Some(80), Tcp)));
+        check("[fd00::1]:53/udp", None, Some(("fd00::1", Some(53), Udp)));
+        check("10.0.0.1", Some(Icmp), Some(("10.0.0.1", None, Icmp)));
+        check("web-2/icmp", None, Some(("web-2", None, Icmp)));
+        check("web-2:53/udp", Some(Tcp), None);
+        check("web-2:53/dns", None, None);
+        check("web-2", None, None);
+        check("web-2:http", None, None);
     }
 }

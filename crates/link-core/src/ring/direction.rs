@@ -252,7 +252,7 @@ impl Direction {
         Record { tcp: slot.tcp.load(Ordering::Relaxed), ring: slot.ring.load(Ordering::Relaxed) }
     }
 
-    /// Excludes the receiver while the phase changes. `false`: it is reading right now.
+    /// Excludes the receiver while a phase on the ring begins, or bytes are taken back. `false`: it is reading right now.
     pub(crate) fn intend(&self) -> bool {
         self.sender.intent.store(1, Ordering::Relaxed);
         fence(Ordering::SeqCst);
@@ -314,7 +314,7 @@ impl Direction {
         self.receiver.seen.store(phase.0, Ordering::Release);
     }
 
-    /// The receiver begins to read: no phase changes until [`Direction::leave`]. `false`: the sender has stood between
+    /// The receiver begins to read: no phase on the ring begins until [`Direction::leave`]. `false`: the sender has stood between
     /// two stores for very long. `relax` is called between looks.
     pub fn enter(&self, mut relax: impl FnMut()) -> bool {
         self.receiver.busy.store(1, Ordering::Relaxed);

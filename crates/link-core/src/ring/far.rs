@@ -175,6 +175,8 @@ impl Taker {
             }
         };
         dir.leave();
+        // A sender may wait for this to change its phase.
+        dir.announce();
         rang
     }
 }
@@ -229,7 +231,9 @@ impl Giver {
         if phase != self.phase.next() || !fits || phase.since(dir.seen()) >= LOG {
             return Err(Some(Broken::Index));
         }
-        if !dir.intend() {
+        // A plain end of a ring phase disturbs no reader: see `Direction::enter`.
+        let excludes = phase.on_ring() || record.ring != self.head;
+        if excludes && !dir.intend() {
             return Err(None);
         }
         if phase.on_ring() {
@@ -240,7 +244,9 @@ impl Giver {
         self.phase = phase;
         self.head = record.ring;
         dir.set_head(record.ring);
-        dir.intended();
+        if excludes {
+            dir.intended();
+        }
         // What was asked for in the phase before is answered by this.
         dir.set_asked(false);
         Ok(())

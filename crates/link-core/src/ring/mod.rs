@@ -18,8 +18,13 @@
 //! of `epoll`, signals and programs that never heard of the library see what they would see on TCP. The converse (no bell
 //! without bytes) holds after [`Rx::settle`], which the library calls before it lets a program wait.
 //!
-//! **Invariant (no over-read).** While the receiver is in its critical section ([`Direction::enter`]), the sender
-//! publishes no change of phase. So what the receiver reads from TCP in there is all data or all bells, never both.
+//! **Invariant (no over-read).** While the receiver is in its critical section ([`Direction::enter`]), no phase on the ring
+//! begins. So of a TCP phase it reads data only, and of the ring no byte that comes after one of TCP. A phase on the ring may end
+//! meanwhile, or else a receiver that is stopped while it reads would stop its sender: bells are dropped by their number, and
+//! all of them lie before the first byte of data.
+//!
+//! **Invariant (no false refusal).** A call that may not block answers that there is no room only when TCP has none, so that
+//! the kernel tells when there is.
 //!
 //! **Invariant (hostile peer).** Each index and record is copied once and checked against what this side knows by itself
 //! ([`Tx`], [`Rx`] live in memory that the peer cannot write). A peer that breaks the rules breaks its own connection:

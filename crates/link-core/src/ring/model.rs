@@ -104,7 +104,7 @@ fn who_dozes_is_woken() {
                 thread::spawn(move || {
                     let dir = &shared.direction;
                     if leaves {
-                        tx.to_tcp(dir).unwrap();
+                        tx.to_tcp(dir);
                     } else {
                         announce(&shared, &mut tx);
                         if !dir.seems_dozing() {
@@ -120,6 +120,58 @@ fn who_dozes_is_woken() {
             assert!(woken || !sleeps, "it sleeps beside bytes");
         });
     }
+}
+
+/// A sender that leaves the ring while the receiver reads: what comes on TCP then is no bell, and the ring's next phase does not
+/// begin before the receiver has come out.
+#[test]
+fn a_ring_phase_ends_under_a_reader() {
+    loom::model(|| {
+        let shared = shared();
+        let mut tx = Tx::new(0);
+        let mut rx = Rx::new(0);
+        tx.to_ring(&shared.direction).unwrap();
+        let sender = {
+            let shared = Arc::clone(&shared);
+            thread::spawn(move || {
+                let dir = &shared.direction;
+                announce(&shared, &mut tx);
+                tx.to_tcp(dir);
+                shared.wire.lock().unwrap().data += 1;
+                tx.sent(dir, 1);
+                if tx.to_ring(dir).is_ok() {
+                    tx.publish_for_model(dir);
+                }
+            })
+        };
+        let dir = &shared.direction;
+        if dir.enter(thread::yield_now) {
+            let mut taken = 0;
+            let owed = loop {
+                match rx.next(pipe(&shared)).unwrap() {
+                    Next::Ring { bytes } => {
+                        rx.take(dir, bytes);
+                        taken += bytes;
+                    }
+                    Next::Bells { bytes } => break bytes,
+                    Next::Empty => match rx.settle(pipe(&shared)).unwrap() {
+                        Settled::Quiet { drop } => break drop,
+                        Settled::Bytes { drop } if drop > 0 => break drop,
+                        Settled::Bytes { .. } => {}
+                        Settled::Asked => unreachable!("the other end is near"),
+                    },
+                    // Between two phases: nothing to drop.
+                    Next::Tcp { .. } => break 0,
+                }
+            };
+            // The second byte on the ring comes after one of TCP, which was not read.
+            assert!(taken <= 1, "a byte of a later phase");
+            // One byte went to the ring in the first phase, and one bell for it.
+            assert!(owed <= 1, "data are dropped for bells");
+            dir.leave();
+        }
+        sender.join().unwrap();
+    });
 }
 
 /// In its critical section a receiver on TCP never reads a bell as data.

@@ -183,6 +183,8 @@ pub struct Header {
     resets: [AtomicU32; 2],
     /// 1: the node has let go of the connection; 2: and bytes may be missing.
     let_go: AtomicU32,
+    /// When this end mapped the segment, nanoseconds of its host's clock. Of use to itself only.
+    mapped_at: [AtomicU64; 2],
     node: NodeLine,
 }
 
@@ -247,6 +249,17 @@ impl Header {
     /// Whether closing an end resets the connection.
     pub fn resets(&self, role: Role) -> bool {
         self.resets[role.index()].load(Ordering::Relaxed) != 0
+    }
+
+    /// Notes when this end mapped the segment, nanoseconds.
+    pub fn set_mapped_at(&self, role: Role, now: u64) {
+        self.mapped_at[role.index()].store(now, Ordering::Relaxed);
+    }
+
+    /// When the latter of the two ends mapped it: where the other end is far, the one that is here.
+    pub fn mapped_at(&self) -> u64 {
+        let [low, high] = self.mapped_at.each_ref().map(|word| word.load(Ordering::Relaxed));
+        low.max(high)
     }
 
     /// Whether the node carries the connection still. Only of use where the other end is far.

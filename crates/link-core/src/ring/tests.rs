@@ -89,7 +89,7 @@ impl World {
             }
             Move::ToTcp => {
                 if self.tx.on_ring() {
-                    self.tx.to_tcp(dir).unwrap();
+                    self.tx.to_tcp(dir);
                 }
             }
             Move::Read(room) => self.read(room),

@@ -99,12 +99,13 @@ impl Tx {
     }
 
     /// From the ring to TCP; the next byte of the direction is the next byte of TCP. Not where the other end is far: see
-    /// [`Tx::leave_far`].
-    ///
-    /// # Errors
-    /// [`Busy`]: the receiver is in its critical section, which is short; try again at once.
-    pub fn to_tcp(&mut self, dir: &Direction) -> Result<(), Busy> {
-        self.back_to_tcp(dir, self.head)
+    /// [`Tx::leave_far`]. Nobody is waited for, not even a receiver that was stopped while it reads: see
+    /// [`Direction::enter`].
+    pub fn to_tcp(&mut self, dir: &Direction) {
+        debug_assert!(self.on_ring());
+        // More than this side knows of only where there was a node that rang.
+        self.tcp = self.tcp.max(dir.bell().end);
+        self.change(dir, self.head);
     }
 
     /// Whether the beginning of this phase is known at the other host. Before that, TCP must carry nothing: its bytes could be
@@ -151,7 +152,7 @@ impl Tx {
     /// this phase ([`Tx::is_seen`]), for bytes of earlier ones would come twice.
     ///
     /// # Errors
-    /// As [`Tx::to_tcp`].
+    /// [`Busy`]: the receiver is in its critical section, which is short; or, where the other end is far, the node rings.
     pub fn back_to_tcp(&mut self, dir: &Direction, ring: u64) -> Result<(), Busy> {
         debug_assert!(self.on_ring());
         if !dir.intend() {

@@ -100,7 +100,12 @@ impl Connection {
 
     /// Asks to be woken when the program has something; `false` if it has already.
     pub(super) fn listen(&mut self) -> bool {
-        self.note.is_none() && self.local.arm()
+        self.local.arm()
+    }
+
+    /// Whether something waits for the program, and nobody tells when it can go on: for the end of a read, or for room on TCP.
+    pub(super) fn stalls(&self) -> bool {
+        self.note.is_some() || self.local.stalls()
     }
 
     /// Whether its program is gone before the other one came.

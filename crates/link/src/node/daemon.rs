@@ -25,6 +25,8 @@ const PARKED_MAX: usize = 1024;
 const STATUS_EVERY: Duration = Duration::from_millis(200);
 /// The longest sleep: the status is written, and waiting ends are looked at.
 const SLEEP_MAX: Duration = Duration::from_millis(200);
+/// How long until it is tried again where a program was in the way. It may have been stopped there.
+const STALL_PAUSE: Duration = Duration::from_millis(1);
 /// A sleep shorter than this would have been better spent looking.
 const SHORT_SLEEP: Duration = Duration::from_micros(50);
 /// While there is always something to do, programs that sleep are looked at so often: a look costs a system call, and a
@@ -461,6 +463,7 @@ impl Daemon {
     fn sleep(&mut self, now: Moment) {
         // Who has something after all stays awake.
         let mut all_armed = true;
+        let mut any_stalls = false;
         for id in std::mem::take(&mut self.active) {
             let Some(connection) = self.connections.get_mut(&id) else { continue };
             if !matches!(connection.phase, Phase::Joined(_)) {
@@ -469,6 +472,9 @@ impl Daemon {
             }
             if !connection.listen() {
                 all_armed = false;
+                self.active.insert(id);
+            } else if connection.stalls() {
+                any_stalls = true;
                 self.active.insert(id);
             }
         }
@@ -479,6 +485,7 @@ impl Daemon {
         let also = [self.wakes.as_fd(), self.command_wake.as_fd()];
         let proving = self.choices.values().any(Choice::is_proving);
         let limit = if proving { PROOF_WITHIN } else { SLEEP_MAX };
+        let limit = if any_stalls { STALL_PAUSE } else { limit };
         let _ = self.hub.wait(Some(limit), &also);
         if self.hub.now().since(now) < SHORT_SLEEP {
             self.spin.on_short_sleep();

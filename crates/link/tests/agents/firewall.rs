@@ -1,25 +1,20 @@
 //! A connection whose firewall changes goes back to TCP, where the firewall has it.
 
-use crate::common::{On, Running, wait};
+use crate::common::{On, Running, rest, wait};
 use crate::hosts::{Hosts, script};
 use crate::peers::{goes_on, is_busy, resting};
 use skein_link::broker::{Connection, Path};
 use skein_link::node::Ethernet;
 use skein_link::testbed::Host;
-use std::io::{BufRead, BufReader, Write};
-use std::process::{ChildStdin, Stdio};
+use std::io::Write;
+use std::process::ChildStdin;
 
 /// As [`resting`], between two programs of host A.
 fn resting_near(hosts: &Hosts) -> (Running, ChildStdin) {
     let script = script("resting.py");
     let mut command = hosts.command(Host::A, On::Link, &["python3", &script, "nothing"]);
     command.env_remove("FAR");
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    let stdin = child.stdin.take().unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    assert_eq!(line, "ready\n");
-    (Running(child), stdin)
+    rest(command)
 }
 
 fn nft(hosts: &Hosts, command: &str) {

@@ -1,6 +1,6 @@
 //! Programs that want to harm others through the broker.
 
-use crate::common::{Ground, On, program, wait};
+use crate::common::{Ground, On, program, rest, wait};
 use crate::hosts::Hosts;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketType, connect, recv, send, socket,
@@ -9,9 +9,7 @@ use skein_link::broker::connections;
 use skein_link::node::Ethernet;
 use skein_link::testbed::Host;
 use skein_link_core::negotiate::LIST;
-use std::io::{BufRead, BufReader};
 use std::os::fd::OwnedFd;
-use std::process::Stdio;
 
 fn asker(ground: &Ground) -> OwnedFd {
     let address = SocketAddrUnix::new(ground.path("link.sock")).unwrap();
@@ -23,12 +21,8 @@ fn asker(ground: &Ground) -> OwnedFd {
 /// Runs a program with a connection to the end of its traffic.
 fn talks(ground: &Ground) {
     let script = program("resting.py");
-    let mut command = ground.command(On::Link, &["python3", script.to_str().unwrap(), "nothing"]);
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    let stdin = child.stdin.take();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    let _running = crate::common::Running(child);
+    let words = ["python3", script.to_str().unwrap(), "nothing"];
+    let (_running, stdin) = rest(ground.command(On::Link, &words));
     ground.until("a ring", |c| c.ring_bytes.iter().all(|bytes| *bytes > 1000));
     drop(stdin);
 }
@@ -57,14 +51,8 @@ fn a_long_list_is_whole() {
         \x20for _ in range(12):\n\
         \x20\x20s.sendall(b'x'); o.recv(1); o.sendall(b'y'); s.recv(1)\n\
         print('ready',flush=True); sys.stdin.readline()\n";
-    let mut command =
-        ground.command(On::Link, &["sh", "-c", "ulimit -n 4096; exec python3 -c \"$0\"", code]);
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    let stdin = child.stdin.take();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    let running = crate::common::Running(child);
-    assert_eq!(line, "ready\n");
+    let words = ["sh", "-c", "ulimit -n 4096; exec python3 -c \"$0\"", code];
+    let (running, stdin) = rest(ground.command(On::Link, &words));
     let lazy: Vec<OwnedFd> = (0..20).map(|_| asker(&ground)).collect();
     for one in &lazy {
         send(one, &LIST, SendFlags::NOSIGNAL).unwrap();

@@ -1,25 +1,19 @@
 //! Peers that come and go.
 
 use crate::common::site::Site as _;
-use crate::common::{On, Running, wait};
+use crate::common::{On, Running, rest, wait};
 use crate::hosts::{Hosts, index, script};
 use skein_link::node::{Ethernet, NodeError, PORT, PeerConfig};
 use skein_link::remote::Remote;
 use skein_link::testbed::Host;
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::net::SocketAddr;
-use std::process::{ChildStdin, Stdio};
+use std::process::ChildStdin;
 
 /// Starts a connection that rests after its traffic.
 pub(crate) fn resting(hosts: &Hosts) -> (Running, ChildStdin) {
     let script = script("resting.py");
-    let mut command = hosts.command(Host::A, On::Link, &["python3", &script, "nothing"]);
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    let stdin = child.stdin.take().unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    assert_eq!(line, "ready\n");
-    (Running(child), stdin)
+    rest(hosts.command(Host::A, On::Link, &["python3", &script, "nothing"]))
 }
 
 pub(crate) fn is_busy(connection: &skein_link::broker::Connection) -> bool {
@@ -81,16 +75,11 @@ fn who_still_waits_stays_on_tcp_when_the_peer_is_removed() {
                 \x20\x20s.sendall(b'x'*100); left=100\n\
                 \x20\x20while left: left-=len(s.recv(left))\n\
                 talk(); print('ready',flush=True); sys.stdin.readline(); talk()\n";
-    let mut command = hosts.command(Host::B, On::Link, &["python3", "-c", code]);
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    let stdin = child.stdin.take().unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    assert_eq!(line, "ready\n");
+    let held = rest(hosts.command(Host::B, On::Link, &["python3", "-c", code]));
     hosts.until("one end", Host::B, |c| c.reason == "peer-not-there");
     let node = hosts.nodes[index(Host::B)].clone().unwrap();
     assert!(node.remove_peer("a"));
-    assert!(goes_on((Running(child), stdin)));
+    assert!(goes_on(held));
     assert_eq!(node.aborts(), 0);
 }
 

@@ -1,6 +1,6 @@
 //! Projects that come and go, and what a guard forbids.
 
-use crate::common::{Ground, On, Running, program, wait};
+use crate::common::{Ground, On, Running, program, rest, wait};
 use skein_link::broker::{Broker, BrokerConfig, BrokerError, Connection, Guard, Place, Project};
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -13,12 +13,7 @@ fn resting(ground: &Ground, socket: &Path) -> (Running, ChildStdin) {
     let script = program("resting.py");
     let mut command = ground.command(On::Link, &["python3", script.to_str().unwrap(), "nothing"]);
     command.env("SKEIN_LINK_BROKER", socket);
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    let stdin = child.stdin.take().unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    assert_eq!(line, "ready\n");
-    (Running(child), stdin)
+    rest(command)
 }
 
 fn goes_on((mut running, mut stdin): (Running, ChildStdin)) -> bool {

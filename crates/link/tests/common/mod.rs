@@ -1,7 +1,7 @@
 //! What the tests of programs share: programs that are ended with their test, waiting, one host with its broker. What two hosts have
 //! beside that is in `two_hosts/hosts.rs`; programs of the distribution run on both, by [`site::Site`].
 
-#![allow(dead_code, reason = "each test program uses a part of it")]
+#![allow(dead_code, unused_macros, reason = "each test program uses a part of it")]
 
 pub(crate) mod programs;
 pub(crate) mod site;
@@ -11,8 +11,10 @@ use site::{End, Site};
 use skein_link::broker::{Broker, BrokerConfig, Connection};
 use skein_link::run;
 use std::ffi::OsString;
+use std::io::{BufRead, BufReader};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
 use tempfile::TempDir;
 
@@ -21,6 +23,28 @@ pub(crate) const PATIENCE_SECS: u32 = if cfg!(feature = "long-tests") { 600 } el
 
 /// Has the library never leave the ring by choice.
 pub(crate) const STAY: (&str, &str) = ("SKEIN_LINK_PATH", "ring");
+
+/// States of `resting.py` in which a connection goes back to TCP, and the reason that is told.
+pub(crate) const STEPS_BACK: [(&str, &str); 6] = [
+    ("stdio", "stdio"),
+    ("option", "socket-option"),
+    ("sandbox", "sandbox"),
+    ("uring", "io-uring"),
+    ("urgent", "out-of-band"),
+    ("passed", "descriptor-passed"),
+];
+
+/// A test for each name, which calls the function with it.
+macro_rules! each_by_name {
+    ($call:ident: $($name:ident)*) => {
+        $(
+            #[test]
+            fn $name() {
+                $call(stringify!($name));
+            }
+        )*
+    };
+}
 
 /// What a program runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,6 +135,38 @@ impl Ground {
     pub(crate) fn until(&self, what: &str, holds: impl Fn(&Connection) -> bool) -> Connection {
         wait(what, || self.broker.connections().into_iter().find(&holds))
     }
+}
+
+/// Random calls in lockstep, seed by seed: the same on plain TCP and on the link. `output` runs a program to its end.
+pub(crate) fn same_calls(
+    seeds: Range<u32>,
+    steps: u32,
+    output: impl Fn(On, &[&str]) -> (String, Option<i32>),
+) {
+    let script = program("exercise.py");
+    for seed in seeds {
+        let (seed, steps) = (seed.to_string(), steps.to_string());
+        let words = ["python3", script.to_str().unwrap(), &seed, &steps];
+        let (tcp, link) = (output(On::Tcp, &words), output(On::Link, &words));
+        if tcp == link {
+            continue;
+        }
+        // What plain TCP answers may depend on the moment on a machine that has no time.
+        let again = output(On::Tcp, &words);
+        let both = tcp.0.lines().zip(link.0.lines()).find(|(one, other)| one != other);
+        assert!(link == again, "seed {seed}: {both:?}");
+    }
+}
+
+/// Starts a program that says when it is ready, and rests: `resting.py` after its traffic. It goes on with a line, and ends with its
+/// input.
+pub(crate) fn rest(mut command: Command) -> (Running, ChildStdin) {
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let stdin = child.stdin.take().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "ready\n");
+    (Running(child), stdin)
 }
 
 /// Looks again and again, until there is an answer.

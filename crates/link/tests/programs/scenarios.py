@@ -130,6 +130,45 @@ def slow_reader():
     say("had to wait", blocked)
 
 
+def stopped_reader():
+    """A reader that is stopped again and again, wherever it is, and goes on; a writer that is told by edges when it may write."""
+    block = stream(4, 1 << 20) * 2
+    out, into = os.pipe()
+
+    def child(sock):
+        buffer, count, right = bytearray(1 << 20), 0, True
+        while got := sock.recv_into(buffer):
+            at = count % (1 << 20)
+            right = right and buffer.startswith(block[at : at + got])
+            count += got
+        os.write(into, b"%d %d" % (count, right))
+
+    def stop():
+        for _ in range(100):
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(0.003)
+            os.kill(pid, signal.SIGCONT)
+            time.sleep(0.002)
+
+    sock, pid = pair(child)
+    os.close(into)
+    sock.setblocking(False)
+    epoll = select.epoll()
+    epoll.register(sock, select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET)
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    sent, view = 0, memoryview(block)
+    while stopper.is_alive():
+        try:
+            sent += sock.send(view[sent % (1 << 20) :][: 1 << 18])
+        except BlockingIOError:
+            assert epoll.poll(10), "no event for room"
+    sock.close()
+    count, right = os.read(out, 100).split()
+    say("all came", int(count) == sent, "as it was sent", int(right))
+    os.waitpid(pid, 0)
+
+
 def edge_reader():
     """A reader that is told by edges and stops at a short read, as epoll(7) allows."""
     def child(sock):

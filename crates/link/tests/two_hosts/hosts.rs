@@ -158,7 +158,7 @@ impl Hosts {
         holds: impl Fn(&Connection) -> bool,
     ) -> Connection {
         let mut latest = Vec::new();
-        for _ in 0..1000 {
+        for _ in 0..3000 {
             latest = self.connections(host);
             if let Some(at) = latest.iter().position(&holds) {
                 return latest.remove(at);
@@ -166,7 +166,7 @@ impl Hosts {
             std::thread::sleep(Duration::from_millis(10));
         }
         let others = self.connections(host.other());
-        panic!("waited 10 s in vain for {what}: {latest:#?}, on the other host {others:#?}")
+        panic!("waited 30 s in vain for {what}: {latest:#?}, on the other host {others:#?}")
     }
 }
 

@@ -63,7 +63,7 @@ pub enum InvalidDesired {
         /// The MAC address.
         mac: MacAddr,
     },
-    /// A port or rule names a group that is not there.
+    /// A port, rule or publication names a group that is not there.
     #[error("network {vni}: group {group} is not there, twice there, or has too many rules")]
     Group {
         /// Which network.
@@ -268,7 +268,9 @@ impl DesiredNetwork {
             RulePeer::Group(group) => Some(group),
             RulePeer::Any | RulePeer::Range(_) => None,
         });
-        match of_ports.chain(of_rules).find(|group| !names.contains(group)) {
+        let waited = self.publications.iter().filter_map(|publication| publication.wake.as_ref());
+        let waited = waited.flat_map(|wake| &wake.groups);
+        match of_ports.chain(waited).chain(of_rules).find(|group| !names.contains(group)) {
             Some(group) => Err(InvalidDesired::Group { vni, group: group.clone() }),
             None => Ok(()),
         }

@@ -30,7 +30,8 @@ const LAST: i32 = 300;
 const QUESTIONS_PER_SECOND: u64 = 50;
 const QUESTIONS_BURST: u32 = 100;
 
-/// A burst of this many milliseconds of the rate passes at once.
+/// A burst of this many milliseconds of the rate passes at once; of bytes, a whole second's more, which the kernel's bucket
+/// holds whatever it is told (`nft_limit_init`: unit × (rate + burst) / rate).
 const BURST_MS: u64 = 50;
 /// The least burst, in bytes: a large segment of TCP that the host passes whole, twice.
 const BURST_BYTES_MIN: u64 = 2 * 65_536;

@@ -159,10 +159,13 @@ impl<'a> Policy<'a> {
     /// Whether a client outside gets through to a machine, here or on another node, by a published port of this one.
     pub(crate) fn lets_in(&self, packet: &Packet) -> bool {
         let groups = self.groups_of.get(&packet.destination);
-        groups.is_some_and(|groups| {
-            let groups = groups.iter().collect();
-            self.judge(Direction::Ingress, &groups, packet, packet.source).allowed
-        })
+        groups.is_some_and(|groups| self.admits(groups, packet))
+    }
+
+    /// Whether a client outside gets through to a machine of these groups, whatever its address.
+    pub(crate) fn admits(&self, groups: &[GroupName], packet: &Packet) -> bool {
+        let groups = groups.iter().collect();
+        self.judge(Direction::Ingress, &groups, packet, packet.source).allowed
     }
 
     fn judge(

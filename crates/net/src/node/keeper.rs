@@ -415,13 +415,12 @@ impl Keeper {
             None => self.open_netfilter().await?,
         };
         let (network, name) = (target.network.clone(), self.name.clone());
-        let (programmed, outside) = (self.programmed.take(), self.outside.clone());
+        let (mut programmed, outside) = (self.programmed.take(), self.outside.clone());
         let work = move || {
             let mut netfilter = netfilter;
             let tap = |address| InterfaceName::tap(&name, address);
-            let shortcut = outside.shortcut();
-            let tried = shortcut.get_or_init(|| has_shortcut(&mut netfilter, &network, &around));
-            around.has_shortcut = *tried;
+            let trial = || try_shortcut(&mut netfilter, &network, &around, programmed.as_mut());
+            around.has_shortcut = outside.shortcut().get_or_try(trial);
             let wanted = Arc::new(rules(&network, tap, &around));
             let done = write(&mut netfilter, &wanted, programmed, &network);
             Ok((netfilter, network, wanted, done))
@@ -715,20 +714,20 @@ fn ways(network: &DesiredNetwork) -> (&NetworkKind, Open) {
     (&network.kind, network.publications.iter().map(|p| (p.address, p.protocol, p.port)).collect())
 }
 
-/// Whether the kernel takes the rules of the short way between machines: found out by writing them, without any port.
-fn has_shortcut(
+/// Writes the rules of the short way between machines, without any port, and takes them back: all or nothing of them.
+fn try_shortcut(
     netfilter: &mut Netfilter,
     network: &DesiredNetwork,
     around: &Surroundings,
-) -> bool {
+    programmed: Option<&mut Programmed>,
+) -> std::io::Result<()> {
     let trial = shortcut_alone(network, around);
-    let tried = netfilter.commit(&replace(&trial, &Ruleset::new()));
-    let undone = netfilter.commit(&replace(&Ruleset::new(), &trial));
-    match tried.and(undone) {
-        Ok(_) => true,
-        Err(error) => {
-            info!(%error, "connections take the long way: this kernel has no chains for interfaces to come (Linux 6.17)");
-            false
-        }
+    let before = netfilter.generation()?;
+    netfilter.commit(&replace(&trial, &Ruleset::new()))?;
+    let after = netfilter.commit(&replace(&Ruleset::new(), &trial))?;
+    // The trial must not pass for somebody else's change.
+    if let Some(programmed) = programmed.filter(|programmed| programmed.generation == before) {
+        programmed.generation = after;
     }
+    Ok(())
 }

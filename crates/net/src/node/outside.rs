@@ -13,6 +13,7 @@ use crate::netlink::{Netlink, Route, TABLE_MAIN, Tunnel};
 use crate::network::blocking;
 use crate::node::NodeNetworksConfig;
 use crate::node::reserved::Reserved;
+use crate::node::shortcut::Shortcut;
 use crate::plan::{HOST_TRANSIT, transit_address};
 use crate::service::Resolvers;
 use crate::setup::failed;
@@ -25,7 +26,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
@@ -56,7 +57,7 @@ pub(super) struct Outside {
     /// Told when a published port is in use.
     in_use: Arc<Notify>,
     /// Whether the kernel can do what the short way between machines needs, once a network has tried.
-    shortcut: OnceLock<bool>,
+    shortcut: Shortcut,
     /// The file of the node's secret, if it has one.
     wire_key: Option<PathBuf>,
     wire: tokio::sync::Mutex<WirePlace>,
@@ -122,7 +123,7 @@ impl Outside {
             parts: Mutex::new(Parts::default()),
             reserved: tokio::sync::Mutex::default(),
             in_use: Arc::default(),
-            shortcut: OnceLock::new(),
+            shortcut: Shortcut::default(),
             wire_key,
             wire: tokio::sync::Mutex::default(),
             events,
@@ -146,7 +147,7 @@ impl Outside {
     }
 
     /// Whether the kernel can do what the short way between machines needs.
-    pub(super) fn shortcut(&self) -> &OnceLock<bool> {
+    pub(super) fn shortcut(&self) -> &Shortcut {
         &self.shortcut
     }
 

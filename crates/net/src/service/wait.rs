@@ -1,7 +1,7 @@
 //! Connections to a service of which no machine is there: they are held until there is one.
 
 use crate::connector::Connector;
-use crate::desired::{DesiredNetwork, Publication, Transport, Vni};
+use crate::desired::{DesiredNetwork, Publication, Transport, Vni, Wake};
 use crate::events::{Events, NetworkEvent};
 use crate::firewall::{Packet, Policy};
 use std::collections::BTreeMap;
@@ -139,19 +139,25 @@ impl Clerk {
     }
 
     /// A connection to a machine that lets the client in, once one answers; `None` if nothing is published any more, or
-    /// machines are there and none lets it in.
+    /// neither those that are there nor the one that would be woken let it in.
     async fn machine(&mut self, from: SocketAddr) -> Option<(SocketAddrV4, TcpStream)> {
         let mut asked = false;
         loop {
-            let (publication, open) = {
+            let (publication, open, may_wait) = {
                 let network = self.network.borrow_and_update().clone();
                 let publication = self.publication(&network)?;
                 let backends = publication.backends.iter();
                 let open = backends.map(|at| SocketAddrV4::new(*at, publication.target_port));
                 let open: Vec<_> = open.filter(|to| lets_in(&network, from, *to)).collect();
-                (publication, open)
+                let may_wait = match &publication.wake {
+                    Some(wake) if publication.backends.is_empty() => {
+                        will_let_in(&network, from, wake, publication.target_port)
+                    }
+                    Some(_) | None => !open.is_empty(),
+                };
+                (publication, open, may_wait)
             };
-            if open.is_empty() && !publication.backends.is_empty() {
+            if !may_wait {
                 return None;
             }
             for to in open {
@@ -160,9 +166,9 @@ impl Clerk {
                 }
             }
             match publication.wake {
-                Some(label) if publication.backends.is_empty() && !asked => {
+                Some(wake) if publication.backends.is_empty() && !asked => {
                     asked = true;
-                    let (vni, port) = (self.vni, self.port);
+                    let (vni, label, port) = (self.vni, wake.label, self.port);
                     self.events.tell(NetworkEvent::Wake { vni, label, port }).await;
                 }
                 _ => {}
@@ -177,11 +183,17 @@ impl Clerk {
 
 /// Whether the rules let a client through to a machine: it is joined to it by sockets of this node, past the tables.
 fn lets_in(network: &DesiredNetwork, from: SocketAddr, to: SocketAddrV4) -> bool {
-    let packet = Packet {
-        source: from.ip(),
-        destination: (*to.ip()).into(),
-        protocol: TCP,
-        port: to.port(),
-    };
-    Policy::new(network).lets_in(&packet)
+    Policy::new(network).lets_in(&opening(from, to))
+}
+
+/// Whether the rules will let a client through to a port of the machine that it wakes.
+fn will_let_in(network: &DesiredNetwork, from: SocketAddr, wake: &Wake, port: u16) -> bool {
+    // The machine has no address yet, and no rule asks for a receiver's.
+    let to = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port);
+    Policy::new(network).admits(&wake.groups, &opening(from, to))
+}
+
+fn opening(from: SocketAddr, to: SocketAddrV4) -> Packet {
+    let (source, destination) = (from.ip(), (*to.ip()).into());
+    Packet { source, destination, protocol: TCP, port: to.port() }
 }

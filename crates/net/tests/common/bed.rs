@@ -358,7 +358,10 @@ pub(crate) struct Plan {
     pub(crate) machines: Vec<(u8, u16, Vec<GroupName>)>,
     pub(crate) limits: Vec<(u8, PortLimits)>,
     pub(crate) isolated: Vec<u8>,
+    /// The node by which it leaves.
     pub(crate) exit: Option<u16>,
+    /// Under which address; that of the node unless given.
+    pub(crate) exit_address: Option<Ipv4Addr>,
 }
 
 impl Plan {
@@ -387,7 +390,7 @@ impl Plan {
             gateway_services: Vec::new(),
         };
         let (machines, limits, isolated) = (Vec::new(), Vec::new(), Vec::new());
-        Self { network, machines, limits, isolated, exit: None }
+        Self { network, machines, limits, isolated, exit: None, exit_address: None }
     }
 
     /// Puts machine `index` on node `at` (from 1) with these groups.
@@ -439,7 +442,7 @@ impl Plan {
         let mut network = self.network.clone();
         if let Some(exit) = self.exit {
             let exit = NodeNumber::new(exit).expect("a node");
-            let here = Exit::Here { source: None };
+            let here = Exit::Here { source: self.exit_address };
             network.kind = NetworkKind::Nat(if exit == number { here } else { Exit::Via(exit) });
         }
         for (index, at, groups) in &self.machines {

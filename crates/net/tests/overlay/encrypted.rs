@@ -33,10 +33,10 @@ fn plan(vni: u32) -> Plan {
 }
 
 /// Every frame on the wire between nodes from now on.
-struct Wire(Socket);
+pub(crate) struct Wire(Socket);
 
 impl Wire {
-    fn tap(bed: &Bed) -> Result<Self> {
+    pub(crate) fn tap(bed: &Bed) -> Result<Self> {
         let open = || Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(EVERY_PROTOCOL)));
         let socket = inside(&bed.world.0, open)?;
         socket.set_recv_buffer_size(8 << 20)?;
@@ -44,7 +44,7 @@ impl Wire {
         Ok(Self(socket))
     }
 
-    fn frames(mut self) -> Vec<Vec<u8>> {
+    pub(crate) fn frames(mut self) -> Vec<Vec<u8>> {
         let (mut frames, mut buffer) = (Vec::new(), vec![0; 1 << 16]);
         while let Ok(count) = self.0.read(&mut buffer) {
             frames.push(buffer[..count].to_vec());
@@ -203,6 +203,29 @@ async fn an_encrypted_way_outlives_its_node_and_comes_back_when_it_is_lost() -> 
     let reaped =
         || async { gone().await.or_else(|| pids.iter().all(|p| is_zombie(p)).then_some(())) };
     eventually("the program ends", reaped).await?;
+    drop((a, c));
+    bed.finish().await
+}
+
+/// The tunnels that were there have the port that WireGuard is to have.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cloud_that_encrypts_from_its_next_start_on_is_in_order_at_once() -> Result<()> {
+    let mut bed = Bed::new(2).await?;
+    let (plan, other) = (plan(65), Plan::new(66, "red").with(11, 1, &[]).with(21, 2, &[]));
+    bed.apply(&[&plan, &other]).await?;
+    let (a, c, mut stream) = two_that_talk(&bed, &plan).await?;
+    for at in 0..2 {
+        bed.nodes[at].networks = None;
+        bed.nodes[at].encrypt()?;
+        bed.nodes[at].restart().await?;
+    }
+    // Nothing is wrong, and nothing is said to be.
+    bed.apply(&[&plan, &other]).await?;
+    let wire = Wire::tap(&bed)?;
+    echoes(&mut stream)?;
+    let frames = wire.frames();
+    ensure!(frames.iter().any(|frame| is_sealed(frame)), "nothing sealed was seen");
+    ensure!(!frames.iter().any(|frame| has_clear(frame)), "something was sent as it is");
     drop((a, c));
     bed.finish().await
 }

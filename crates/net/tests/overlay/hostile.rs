@@ -2,11 +2,13 @@
 
 use crate::common::bed::{Bed, Machine, Plan, inside, run};
 use crate::common::eventually;
+use crate::encrypted::Wire;
 use crate::{allow, tcp};
 use anyhow::{Result, ensure};
 use skein_net::{Direction, RulePeer, RuleProtocol};
-use std::io::Read;
-use std::net::Ipv4Addr;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 fn everything() -> Vec<skein_net::Rule> {
@@ -46,23 +48,21 @@ impl Listener {
     }
 }
 
-/// Sends raw frames from a machine's interface.
+/// Sends raw frames from a machine's interface. By a script: choosing the interface of a packet socket takes `unsafe` in Rust.
 pub(crate) fn send(machine: &Machine, frames: Vec<Vec<u8>>) {
-    inside(machine.name(), move || frames.iter().for_each(|frame| raw_send(frame)));
-}
-
-/// By a script: choosing the interface of a packet socket takes `unsafe` in Rust.
-fn raw_send(frame: &[u8]) {
-    use std::io::Write;
-    use std::process::{Command, Stdio};
-    let script = "import socket,sys\ns=socket.socket(17,3)\ns.bind(('eth0',0))\ns.send(sys.stdin.buffer.read())";
-    let mut child = Command::new("python3")
-        .args(["-c", script])
-        .stdin(Stdio::piped())
-        .spawn()
-        .expect("python3 sends frames");
-    child.stdin.take().expect("piped").write_all(frame).expect("written");
-    child.wait().expect("ended");
+    const SCRIPT: &str = "import socket,sys\ns=socket.socket(17,3)\ns.bind(('eth0',0))\n\
+        for line in sys.stdin:\n s.send(bytes.fromhex(line))";
+    let hex = |frame: &Vec<u8>| frame.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let lines: String = frames.iter().map(|frame| hex(frame) + "\n").collect();
+    inside(machine.name(), move || {
+        let mut child = Command::new("python3")
+            .args(["-c", SCRIPT])
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("python3 sends frames");
+        child.stdin.take().expect("piped").write_all(lines.as_bytes()).expect("written");
+        assert!(child.wait().expect("ended").success(), "frames were not sent");
+    });
 }
 
 fn ethernet(to: [u8; 6], from: [u8; 6], kind: u16, payload: &[u8]) -> Vec<u8> {
@@ -92,6 +92,38 @@ fn udp(from: Ipv4Addr, to: Ipv4Addr, ports: (u16, u16), text: &[u8]) -> Vec<u8> 
     packet.extend([0, 0]);
     packet.extend(text);
     packet
+}
+
+/// A packet of IPv6 with this behind its header.
+fn packet6((from, to): (Ipv6Addr, Ipv6Addr), next: u8, payload: &[u8]) -> Vec<u8> {
+    let mut packet = vec![0x60, 0, 0, 0];
+    packet.extend(u16::try_from(payload.len()).expect("short").to_be_bytes());
+    packet.extend([next, 255]);
+    packet.extend(from.octets());
+    packet.extend(to.octets());
+    packet.extend(payload);
+    packet
+}
+
+/// A neighbour's advertisement for an address (RFC 4861, section 4.4), and text behind it.
+fn advertisement(target: Ipv6Addr, mac: [u8; 6], text: &[u8]) -> Vec<u8> {
+    let mut message = vec![136, 0, 0, 0, 0x20, 0, 0, 0];
+    message.extend(target.octets());
+    message.extend([2, 1]);
+    message.extend(mac);
+    message.extend(text);
+    message
+}
+
+/// A question for a lease (RFC 2131, section 2) in the name of a MAC address, and text where a server's name stands.
+fn discover(mac: [u8; 6], text: &[u8]) -> Vec<u8> {
+    let mut message = vec![0; 240];
+    message[..4].copy_from_slice(&[1, 1, 6, 0]);
+    message[28..34].copy_from_slice(&mac);
+    message[44..44 + text.len()].copy_from_slice(text);
+    message[236..].copy_from_slice(&[99, 130, 83, 99]);
+    message.extend([53, 1, 1, 255]);
+    udp(Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST, (68, 67), &message)
 }
 
 fn arp_reply(
@@ -170,17 +202,28 @@ async fn forged_frames_reach_nobody() -> Result<()> {
         tagged.extend(say(liar.address, b"forged vlan"));
         let stranger = Ipv4Addr::new(10, 20, 0, 77);
         let gateway = plan.network.gateway;
-        let mut router = vec![0x60, 0, 0, 0, 0, 16, 58, 255];
-        router.extend("fe80::1".parse::<std::net::Ipv6Addr>()?.octets());
-        router.extend("ff02::1".parse::<std::net::Ipv6Addr>()?.octets());
-        router.extend([134, 0, 0, 0]);
-        router.extend(b"forged router");
+        let all6: Ipv6Addr = "ff02::1".parse()?;
+        let router = [&[134, 0, 0, 0][..], b"forged router"].concat();
+        let router = packet6(("fe80::1".parse()?, all6), 58, &router);
+        let (own6, victim6) = (plan.address6(11).expect("IPv6"), victim.address6.expect("IPv6"));
+        let stranger6: Ipv6Addr = "fd00:20::77".parse()?;
+        // The gateway's address is the liar's, it says.
+        let claim = advertisement("fe80::1".parse()?, own, b"forged neighbour");
         let frames = vec![
             ethernet(to, other, 0x0800, &say(liar.address, b"forged mac")),
             ethernet(to, own, 0x0800, &say(stranger, b"forged address")),
             ethernet(to, own, 0x8100, &tagged),
             ethernet(to, own, 0x0800, &udp(liar.address, victim.address, (67, 68), b"forged dhcp")),
             ethernet(to, own, 0x0806, &arp_reply(own, gateway, to, victim.address)),
+            ethernet(
+                to,
+                own,
+                0x86dd,
+                &packet6((stranger6, victim6), 17, b"forged address of IPv6"),
+            ),
+            ethernet(to, own, 0x86dd, &packet6((victim6, own6), 58, &claim)),
+            ethernet([0x33, 0x33, 0, 0, 0, 1], own, 0x86dd, &packet6((own6, all6), 58, &claim)),
+            ethernet([0xff; 6], own, 0x0800, &discover(to, b"forged client")),
             ethernet(to, own, 0x86dd, &router),
             ethernet(
                 [0xff; 6],
@@ -204,7 +247,10 @@ async fn forged_frames_reach_nobody() -> Result<()> {
         }
     }
     let counters = bed.nodes[0].networks().counters(plan.network.vni).await?;
-    for name in ["drop spoofed-mac", "drop spoofed-ip4", "drop spoofed-arp", "drop ether-type"] {
+    let kinds =
+        ["mac", "ip4", "ip6", "arp", "dhcp", "router"].map(|kind| format!("spoofed-{kind}"));
+    for name in kinds.iter().map(String::as_str).chain(["ether-type"]) {
+        let name = format!("drop {name}");
         let counted = counters.iter().any(|counter| counter.name == name && counter.packets > 0);
         ensure!(counted, "{name}: {counters:?}");
     }
@@ -231,21 +277,117 @@ async fn equal_addresses_of_two_projects_do_not_meet() -> Result<()> {
     ensure!(a.connects((b.address, 80)), "blue reaches blue");
     ensure!(!c.connects((d.address, 80)), "green reached blue");
     ensure!(!c.connects((d.address6.expect("IPv6"), 80)), "green reached blue");
-    let mut ears = Listener::at(&d);
-    let to = [0xff; 6];
-    let own = blue.mac(11).octets();
-    let text = udp(a.address, Ipv4Addr::BROADCAST, (5, 5), b"blue to all");
-    send(&a, vec![ethernet(to, own, 0x0800, &text)]);
-    let text = udp(c.address, d.address, (5, 5), b"green");
-    send(&c, vec![ethernet(green.mac(21).octets(), own, 0x0800, &text)]);
-    let heard = ears.until(b"green").expect("green hears green");
-    ensure!(!heard.iter().any(|frame| frame.windows(4).any(|part| part == b"blue")));
+    // Every machine of each project says all it can to the other's; what it says last is for its own and honest.
+    for (from, near, text, others) in [
+        (&a, &b, "blue", [&c, &d]),
+        (&b, &a, "blue", [&c, &d]),
+        (&c, &d, "green", [&a, &b]),
+        (&d, &c, "green", [&a, &b]),
+    ] {
+        let mut ears = others.map(Listener::at);
+        let own = blue.mac(from.address.octets()[3]).octets();
+        send(from, to_everybody(&blue, from, text));
+        for (other, ears) in others.iter().zip(&mut ears) {
+            let mate = others.iter().find(|mate| mate.address != other.address).expect("two");
+            let [to, by] = [other, mate].map(|of| blue.mac(of.address.octets()[3]).octets());
+            let last = udp(mate.address, other.address, (5, 5), b"of its own project");
+            send(mate, vec![ethernet(to, by, 0x0800, &last)]);
+            let heard = ears.until(b"of its own project").expect("its own are heard");
+            let foreign =
+                |frame: &Vec<u8>| frame.windows(text.len()).any(|part| part == text.as_bytes());
+            ensure!(!heard.iter().any(foreign), "{} hears {text}", other.address);
+        }
+        let mut ears = Listener::at(near);
+        let to = blue.mac(near.address.octets()[3]).octets();
+        let last = udp(from.address, near.address, (5, 5), b"to its own project");
+        send(from, vec![ethernet(to, own, 0x0800, &last)]);
+        ensure!(ears.until(b"to its own project").is_some(), "{text} hears its own");
+    }
+    bed.finish().await
+}
+
+/// Frames of a machine for one, many and all, its own and forged, each with `text` in it.
+fn to_everybody(plan: &Plan, from: &Machine, text: &str) -> Vec<Vec<u8>> {
+    let own = plan.mac(from.address.octets()[3]).octets();
+    let own6 = from.address6.expect("IPv6");
+    let local: Ipv6Addr = "fe80::ff:fe00:b".parse().expect("an address");
+    let all6: Ipv6Addr = "ff02::1".parse().expect("an address");
+    let said = text.as_bytes();
+    let (mut frames, stranger) = (Vec::new(), [2, 0, 0, 0, 0, 99]);
+    // A UDP header of four ports' bytes, a length and no checksum, which nobody needs to find right.
+    let datagram = [&[0, 5, 0, 5, 0, 20, 0, 0][..], said].concat();
+    let targets = [11, 21, 99].map(|index| (plan.mac(index).octets(), plan.address(index)));
+    let groups = [
+        ([0xff; 6], Ipv4Addr::BROADCAST),
+        ([0xff; 6], Ipv4Addr::new(10, 20, 0, 255)),
+        ([0x01, 0, 0x5e, 0, 0, 1], Ipv4Addr::new(224, 0, 0, 1)),
+        ([0x01, 0, 0x5e, 0, 0, 0xfb], Ipv4Addr::new(224, 0, 0, 251)),
+    ];
+    for (to, address) in targets.into_iter().chain(groups) {
+        let packet = udp(from.address, address, (5, 5), said);
+        let lie = udp(Ipv4Addr::new(10, 20, 0, 77), address, (5, 5), said);
+        frames.push(ethernet(to, own, 0x0800, &packet));
+        frames.push(ethernet(to, stranger, 0x0800, &packet));
+        frames.push(ethernet(to, own, 0x0800, &lie));
+        for tag in [[0, 0], [0, 31], [0, 32]] {
+            let tagged = [&tag[..], &[8, 0], &packet].concat();
+            frames.push(ethernet(to, own, 0x8100, &tagged));
+            frames.push(ethernet(to, own, 0x88a8, &tagged));
+        }
+        let mut question = arp_reply(own, from.address, [0; 6], address);
+        question.extend(said);
+        frames.push(ethernet(to, own, 0x0806, &question));
+        question[7] = 1;
+        frames.push(ethernet(to, own, 0x0806, &question));
+    }
+    let six = [11, 21].map(|index| (plan.mac(index).octets(), plan.address6(index).expect("IPv6")));
+    let many =
+        [([0x33, 0x33, 0, 0, 0, 1], all6), (plan.mac(21).octets(), local), ([0xff; 6], all6)];
+    for (to, address) in six.into_iter().chain(many) {
+        for source in [own6, local] {
+            frames.push(ethernet(to, own, 0x86dd, &packet6((source, address), 17, &datagram)));
+            let claim = advertisement(address, own, said);
+            frames.push(ethernet(to, own, 0x86dd, &packet6((source, address), 58, &claim)));
+        }
+    }
+    frames.push(ethernet([0xff; 6], own, 0x0800, &discover(own, said)));
+    frames.push(ethernet([0xff; 6], own, 0x88b5, said));
+    frames
+}
+
+/// The MAC address to which a frame on the wire carries another, if it does (RFC 7348, section 5) and comes from the first
+/// node.
+fn carried_to(frame: &[u8]) -> Option<&[u8]> {
+    let tunnel = frame.get(23) == Some(&17) && frame.get(36..38) == Some(&4789_u16.to_be_bytes());
+    let first = frame.get(26..30) == Some(&[192, 0, 2, 1]);
+    frame.get(50..56).filter(|_| tunnel && first)
+}
+
+/// DHCP, ARP, neighbours and whatever is for many, or for nobody known.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_for_many_stays_on_its_node() -> Result<()> {
+    let bed = Bed::new(2).await?;
+    let plan = Plan::new(35, "blue").group("all", everything()).with(11, 1, &["all"]);
+    let plan = plan.with(21, 2, &["all"]);
+    bed.apply(&[&plan]).await?;
+    let a = bed.machine(0, &plan, 11).await?;
+    let b = bed.machine(1, &plan, 21).await?;
+    let wire = Wire::tap(&bed)?;
+    let mut ears = Listener::at(&b);
+    send(&a, to_everybody(&plan, &a, "blue"));
+    let last = udp(a.address, b.address, (5, 5), b"the last of all");
+    send(&a, vec![ethernet(plan.mac(21).octets(), plan.mac(11).octets(), 0x0800, &last)]);
+    ensure!(ears.until(b"the last of all").is_some(), "what is for one arrives");
+    let frames = wire.frames();
+    let to: Vec<&[u8]> = frames.iter().filter_map(|frame| carried_to(frame)).collect();
+    ensure!(!to.is_empty(), "nothing was seen on the wire");
+    let other = to.iter().find(|to| **to != plan.mac(21).octets());
+    ensure!(other.is_none(), "a frame for {other:x?} crossed");
     bed.finish().await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rule_that_goes_cuts_a_live_connection() -> Result<()> {
-    use std::io::Write;
     let bed = Bed::new(2).await?;
     let mut plan = Plan::new(33, "blue")
         .group("web", vec![tcp(1, 80), tcp(2, 81)])

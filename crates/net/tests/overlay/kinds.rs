@@ -4,10 +4,11 @@ use crate::common::bed::{Bed, Machine, Namespace, Plan, inside, run};
 use crate::{allow, tcp};
 use anyhow::{Context, Result, ensure};
 use skein_net::{
-    Direction, Log, NetworkEvent, NetworkKind, OtherNames, Rule, RulePeer, RuleProtocol,
+    Direction, Log, NetworkEvent, NetworkKind, OtherNames, PortRange, Rule, RulePeer, RuleProtocol,
 };
+use std::io::{Read, Write};
 use std::mem::ManuallyDrop;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, TcpStream};
 use std::time::Duration;
 
 /// The operator's router, at the other end of the segment.
@@ -26,6 +27,24 @@ fn bridged(vni: u32, interface: &str) -> Result<Plan> {
     Ok(plan)
 }
 
+/// The operator's segment: the bridge `lan` of the node, with the world as router on it.
+fn lay_segment(bed: &Bed) -> Result<()> {
+    let (n, w) = (&bed.nodes[0].namespace.0, &bed.world.0);
+    run(&format!("ip -n {n} link add lan type bridge"))?;
+    run(&format!("ip -n {n} link set lan up"))?;
+    run(&format!("ip -n {n} link add port0 type veth peer name lan netns {w}"))?;
+    run(&format!("ip -n {n} link set port0 master lan up"))?;
+    run(&format!("ip -n {w} addr add {ROUTER}/24 dev lan"))?;
+    run(&format!("ip -n {w} link set lan up"))?;
+    Ok(())
+}
+
+/// The world as a machine: its namespace is the bed's.
+fn world(bed: &Bed) -> ManuallyDrop<Machine> {
+    let namespace = Namespace(bed.world.0.clone());
+    ManuallyDrop::new(Machine { namespace, address: ROUTER, address6: None })
+}
+
 /// What is the same whether the segment is a bridge of the node or an interface.
 async fn neighbours_of_the_segment(bed: &Bed, plan: &Plan) -> Result<()> {
     bed.apply(&[plan]).await?;
@@ -35,9 +54,7 @@ async fn neighbours_of_the_segment(bed: &Bed, plan: &Plan) -> Result<()> {
         machine.echo(80);
         machine.echo(81);
     }
-    // The namespace is the bed's.
-    let namespace = Namespace(bed.world.0.clone());
-    let world = ManuallyDrop::new(Machine { namespace, address: ROUTER, address6: None });
+    let world = world(bed);
     world.echo(8000);
     ensure!(a.connects((ROUTER, 8000)), "a machine reaches the segment");
     ensure!(world.connects((a.address, 80)), "the segment reaches a machine");
@@ -49,13 +66,8 @@ async fn neighbours_of_the_segment(bed: &Bed, plan: &Plan) -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn machines_of_a_bridged_network_are_neighbours_of_a_bridge() -> Result<()> {
     let bed = Bed::new(1).await?;
-    let (n, w) = (&bed.nodes[0].namespace.0, &bed.world.0);
-    run(&format!("ip -n {n} link add lan type bridge"))?;
-    run(&format!("ip -n {n} link set lan up"))?;
-    run(&format!("ip -n {n} link add port0 type veth peer name lan netns {w}"))?;
-    run(&format!("ip -n {n} link set port0 master lan up"))?;
-    run(&format!("ip -n {w} addr add {ROUTER}/24 dev lan"))?;
-    run(&format!("ip -n {w} link set lan up"))?;
+    let n = &bed.nodes[0].namespace.0;
+    lay_segment(&bed)?;
     let plan = bridged(90, "lan")?;
     neighbours_of_the_segment(&bed, &plan).await?;
     ensure!(run(&format!("ip -n {n} -o link show master lan"))?.lines().count() == 2);
@@ -63,6 +75,56 @@ async fn machines_of_a_bridged_network_are_neighbours_of_a_bridge() -> Result<()
     bed.apply(&[]).await?;
     ensure!(run(&format!("ip -n {n} -o link show master lan"))?.lines().count() == 1);
     bed.finish().await
+}
+
+/// In other networks such an address is a node's, which has judged for whom it speaks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_the_segment_an_address_of_nodes_is_a_neighbours_like_any_other() -> Result<()> {
+    let bed = Bed::new(1).await?;
+    lay_segment(&bed)?;
+    let mut plan = bridged(95, "lan")?;
+    bed.apply(&[&plan]).await?;
+    let machine = bed.machine(0, &plan, 11).await?;
+    machine.echo(80);
+    machine.echo(81);
+    let (world, w) = (world(&bed), &bed.world.0);
+    let speak_as = |source: &str| {
+        run(&format!("ip -n {w} route replace 10.20.0.0/24 dev lan src {source}")).map(drop)
+    };
+    // A node's number or not, and the first and last of the range.
+    let like_nodes = ["100.127.0.1", "100.127.0.2", "100.127.255.255", "100.127.0.0"];
+    for address in like_nodes {
+        run(&format!("ip -n {w} addr add {address}/32 dev lan"))?;
+        speak_as(address)?;
+        ensure!(world.connects((machine.address, 80)), "{address} to the open port");
+        ensure!(!world.connects((machine.address, 81)), "{address} to the closed port");
+    }
+    // A rule for the segment's own range lets nobody in who is not of it, and cuts who was.
+    speak_as("100.127.0.1")?;
+    let mut live = world.dial((machine.address, 80))?;
+    echoes(&mut live).context("before the rule")?;
+    let peer = RulePeer::Range("10.20.0.0/24".parse()?);
+    let rule = allow(2, Direction::Ingress, RuleProtocol::Tcp(PortRange::single(80)), peer);
+    plan.set_group("web", vec![rule]);
+    bed.apply(&[&plan]).await?;
+    ensure!(echoes(&mut live).is_err(), "a connection that no rule allows any more");
+    for address in like_nodes {
+        speak_as(address)?;
+        ensure!(!world.connects((machine.address, 80)), "{address} is not of the segment's range");
+    }
+    speak_as(&ROUTER.to_string())?;
+    ensure!(world.connects((machine.address, 80)), "the router is");
+    drop(machine);
+    bed.finish().await
+}
+
+/// Says a word to an echoing machine and hears it back.
+fn echoes(stream: &mut TcpStream) -> Result<()> {
+    stream.write_all(b"heard?")?;
+    let mut back = [0; 6];
+    stream.read_exact(&mut back)?;
+    ensure!(&back == b"heard?", "{back:?}");
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

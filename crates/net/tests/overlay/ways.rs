@@ -8,7 +8,7 @@ use skein_net::{
     RuleProtocol, Transport, trace,
 };
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 /// Bytes per second of one stream from one machine to another, for `window`.
@@ -50,9 +50,68 @@ async fn limits_hold() -> Result<()> {
     let c = bed.machine(1, &plan, 21).await?;
     let free = rate(&a, &c, 9000, Duration::from_secs(1));
     let limited = rate(&b, &c, 9001, Duration::from_secs(2));
-    // 20 Mbit/s are 2.5 MB/s, and a burst.
+    // 20 Mbit/s are 2.5 MB/s, and of the first second twice that.
     ensure!(limited < 4e6 && limited > 2e5, "{limited} bytes a second");
     ensure!(free > limited * 2.0, "{free} and {limited} bytes a second");
+    bed.finish().await
+}
+
+/// Datagrams that arrive of those that are sent without a pause for `window`, a second.
+fn datagrams(from: &Machine, to: &Machine, port: u16, window: Duration) -> f64 {
+    let ears = inside(to.name(), move || UdpSocket::bind(("0.0.0.0", port)).expect("free"));
+    ears.set_read_timeout(Some(Duration::from_millis(200))).expect("a timeout");
+    let at = SocketAddr::from((to.address, port));
+    let mouth = inside(from.name(), || UdpSocket::bind("0.0.0.0:0").expect("free"));
+    let sender = std::thread::spawn(move || {
+        let start = Instant::now();
+        while start.elapsed() < window {
+            let _ = mouth.send_to(b"datagram", at);
+        }
+    });
+    let (start, mut count) = (Instant::now(), 0_u32);
+    while start.elapsed() < window {
+        count += u32::from(ears.recv(&mut [0; 16]).is_ok());
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    sender.join().expect("no panic");
+    f64::from(count) / seconds
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bounds_of_packets_and_of_what_a_machine_receives_hold() -> Result<()> {
+    let bed = Bed::new(2).await?;
+    let mut plan = Plan::new(57, "blue")
+        .group("all", vec![allow(1, Direction::Ingress, RuleProtocol::Any, RulePeer::Any)]);
+    for (index, at) in [(11, 1), (12, 1), (13, 1), (14, 1), (21, 2)] {
+        plan = plan.with(index, at, &["all"]);
+    }
+    let bits = Rate { bits_per_second: Some(20_000_000), packets_per_second: None };
+    let packets = Rate { bits_per_second: None, packets_per_second: Some(500) };
+    let (sends, receives) = (Rate::default(), Rate::default());
+    plan.limits = vec![
+        (12, PortLimits { sends: packets, receives }),
+        (13, PortLimits { sends, receives: packets }),
+        (14, PortLimits { sends, receives: bits }),
+    ];
+    bed.apply(&[&plan]).await?;
+    let mut machines = Vec::new();
+    for (at, index) in [(0, 11), (0, 12), (0, 13), (0, 14), (1, 21)] {
+        machines.push(bed.machine(at, &plan, index).await?);
+    }
+    let [free, sender, receiver, slow, far] = &machines[..] else { anyhow::bail!("five") };
+    let window = Duration::from_secs(1);
+    // 500 a second, and a burst of 32.
+    for (from, to) in [(sender, free), (sender, far), (free, receiver), (far, receiver)] {
+        let count = datagrams(from, to, 9005, window);
+        ensure!((50.0..650.0).contains(&count), "{} to {}: {count}", from.address, to.address);
+    }
+    let count = datagrams(free, far, 9005, window);
+    ensure!(count > 1000.0, "without a bound: {count}");
+    for from in [free, far] {
+        // 20 Mbit/s are 2.5 MB/s, and of the first second twice that.
+        let limited = rate(from, slow, 9001, window * 2);
+        ensure!((2e5..4e6).contains(&limited), "{limited} bytes a second from {}", from.address);
+    }
     bed.finish().await
 }
 

@@ -86,12 +86,10 @@ pub(crate) async fn create(
     Body(spec): Body<NetworkSpec>,
 ) -> Answer<(StatusCode, Json<Network>)> {
     spec.check().map_err(|error| Failure::new(Code::Invalid, error.to_string()))?;
-    if let Some(exit) = &spec.exit {
-        check_exit(&app, exit)?;
-    }
     let of_the_nodes = spec.exit.is_some() || spec.interface.is_some();
     permit(&scope, of_the_nodes)?;
     for _ in 0..TRIES_MAX {
+        check_exit(&app, spec.exit.as_ref())?;
         if let Some(answer) = try_create(&app, &scope.project, &spec).await? {
             return Ok(answer);
         }
@@ -100,7 +98,8 @@ pub(crate) async fn create(
 }
 
 /// Whether an exit's node exists, and its address can be a node's.
-pub(super) fn check_exit(app: &App, exit: &Exit) -> Answer<()> {
+pub(super) fn check_exit(app: &App, exit: Option<&Exit>) -> Answer<()> {
+    let Some(exit) = exit else { return Ok(()) };
     if !app.mirror.read(|view| view.nodes.contains_key(&exit.node)) {
         return Err(Failure::new(Code::NodeUnknown, format!("node {} does not exist", exit.node)));
     }
@@ -113,6 +112,13 @@ pub(super) fn check_exit(app: &App, exit: &Exit) -> Answer<()> {
         }
         None => Ok(()),
     }
+}
+
+/// Adds to `txn` that something leaves by a node, which is there.
+pub(super) fn leaving_by(exit: Option<&Exit>, txn: Txn) -> Txn {
+    let Some(Exit { node, .. }) = exit else { return txn };
+    let there = Compare::exists(RecordKey::Node(node.clone()).key());
+    txn.when(there).then(Used::Node(node).mark())
 }
 
 /// A project does not decide about addresses and interfaces of nodes.
@@ -161,6 +167,7 @@ async fn try_create(
         .when(alone.compare())
         .then(key.put(&record)?)
         .then(Used::Project(project).mark());
+    let txn = leaving_by(spec.exit.as_ref(), txn);
     let reply = app.state.txn(choice.taken_in(txn)).await?;
     if !reply.succeeded {
         return Ok(None);
@@ -271,10 +278,8 @@ pub(crate) async fn change(
     Body(patch): Body<NetworkPatch>,
 ) -> Answer<Json<Network>> {
     permit(&scope, patch.exit.is_some() || patch.clear.contains(&NetworkField::Exit))?;
-    if let Some(exit) = &patch.exit {
-        check_exit(&app, exit)?;
-    }
     loop {
+        check_exit(&app, patch.exit.as_ref())?;
         let Stored { value: network, revision } = found(&app, &scope.project, &name)?;
         let spec = patched(&network.spec, &patch)?;
         let next = NetworkRecord { spec, ..(*network).clone() };
@@ -292,7 +297,8 @@ pub(crate) async fn change(
             }
             let key = RecordKey::Network(network.project.clone(), network.spec.name.clone());
             let txn = Txn::new().when(Compare::unchanged(key.key(), revision));
-            let reply = app.state.txn(txn.then(key.put(&next)?)).await?;
+            let txn = leaving_by(patch.exit.as_ref(), txn.then(key.put(&next)?));
+            let reply = app.state.txn(txn).await?;
             app.mirror.reach(reply.revision).await;
             if !reply.succeeded {
                 continue;

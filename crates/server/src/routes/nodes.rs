@@ -6,6 +6,7 @@ use crate::error::{Answer, Failure};
 use crate::extract::{Path, parse};
 use crate::reserved::reserved;
 use crate::scope::Admin;
+use crate::usage::Used;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -110,21 +111,25 @@ pub(crate) async fn remove(
 ) -> Answer<StatusCode> {
     let name = known(&app, &name)?;
     let in_use = |why: &str| Failure::new(Code::NodeInUse, format!("node {name} stays: {why}"));
+    let unused = Used::Node(&name).look(&app).await?;
     if let Some(why) = app.mirror.read(|view| user(view, &name)) {
         return Err(in_use(&why));
     }
-    // Nothing is placed on a node whose agent is gone, so none but the agent can come in between.
+    // Nothing is placed on a node whose agent is gone: none but the agent, or an exit, can come in between.
     let (node, cordon) =
         (RecordKey::Node(name.clone()).key(), RecordKey::Cordon(name.clone()).key());
     let alive = RecordKey::Alive(name.clone()).key();
-    let txn = [Op::delete(&node), Op::delete(&cordon)].into_iter().fold(
-        Txn::new().when(Compare::missing(alive)).when(Compare::exists(node.clone())),
-        Txn::then,
-    );
+    let still = Txn::new().when(Compare::missing(alive)).when(Compare::exists(node.clone()));
+    let gone = [Op::delete(&node), Op::delete(&cordon), Used::Node(&name).forget()];
+    let txn = gone.into_iter().fold(still.when(unused.compare()), Txn::then);
     let reply = app.state.txn(txn).await?;
     if !reply.succeeded {
         let is_known = app.state.get(&node).await?.is_some();
-        return Err(if is_known { in_use("its agent has come back") } else { unknown(&name) });
+        return Err(if is_known {
+            in_use("it was taken into use at the same time")
+        } else {
+            unknown(&name)
+        });
     }
     app.mirror.reach(reply.revision).await;
     let subject = EventSubject { node: Some(name), ..EventSubject::default() };

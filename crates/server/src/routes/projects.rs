@@ -1,5 +1,6 @@
 //! Projects, and the tokens that open them.
 
+use super::networks::{check_exit, leaving_by};
 use crate::app::App;
 use crate::auth::Token;
 use crate::bootstrap::{Created, create_project};
@@ -126,10 +127,8 @@ pub(crate) async fn change(
     Path(name): Path<String>,
     Body(patch): Body<ProjectPatch>,
 ) -> Answer<Json<Project>> {
-    if let Some(exit) = &patch.exit {
-        super::networks::check_exit(&app, exit)?;
-    }
     loop {
+        check_exit(&app, patch.exit.as_ref())?;
         let Stored { value: project, revision } = found(&app, &scope, &name)?;
         let mut next = (*project).clone();
         for part in &patch.clear {
@@ -144,7 +143,8 @@ pub(crate) async fn change(
         if next != *project {
             let key = RecordKey::Project(project.name.clone());
             let txn = Txn::new().when(Compare::unchanged(key.key(), revision));
-            let reply = app.state.txn(txn.then(key.put(&next)?)).await?;
+            let txn = leaving_by(patch.exit.as_ref(), txn.then(key.put(&next)?));
+            let reply = app.state.txn(txn).await?;
             app.mirror.reach(reply.revision).await;
             if !reply.succeeded {
                 continue;

@@ -208,7 +208,7 @@ impl Records {
         self
     }
 
-    fn on(&self, node: &str) -> net::Desired {
+    pub(crate) fn on(&self, node: &str) -> net::Desired {
         let name: NodeName = node.parse().unwrap();
         let underlay = underlay(&self.0.nodes[&name].value).unwrap();
         let before = net::Desired::new(underlay);
@@ -352,12 +352,33 @@ fn one_node_of_each_host_opens_what_is_published() {
     assert_eq!(addresses(&here[0].backends, |at| *at), [2]);
     let wake = here[0].wake.as_ref().unwrap();
     let app = (project("blue"), "app".parse().unwrap());
-    assert_eq!(of_wake_label(wake.as_str()), Some(app));
+    assert_eq!(of_wake_label(wake.label.as_str()), Some(app));
     assert!(opened(&records, "n2").is_empty());
     assert_eq!(opened(&records, "n3").len(), 1);
     // The other node of the host takes over.
     let records = records.lose("n1");
     assert_eq!(opened(&records, "n2").len(), 1);
+}
+
+/// Or who is not let in would start machines.
+#[test]
+fn the_groups_of_a_service_are_known_before_it_has_a_machine() {
+    let named = |name: &str| Peer::Group(name.parse().unwrap());
+    let records = Records::default()
+        .node(1, 1)
+        .network("blue", 5000, |_| {})
+        .service("blue", "app", &["web", "lost"])
+        .group("blue", "web", &[named("store")])
+        .group("blue", "store", &[])
+        .group("blue", "other", &[])
+        .publish("blue", 8080, PublishTarget::Service("app".parse().unwrap()));
+    let desired = records.on("n1");
+    let network = &desired.networks[0];
+    let names: Vec<&str> = network.groups.iter().map(|group| group.name.as_str()).collect();
+    assert_eq!(names, ["store", "web"]);
+    let wake = network.publications[0].wake.as_ref().unwrap();
+    assert_eq!(wake.groups, ["web".parse().unwrap()]);
+    assert_eq!(desired.check().1, []);
 }
 
 #[test]

@@ -2,17 +2,14 @@
 
 use super::FRAME;
 use anyhow::{Context as _, Result};
+use indicatif::{ProgressBar, ProgressStyle};
 use skein_planner::Progress;
-use std::fmt::Write as _;
-use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::Instant;
 
-/// Characters of a bar.
-const WIDTH: usize = 30;
+/// Steps of a bar from its beginning to its end.
+const STEPS: u64 = 1000;
 
 /// The exit code of what ended at Ctrl-C, as of a shell: 128 and the number of the signal.
 const INTERRUPTED: u8 = 130;
@@ -44,15 +41,11 @@ pub(super) async fn with_progress<T: Send + 'static>(
     let shared = Arc::clone(&progress);
     let mut interrupts = signal(SignalKind::interrupt()).context("waiting for Ctrl-C")?;
     let mut work = tokio::task::spawn_blocking(move || work(&shared));
-    let shows = std::io::stderr().is_terminal();
-    let begun = Instant::now();
+    let bar = Bar::new().context("making a progress bar")?;
     loop {
         tokio::select! {
             // Cancel-safe: the handle keeps the result until it is taken.
             done = &mut work => {
-                if shows {
-                    eprint!("\r\x1b[K");
-                }
                 let value = done.context("planning")?;
                 return Ok(Outcome { value, stopped: progress.is_stopped() });
             }
@@ -62,49 +55,44 @@ pub(super) async fn with_progress<T: Send + 'static>(
                     std::process::exit(INTERRUPTED.into());
                 }
                 progress.stop();
-                eprintln!("\rstopping: what is known so far follows");
+                bar.bar.suspend(|| eprintln!("stopping: what is known so far follows"));
             }
             // Cancel-safe: a timer.
             () = tokio::time::sleep(FRAME) => {
-                if shows {
-                    eprint!("\r\x1b[K{}", bar(progress.share(), begun.elapsed()));
-                }
+                bar.show(progress.share());
             }
         }
     }
 }
 
-/// `[#####.....] 42 %, 12 s left`; where nothing is known of the work, the time it has taken.
-fn bar(share: Option<f64>, passed: Duration) -> String {
-    let passed = passed.as_secs_f64();
-    let Some(share) = share else { return format!("{passed:.0} s") };
-    let filled = (share * WIDTH as f64) as usize;
-    let mut text = format!(
-        "[{}{}] {:.0} %",
-        "#".repeat(filled),
-        ".".repeat(WIDTH - filled.min(WIDTH)),
-        share * 100.0
-    );
-    // Before that it would be a guess.
-    if share > 0.02 && passed > 1.0 {
-        let _ = write!(text, ", {:.0} s left", passed * (1.0 - share) / share);
-    }
-    text
+/// A bar on stderr, where that is a terminal; where nothing is known of how much there is to do, the time that has passed.
+struct Bar {
+    bar: ProgressBar,
+    of_known: ProgressStyle,
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+impl Bar {
+    fn new() -> Result<Self> {
+        let bar = ProgressBar::new(STEPS).with_style(ProgressStyle::with_template("{elapsed}")?);
+        let of_known = ProgressStyle::with_template("[{bar:30}] {percent} %, {eta} left")?;
+        Ok(Self { bar, of_known: of_known.progress_chars("#.") })
+    }
 
-    #[test]
-    fn a_bar_says_how_far_it_is_and_how_long_it_takes() {
-        for (share, secs, expect) in [
-            (None, 7, "7 s"),
-            (Some(0.0), 5, "[..............................] 0 %"),
-            (Some(0.5), 10, "[###############...............] 50 %, 10 s left"),
-            (Some(1.0), 10, "[##############################] 100 %, 0 s left"),
-        ] {
-            assert_eq!(bar(share, Duration::from_secs(secs)), expect);
+    fn show(&self, share: Option<f64>) {
+        match share {
+            Some(share) => {
+                if self.bar.position() == 0 {
+                    self.bar.set_style(self.of_known.clone());
+                }
+                self.bar.set_position((share.clamp(0.0, 1.0) * STEPS as f64) as u64);
+            }
+            None => self.bar.tick(),
         }
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
     }
 }

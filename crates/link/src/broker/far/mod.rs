@@ -181,7 +181,10 @@ impl Program {
         let phase = self.bell_asked?;
         let holder = &mut self.holder;
         let dir = self.memory.segment().pipe(self.role).direction();
-        let end = match self.taker.ring(dir, phase, || ring(holder)) {
+        let rang = self.taker.ring(dir, phase, || ring(holder));
+        // Its library may wait for the end of that to leave the ring.
+        Self::announce(dir);
+        let end = match rang {
             Rang::Yes(end) => Some(end),
             Rang::No => None,
             Rang::Busy => return None,
@@ -375,7 +378,6 @@ impl Local for Program {
             || (!self.counts_told && header.hello(self.role) == Hello::Confirmed)
             || (self.is_gone() && !self.gone_told)
             || self.giver.is_bell_due(inward)
-            || self.bell_asked.is_some()
             || (self.doubted && !self.ended_here)
             || (self.refusal_heard == Refusal::NoMore && !self.calm_told);
         if news {
@@ -383,6 +385,11 @@ impl Local for Program {
             self.tells_all = true;
         }
         !news
+    }
+
+    fn stalls(&self) -> bool {
+        // TCP takes no bell now, or its program changes path.
+        self.bell_asked.is_some()
     }
 
     fn abort(&mut self, reason: &'static str) {
