@@ -42,17 +42,10 @@ pub(crate) fn recv(conn: &Conn, fd: c_int, mut buffers: Buffers<'_>, flags: c_in
     let mut quiet = Quiet::Leave;
     let mut blocks = None;
     let mut has_spun = false;
-    let mut has_slept = false;
-    if awaits(conn, flags) {
-        let begun = sys::nanos();
-        match sleep(conn, fd) {
-            // The peer may have woken us to have its bytes back.
-            Waited::Look => attach::advance(conn, fd, 0),
-            Waited::End => return 0,
-            Waited::Error(error) => return -(error as isize),
-        }
-        has_slept = sys::nanos() - begun >= SLEPT_NS;
-    }
+    let mut has_slept = match wait_first(conn, fd, flags) {
+        Ok(has_slept) => has_slept,
+        Err(answer) => return answer,
+    };
     loop {
         let part = match conn.side().receiver() {
             Ok(guard) => part(conn, fd, guard, &buffers, flags, quiet),
@@ -125,8 +118,23 @@ fn note_read(conn: &Conn, bytes: usize, has_slept: bool) {
     }
 }
 
-/// Whether a read is to wait in the kernel before it looks, which saves a system call: the last one had to wait, on TCP, and
-/// this one may. If the bytes come on the ring meanwhile, their bell wakes it.
+/// Waits before looking, which saves a system call, where the last read had to wait: whether it slept, or the call's answer.
+fn wait_first(conn: &Conn, fd: c_int, flags: c_int) -> Result<bool, isize> {
+    if !awaits(conn, flags) {
+        return Ok(false);
+    }
+    let begun = sys::nanos();
+    match sleep(conn, fd) {
+        // The peer may have woken us to have its bytes back.
+        Waited::Look => attach::advance(conn, fd, 0),
+        Waited::End => return Err(0),
+        Waited::Error(error) => return Err(-(error as isize)),
+    }
+    Ok(sys::nanos() - begun >= SLEPT_NS)
+}
+
+/// Whether a read is to wait in the kernel before it looks: the last one had to, on TCP, and this one may. If the bytes come on the
+/// ring meanwhile, their bell wakes it.
 fn awaits(conn: &Conn, flags: c_int) -> bool {
     let side = conn.side();
     conn.awaits.load(Ordering::Relaxed) != 0
