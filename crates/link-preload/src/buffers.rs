@@ -33,6 +33,15 @@ impl<'a> Buffers<'a> {
         self.done += bytes;
     }
 
+    /// What is left, at most `limit` bytes, if that is in a single piece as nearly always.
+    #[inline]
+    pub(crate) fn single(&self, limit: u64) -> Option<iovec> {
+        let [piece] = self.list else { return None };
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        let base = piece.iov_base.cast::<u8>().wrapping_add(self.done);
+        Some(iovec { iov_base: base.cast(), iov_len: self.left().min(limit) })
+    }
+
     /// What is left, at most `limit` bytes, as pieces for a system call.
     pub(crate) fn pieces(&self, limit: u64, call: impl FnOnce(&[iovec]) -> isize) -> isize {
         let mut pieces = [iovec { iov_base: core::ptr::null_mut(), iov_len: 0 }; PIECES];

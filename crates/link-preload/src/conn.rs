@@ -39,6 +39,10 @@ pub(crate) struct Conn {
     pub(crate) blocking: AtomicU8,
     /// It is in the list of unsettled ones.
     pub(crate) listed: AtomicU8,
+    /// The last read took few bytes of TCP and had to wait for them.
+    pub(crate) awaits: AtomicU8,
+    /// The last read took many bytes.
+    pub(crate) streams: AtomicU8,
     /// Calls without bytes.
     pub(crate) idle: Idle,
     /// How long it pays to spin for the next byte, nanoseconds; for one that comes by TCP from another host; and for room.
@@ -71,6 +75,8 @@ impl Conn {
         nonblocking: AtomicU8::new(0),
         blocking: AtomicU8::new(0),
         listed: AtomicU8::new(0),
+        awaits: AtomicU8::new(0),
+        streams: AtomicU8::new(0),
         idle: Idle::new(),
         spin_read: AtomicU32::new(0),
         spin_tcp: AtomicU32::new(0),
@@ -161,7 +167,8 @@ pub(crate) fn add(fd: c_int, spin: u32) -> bool {
             continue;
         }
         conn.side.store(side.as_ptr(), Ordering::Relaxed);
-        for flag in [&conn.polled, &conn.edges, &conn.nonblocking, &conn.blocking, &conn.listed] {
+        let modes = [&conn.polled, &conn.edges, &conn.nonblocking, &conn.blocking, &conn.listed];
+        for flag in modes.into_iter().chain([&conn.awaits, &conn.streams]) {
             flag.store(0, Ordering::Relaxed);
         }
         conn.spin_read.store(spin, Ordering::Relaxed);

@@ -42,6 +42,10 @@ pub(crate) fn recv(conn: &Conn, fd: c_int, mut buffers: Buffers<'_>, flags: c_in
     let mut quiet = Quiet::Leave;
     let mut blocks = None;
     let mut has_spun = false;
+    let mut has_slept = match wait_first(conn, fd, flags) {
+        Ok(has_slept) => has_slept,
+        Err(answer) => return answer,
+    };
     loop {
         let part = match conn.side().receiver() {
             Ok(guard) => part(conn, fd, guard, &buffers, flags, quiet),
@@ -50,6 +54,7 @@ pub(crate) fn recv(conn: &Conn, fd: c_int, mut buffers: Buffers<'_>, flags: c_in
         let error = match part {
             Part::Got(bytes) => {
                 conn.idle.end();
+                note_read(conn, bytes, has_slept);
                 if conn.side().stage() != Stage::Counting {
                     attach::advance(conn, fd, bytes);
                 }
@@ -73,6 +78,7 @@ pub(crate) fn recv(conn: &Conn, fd: c_int, mut buffers: Buffers<'_>, flags: c_in
                 libc::EAGAIN
             }
             Part::Nothing(ring) if *blocks.get_or_insert_with(|| waits(conn, fd, flags)) => {
+                has_slept |= ring.is_none();
                 match wait(conn, fd, ring, (&mut quiet, &mut has_spun)) {
                     Waited::Look => {
                         // The peer may have woken us to have its bytes back.
@@ -94,6 +100,54 @@ pub(crate) fn recv(conn: &Conn, fd: c_int, mut buffers: Buffers<'_>, flags: c_in
         };
         return if buffers.done() > 0 { buffers.done() as isize } else { -(error as isize) };
     }
+}
+
+/// A read of so many bytes is one of a stream.
+const MANY: usize = 16 << 10;
+/// A call that waits takes at least so long, nanoseconds: to sleep and to be woken. One that finds bytes takes a quarter of that.
+const SLEPT_NS: u64 = 2000;
+
+/// Notes how bytes came, and whether they had to be waited for on TCP.
+fn note_read(conn: &Conn, bytes: usize, has_slept: bool) {
+    let streams = bytes >= MANY;
+    for (flag, is_set) in [(&conn.streams, streams), (&conn.awaits, has_slept && !streams)] {
+        let word = u8::from(is_set);
+        if flag.load(Ordering::Relaxed) != word {
+            flag.store(word, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Waits before looking, which saves a system call, where the last read had to wait: whether it slept, or the call's answer.
+fn wait_first(conn: &Conn, fd: c_int, flags: c_int) -> Result<bool, isize> {
+    if !awaits(conn, flags) {
+        return Ok(false);
+    }
+    let begun = sys::nanos();
+    match sleep(conn, fd) {
+        // The peer may have woken us to have its bytes back.
+        Waited::Look => attach::advance(conn, fd, 0),
+        Waited::End => return Err(0),
+        Waited::Error(error) => return Err(-(error as isize)),
+    }
+    Ok(sys::nanos() - begun >= SLEPT_NS)
+}
+
+/// Whether a read is to wait in the kernel before it looks: the last one had to, on TCP, and this one may. If the bytes come on the
+/// ring meanwhile, their bell wakes it.
+fn awaits(conn: &Conn, flags: c_int) -> bool {
+    let side = conn.side();
+    conn.awaits.load(Ordering::Relaxed) != 0
+        && flags & (libc::MSG_DONTWAIT | libc::MSG_PEEK) == 0
+        && conn.blocking.load(Ordering::Relaxed) != 0
+        && side.processes.load(Ordering::Relaxed) == 1
+        && side.aborted().is_none()
+        && side.error.load(Ordering::Relaxed) == 0
+        && conn.segment().is_none_or(|segment| {
+            let dir = conn.pipes(&segment).1.direction();
+            let phase = dir.phase();
+            !phase.on_ring() && dir.seen() == phase
+        })
 }
 
 /// How waiting for bytes ended.
@@ -177,9 +231,11 @@ fn spin_for(conn: &Conn, rx: &Rx) -> bool {
     spin::until(&conn.spin_read, || rx.stirs(inward.direction()))
 }
 
-/// Spins for bytes that another host sends by TCP: a sender that need not wake anybody sends the more.
+/// Spins for bytes of a stream that another host sends by TCP: a sender that need not wake anybody sends the more. Not for a
+/// message at a time: there each look, a system call, takes from the sender what it might need for the message.
 fn spin_for_tcp(conn: &Conn, fd: c_int) -> bool {
-    conn.side().stage() == Stage::Counting
+    conn.streams.load(Ordering::Relaxed) != 0
+        && conn.side().stage() == Stage::Counting
         && conn.segment().is_some_and(|segment| conn.pipes(&segment).1.is_far())
         && spin::until_called(&conn.spin_tcp, || sys::poll(fd, libc::POLLIN, 0) > 0)
 }
@@ -293,10 +349,13 @@ const fn is_end(error: c_int) -> bool {
 /// Receives from TCP without waiting.
 fn tcp(fd: c_int, buffers: &Buffers<'_>, flags: c_int, limit: u64) -> Part {
     let flags = (flags | libc::MSG_DONTWAIT) & !libc::MSG_WAITALL;
-    let result = buffers.pieces(limit, |list| {
-        let mut message = sys::header(list);
-        sys::recvmsg(fd, &mut message, flags)
-    });
+    let result = match buffers.single(limit) {
+        Some(piece) => sys::recv_piece(fd, piece, flags),
+        None => buffers.pieces(limit, |list| {
+            let mut message = sys::header(list);
+            sys::recvmsg(fd, &mut message, flags)
+        }),
+    };
     match usize::try_from(result) {
         Ok(0) => Part::End,
         Ok(bytes) => Part::Got(bytes),
@@ -670,6 +729,15 @@ pub(crate) fn settle_last(conn: &Conn, fd: c_int) {
         far::wait_for(LAST_BELL_NS, &segment, dir, || !dir.is_asked());
     }
     settle_now(conn, fd);
+}
+
+/// Whether a bell may lie in the socket's queue although the ring is empty: a glance without a lock. Who reads right now in
+/// another thread settles by himself.
+pub(crate) fn seems_unsettled(conn: &Conn) -> bool {
+    conn.side().stage() == Stage::Counting
+        && conn
+            .segment()
+            .is_some_and(|segment| conn.pipes(&segment).1.direction().seems_unsettled())
 }
 
 /// Makes a connection's socket unreadable if there is nothing to read: before the program waits in the kernel, or closes.

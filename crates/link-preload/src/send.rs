@@ -230,7 +230,10 @@ fn tcp(fd: c_int, buffers: &Buffers<'_>, flags: c_int) -> Part {
     // Bytes that went before make this an incomplete call, which gets no signal.
     let quiet = if buffers.done() > 0 { libc::MSG_NOSIGNAL } else { 0 };
     let flags = flags | libc::MSG_DONTWAIT | quiet;
-    let result = buffers.pieces(u64::MAX, |list| sys::sendmsg(fd, &sys::header(list), flags));
+    let result = match buffers.single(u64::MAX) {
+        Some(piece) => sys::send(fd, piece, flags),
+        None => buffers.pieces(u64::MAX, |list| sys::sendmsg(fd, &sys::header(list), flags)),
+    };
     match usize::try_from(result) {
         Ok(bytes) => Part::Sent(bytes),
         Err(_) if result == -(libc::EAGAIN as isize) => Part::Blocked,

@@ -108,6 +108,9 @@ fn each() {
 }
 
 /// Settles one, which is waited for from now on.
+#[inline]
 pub(crate) fn now(conn: &Conn, fd: libc::c_int) {
-    recv::settle_now(conn, fd);
+    if recv::seems_unsettled(conn) {
+        recv::settle_now(conn, fd);
+    }
 }

@@ -35,6 +35,20 @@ pub(crate) fn sendmsg(sock: c_int, message: &msghdr, flags: c_int) -> isize {
     unsafe { call(libc::SYS_sendmsg, args) }
 }
 
+/// As [`sendmsg`] with a single buffer, which costs the kernel less.
+pub(crate) fn send(sock: c_int, piece: iovec, flags: c_int) -> isize {
+    let args = [fd(sock), piece.iov_base.addr(), piece.iov_len, flags as usize, 0, 0];
+    // SAFETY: the buffer is the program's, and a bad one is answered with EFAULT.
+    unsafe { call(libc::SYS_sendto, args) }
+}
+
+/// As [`recvmsg`] with a single buffer.
+pub(crate) fn recv_piece(sock: c_int, piece: iovec, flags: c_int) -> isize {
+    let args = [fd(sock), piece.iov_base.addr(), piece.iov_len, flags as usize, 0, 0];
+    // SAFETY: as above.
+    unsafe { call(libc::SYS_recvfrom, args) }
+}
+
 pub(crate) fn recvmsg(sock: c_int, message: &mut msghdr, flags: c_int) -> isize {
     let args = [fd(sock), ptr::from_mut(message).addr(), flags as usize, 0, 0, 0];
     // SAFETY: as above.

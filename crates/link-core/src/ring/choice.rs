@@ -9,7 +9,8 @@
 //! ```
 //! The light protocol takes two copies more than TCP on each host. Where a wire is the limit, or bytes are few, that costs nothing;
 //! where the processor is, TCP with its offloads may bring more, and then the bulk goes there. What is measured is what
-//! arrives on both paths together while one of them is preferred: bytes that a full ring sends on TCP count as what they are.
+//! arrives on both paths together while one of them is preferred: bytes that a full ring sends on TCP count as what they are. The best
+//! of some short parts counts, because what others do on the host only ever makes a part slower.
 //!
 //! Time is nanoseconds of the caller's clock; there is no clock in here.
 
@@ -23,15 +24,24 @@ const STEP_ON_TCP_NS_MAX: u64 = 250_000_000;
 /// The beginning of a measurement that does not count: what the other path has queued drains, and windows open. Time, and bytes
 /// that arrive: a whole ring, and as much again.
 const WARM: (u64, u64) = (10_000_000, 2 << 20);
-/// What counts: so long that a processor given to somebody else for a time slice spoils a tenth of it, and so many bytes that a
-/// ring's steps, an eighth of a MiB each, do not show.
-const SPAN: (u64, u64) = (30_000_000, 4 << 20);
+/// What counts is the best of so many parts: a processor given to somebody else for some time slices spoils one or two.
+const PARTS: u32 = 3;
+/// A part: so long, and so many bytes that a ring's steps, an eighth of a MiB each, are a tenth of it at most.
+const PART: (u64, u64) = (10_000_000, 5 << 18);
+/// The other path is left at once if its first part brought less than the chosen path by so many times.
+const LOSES: u64 = 2;
+/// And while it is still warming up, if after so long it has brought less by twice that: on a wire that loses frames TCP takes long for
+/// the bytes of a part.
+const PATIENCE_NS: u64 = 50_000_000;
 /// How much more TCP must bring, in tenths: a near tie is the wire's limit, and there the shorter header brings more than a short
 /// measurement can see.
 const TCP_ADVANTAGE_TENTHS: u128 = 11;
 /// How long a choice holds, and how long at most after it was confirmed again and again: a measurement of the slower path costs
-/// its bytes some 40 ms.
+/// its bytes 20 to 40 ms.
 const HOLD_NS: (u64, u64) = (4_000_000_000, 64_000_000_000);
+/// How long the light path holds first. Measuring TCP costs little where a wire is the limit; and where the processor is, the wrong
+/// choice, for which others that took the processor meanwhile are enough, costs most.
+const HOLD_LIGHT_NS: u64 = 500_000_000;
 
 /// A path to another host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -78,7 +88,10 @@ pub struct Choice {
     looked_at: u64,
     /// Where the part of the trial that is under way began: when, and what had arrived.
     from: (u64, u64),
-    /// Bytes per second of the trial's first path.
+    /// Parts of this path that were measured, and the best: bytes per second.
+    parts: u32,
+    best: u64,
+    /// The best of the trial's first path.
     first: u64,
     /// How long the choice holds, and until when.
     hold: u64,
@@ -123,6 +136,10 @@ impl Choice {
         self.looked_at = now;
         self.is_bulk = took <= most;
         if !self.is_bulk {
+            // On the path that was tried: it is too slow for bulk, or there is a pause. Not again at once.
+            if self.trial == Trial::Other {
+                self.settle(self.chosen, now);
+            }
             self.trial = Trial::None;
         } else if self.trial != Trial::None || now >= self.until {
             match arrived() {
@@ -138,24 +155,34 @@ impl Choice {
         }
         let span = now.saturating_sub(self.from.0);
         let bytes = arrived.saturating_sub(self.from.1);
-        let enough = if self.is_warm { SPAN } else { WARM };
+        let rate = u128::from(bytes) * 1_000_000_000 / u128::from(span.max(1));
+        let rate = u64::try_from(rate).unwrap_or(u64::MAX);
+        let is_other = self.trial == Trial::Other;
+        if is_other && span >= PATIENCE_NS && rate < self.first / LOSES / 2 {
+            return self.settle(self.chosen, now);
+        }
+        let enough = if self.is_warm { PART } else { WARM };
         if span < enough.0 || bytes < enough.1 {
             return;
         }
+        self.from = (now, arrived);
         if !self.is_warm {
             self.is_warm = true;
-            self.from = (now, arrived);
             return;
         }
-        let rate = u128::from(bytes) * 1_000_000_000 / u128::from(span);
-        let rate = u64::try_from(rate).unwrap_or(u64::MAX);
-        if self.trial == Trial::Chosen {
-            self.first = rate;
+        self.best = self.best.max(rate);
+        self.parts += 1;
+        let is_lost = is_other && self.best < self.first / LOSES;
+        if self.parts < PARTS && !is_lost {
+            return;
+        }
+        if !is_other {
+            self.first = self.best;
             return self.begin(Trial::Other, now, arrived);
         }
         let (light, tcp) = match self.chosen {
-            Path::Light => (self.first, rate),
-            Path::Tcp => (rate, self.first),
+            Path::Light => (self.first, self.best),
+            Path::Tcp => (self.best, self.first),
         };
         let is_faster = u128::from(tcp) * 10 > u128::from(light) * TCP_ADVANTAGE_TENTHS;
         self.settle(if is_faster { Path::Tcp } else { Path::Light }, now);
@@ -165,11 +192,13 @@ impl Choice {
         self.trial = trial;
         self.is_warm = false;
         self.from = (now, arrived);
+        (self.parts, self.best) = (0, 0);
     }
 
     fn settle(&mut self, path: Path, now: u64) {
         let is_confirmed = path == self.chosen && self.hold > 0;
-        self.hold = if is_confirmed { (self.hold * 2).min(HOLD_NS.1) } else { HOLD_NS.0 };
+        let first = if path == Path::Light { HOLD_LIGHT_NS } else { HOLD_NS.0 };
+        self.hold = if is_confirmed { (self.hold * 2).min(HOLD_NS.1) } else { first };
         self.chosen = path;
         self.until = now.saturating_add(self.hold);
         self.trial = Trial::None;
@@ -244,6 +273,33 @@ mod tests {
             assert!((least..=most).contains(&found), "{light} beside {tcp}: {found} of 100");
             assert_eq!(world.choice.prefers_tcp(), least > 0);
         }
+    }
+
+    #[test]
+    fn what_others_take_of_the_processor_does_not_choose() {
+        // TCP brings three times as much; for 20 ms of each 37 the sender does not run.
+        let mut world = World::new();
+        let begun = world.now;
+        while !world.choice.prefers_tcp() {
+            assert!(world.now < begun + SECOND, "a second, and still the light path");
+            world.run(17_000_000, 1_000_000_000, 3_000_000_000);
+            world.now += 20_000_000;
+        }
+    }
+
+    #[test]
+    fn a_path_that_loses_clearly_is_left_soon() {
+        let mut world = World::new();
+        world.run(SECOND, 300_000_000, 3_000_000_000);
+        assert!(world.choice.prefers_tcp());
+        // The light path, a tenth as fast, is tried once more: to warm up, and for one part.
+        world.run(4 * SECOND, 300_000_000, 3_000_000_000);
+        let most = 300_000 * 30;
+        assert!((1..most).contains(&world.on[0]), "{} bytes", world.on[0]);
+        // On a wire that loses frames TCP is left before it has brought the bytes of a part.
+        let mut world = World::new();
+        world.run(SECOND / 2, 110_000_000, 5_000_000);
+        assert!((1..5_000 * 80).contains(&world.on[1]), "{} bytes", world.on[1]);
     }
 
     #[test]

@@ -388,6 +388,11 @@ impl Direction {
         self.both.bell.store(bell.word(), Ordering::Release);
     }
 
+    /// Whether the receiver is on the ring and its bell is rung: a glance, without its lock.
+    pub fn seems_unsettled(&self) -> bool {
+        self.seen().on_ring() && self.bell().rung
+    }
+
     /// Changes the bell if it still is `from`.
     pub(crate) fn change_bell(&self, from: Bell, to: Bell) -> bool {
         let (from, to) = (from.word(), to.word());

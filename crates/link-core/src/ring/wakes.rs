@@ -48,11 +48,14 @@ impl Wakes {
     pub fn on_ring(&mut self, bytes: u64, bell: u64, now: impl FnOnce() -> u64) {
         self.bells += u32::from(self.bell.is_some_and(|before| before != bell));
         self.bell = Some(bell);
-        if !self.count(bytes) {
+        let is_enough = self.count(bytes);
+        let are_small = self.bytes < SMALL * u64::from(self.writes);
+        let is_worse = are_small && self.bells >= BELLS_MAX;
+        // That there are too many is often known long before the last of them, and each costs a round trip.
+        if !is_enough && !is_worse {
             return;
         }
-        let are_small = self.bytes < SMALL * u64::from(WRITES);
-        if are_small && self.bells >= BELLS_MAX {
+        if is_worse {
             self.prefers_tcp = true;
             self.hold = (self.hold * 2).clamp(HOLD_NS.0, HOLD_NS.1);
             self.until = now().saturating_add(self.hold);

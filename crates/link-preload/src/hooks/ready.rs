@@ -27,8 +27,9 @@ unsafe fn mark(set: *const pollfd, count: nfds_t) {
 
 fn mark_one(fd: c_int) {
     if let Some(held) = conn::get(fd)
-        && held.polled.swap(1, Ordering::Relaxed) == 0
+        && held.polled.load(Ordering::Relaxed) == 0
     {
+        held.polled.store(1, Ordering::Relaxed);
         settle::now(&held, fd);
     }
 }

@@ -394,6 +394,8 @@ def interrupted():
         say("read", sock.recv(10))
     except Stop:
         say("stopped")
+    # An alarm while Python ends would end it by the signal.
+    signal.setitimer(signal.ITIMER_REAL, 0)
     os.waitpid(pid, 0)
 
 
