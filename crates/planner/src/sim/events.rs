@@ -80,7 +80,7 @@ impl Ord for Pending {
 }
 
 /// Events that are kept in order: enough for all of a small system, few enough that a new one soon finds its place.
-const NEAR: usize = 24;
+const NEAR: usize = 64;
 
 /// The pending events: the nearest in order, so that a new one is put among them in a few steps and the next is taken in one, and
 /// those behind them in a heap.
