@@ -152,8 +152,10 @@ impl Daemon {
                 continue;
             }
             // Fails for want of memory only: then it looks.
-            if self.hub.rest().unwrap_or(false) {
+            if self.hub.rest(&[self.wakes.as_fd()]).unwrap_or(false) {
                 idle_since = None;
+                // Rounds are slow then, and who sleeps has nothing to do with the stream.
+                self.note_wakes();
                 continue;
             }
             let since = *idle_since.get_or_insert(now);

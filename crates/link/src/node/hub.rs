@@ -258,18 +258,22 @@ impl Hub {
         self.poll([due, limit].into_iter().flatten().min(), PollFlags::IN, also)
     }
 
-    /// Sleeps a little if there is nothing to be gained by looking again at once: bulk is on its way, or a carrier is full. `false` if
-    /// that is not so. To be called when there was nothing to do.
+    /// Sleeps a little if there is nothing to be gained by looking again at once: bulk is on its way, or a carrier is full; then until
+    /// something comes or one of `also` is readable, at most. `false` if that is not so. To be called when there was nothing to do.
     ///
     /// # Errors
     /// The kernel refuses to wait.
-    pub fn rest(&mut self) -> io::Result<bool> {
+    pub fn rest(&mut self, also: &[BorrowedFd<'_>]) -> io::Result<bool> {
         let now = self.clock.now();
         let full = self.lines.iter().filter_map(|line| line.full_until).min();
         let full = full.map(|until| until.since(now)).filter(|span| !span.is_zero());
         let bulk = self.inflow.is_bulk(now).then_some(BULK_REST);
         let Some(span) = full.into_iter().chain(bulk).min() else { return Ok(false) };
-        self.poll(Some(span), PollFlags::empty(), &[])?;
+        match bulk {
+            Some(_) => self.poll(Some(span), PollFlags::empty(), &[])?,
+            // What comes then are acknowledgements, about as often as the pauses end, or somebody's message.
+            None => self.poll(Some(span), PollFlags::IN, also)?,
+        }
         Ok(true)
     }
 
