@@ -4,6 +4,7 @@
 //! send buffer is what bounds the queue there ([`Depth`]): when it is full the sender waits, and nothing is dropped on this host.
 
 use super::depth::Depth;
+use super::traffic::Traffic;
 use super::{Address, Carrier, CarrierError, CarrierKind, Sent, Source};
 use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::{LinkAddr, bind};
@@ -52,6 +53,7 @@ pub struct Ethernet {
     /// Of `lengths`, so many have been sent.
     sent: usize,
     depth: Depth,
+    traffic: Traffic,
     received: Vec<u8>,
     /// Frames to read before answering: more while they come in bursts.
     receive_next: usize,
@@ -83,6 +85,7 @@ impl Ethernet {
             lengths: Vec::with_capacity(BATCH),
             sent: 0,
             depth: Depth::new(),
+            traffic: Traffic::of(name),
             received: vec![0; FRAME_HEADER + 65_536],
             receive_next: 1,
         };
@@ -120,7 +123,7 @@ impl Ethernet {
                     self.sent += sent;
                 }
                 Err(Errno::AGAIN) => {
-                    if self.depth.fill() {
+                    if self.depth.fill(|| self.traffic.sent()) {
                         self.limit_queue();
                     }
                     return Ok(Sent::Full);

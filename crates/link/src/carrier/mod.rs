@@ -13,6 +13,7 @@
 mod depth;
 mod ethernet;
 mod neighbour;
+mod traffic;
 mod udp;
 
 pub use ethernet::{Ethernet, Mac};
