@@ -13,11 +13,13 @@
 
 mod peers;
 mod rules;
+mod sealed;
 mod secret;
 
 use crate::config::{AgentConfig, LinkConfig};
 use crate::node::Node;
 use rules::Rules;
+use sealed::Sealed;
 use skein_fabric::State;
 use skein_link::broker::{Broker, BrokerConfig, BrokerError, Connection, Totals};
 use skein_link::node::{Node as Light, NodeConfig, PeerConfig, shared_key};
@@ -123,10 +125,14 @@ impl Link {
         drop(running);
     }
 
-    /// The connections of a project.
+    /// The connections of a project, those that were refused among them.
     pub(crate) fn connections(&self, project: &str) -> Vec<LinkConnection> {
-        let all = self.running().map(|running| running.broker.connections()).unwrap_or_default();
-        all.into_iter().filter(|one| one.project == project).map(told).collect()
+        let Some(running) = self.running() else { return Vec::new() };
+        let mut all = running.broker.connections();
+        all.extend(running.broker.refused());
+        all.retain(|one| one.project == project);
+        all.sort_by_cached_key(Connection::ends);
+        all.into_iter().map(told).collect()
     }
 
     /// What was counted since the agent began.
@@ -178,9 +184,16 @@ fn open(
             warn!(code = error.code(), error = %report::chain(&error), "this node has no link to other nodes");
         }).ok()
     });
+    let remote = match (&light, config.encryption) {
+        (Some(light), _) => Some(Arc::clone(light) as Arc<dyn Remote>),
+        (None, Encryption::WireGuard) => {
+            Some(Arc::new(Sealed { mirror: mirror.clone() }) as Arc<dyn Remote>)
+        }
+        (None, Encryption::Off) => None,
+    };
     let broker = Broker::start(BrokerConfig {
         projects: Vec::new(),
-        remote: light.clone().map(|light| light as Arc<dyn Remote>),
+        remote,
         guard: Some(Arc::new(Rules { mirror: mirror.clone(), namespace: own })),
         // Ours, of whatever cloud: they lead from outside into networks.
         tables_ignored: Some(skein_net::TABLE_PREFIX.to_owned()),

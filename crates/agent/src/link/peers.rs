@@ -31,7 +31,7 @@ pub(super) fn projects(view: &View, folder: &Path, namespace: Option<u64>) -> Ve
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use skein_fabric::Revision;
     use skein_model::{CpuMilli, NodeRecord, Timestamp};
@@ -39,7 +39,7 @@ mod tests {
     use std::net::Ipv4Addr;
     use std::sync::Arc;
 
-    fn node(name: &str, underlay: [u8; 4], light_port: u16) -> NodeRecord {
+    pub(crate) fn node(name: &str, underlay: [u8; 4], light_port: u16) -> NodeRecord {
         NodeRecord {
             name: name.parse().unwrap(),
             memory_mib: 1024,

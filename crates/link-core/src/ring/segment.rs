@@ -55,7 +55,8 @@ impl Role {
         }
     }
 
-    const fn index(self) -> usize {
+    /// Its place in a pair, low end first.
+    pub const fn index(self) -> usize {
         match self {
             Self::Low => 0,
             Self::High => 1,
