@@ -128,6 +128,7 @@ fn candidate(conn: &Conn, fd: c_int) {
             // SAFETY: just mapped with this length, and unmapped with the connection.
             match unsafe { Segment::open(base, len) } {
                 Ok(segment) => {
+                    side.set_timed(kernel::timeout_ms(fd, libc::SO_RCVTIMEO).is_some());
                     conn.set_segment(segment, role);
                     segment.header().set_mapped_at(role, sys::nanos());
                     segment.header().set_hello(role, Hello::Mapped);

@@ -29,6 +29,7 @@ mod settle;
 mod side;
 mod spin;
 mod sys;
+mod watch;
 
 use core::ffi::CStr;
 use core::sync::atomic::Ordering;

@@ -3,9 +3,9 @@
 use crate::buffers::Buffers;
 use crate::conn::Conn;
 use crate::doze::{self, Doze};
-use crate::kernel;
+use crate::kernel::{self, Handlers};
 use crate::side::{Guard, Stage, Taken};
-use crate::{attach, far, leave, real, settle, spin, sys};
+use crate::{attach, far, leave, real, settle, spin, sys, watch};
 use core::sync::atomic::Ordering;
 use libc::c_int;
 use skein_link_core::ring::{Behind, Broken, Direction, Next, Pipe, Reason, Rx, Segment, Settled};
@@ -95,6 +95,7 @@ pub(crate) fn recv(conn: &Conn, fd: c_int, mut buffers: Buffers<'_>, flags: c_in
                     quiet = Quiet::Settle;
                     continue;
                 }
+                watch::after(true);
                 libc::EAGAIN
             }
         };
@@ -245,6 +246,11 @@ fn spin_for_tcp(conn: &Conn, fd: c_int) -> bool {
 fn sleep(conn: &Conn, fd: c_int) -> Waited {
     if let Some(segment) = conn.segment() {
         conn.pipes(&segment).1.direction().count_sleep();
+        if conn.pipes(&segment).1.is_far()
+            && let Some(waited) = sleep_in_slices(conn, fd)
+        {
+            return waited;
+        }
     }
     let mut byte = 0u8;
     let place = (&raw mut byte).cast();
@@ -267,6 +273,41 @@ fn sleep(conn: &Conn, fd: c_int) -> Waited {
             // Bytes in the ring come before the error.
             conn.side().error.store(error, Ordering::Release);
             Waited::Look
+        }
+    }
+}
+
+/// The same some seconds at a time, with a look at the node in between. `None`: [`sleep`] is to do it, where only the kernel knows
+/// when a wait ends, or it has more to say than that there are bytes.
+fn sleep_in_slices(conn: &Conn, fd: c_int) -> Option<Waited> {
+    const BYTES: i16 = libc::POLLIN | libc::POLLRDHUP;
+    let side = conn.side();
+    if side.timed.load(Ordering::Relaxed) != 0 || kernel::handlers() == Handlers::Mixed {
+        return None;
+    }
+    let mut set = libc::pollfd { fd, events: BYTES, revents: 0 };
+    loop {
+        let result = watch::in_slices(None, |slice| {
+            if conn.was_closed(fd) || side.aborted().is_some() {
+                return 1;
+            }
+            // SAFETY: one entry of ours. A thread that is cancelled here unwinds as in `sleep`.
+            unsafe { real::poll(&raw mut set, 1, (slice / 1_000_000) as c_int) }
+        });
+        let error = if result < 0 { sys::errno() } else { 0 };
+        if side.aborted().is_some() {
+            return Some(Waited::Look);
+        }
+        if conn.was_closed(fd) {
+            // By another thread, as in `sleep`.
+            let is_end = set.revents & libc::POLLRDHUP != 0;
+            return Some(if is_end { Waited::End } else { Waited::Error(libc::EBADF) });
+        }
+        match error {
+            0 if set.revents & !BYTES == 0 => return Some(Waited::Look),
+            libc::EINTR if kernel::wants_eintr() => return Some(Waited::Error(libc::EINTR)),
+            libc::EINTR => {}
+            _ => return None,
         }
     }
 }

@@ -78,6 +78,8 @@ pub(crate) struct Side {
     pub(crate) cork: AtomicI32,
     /// When the kernel's state of the connection was last looked at while writing, nanoseconds.
     pub(crate) looked_at: AtomicU64,
+    /// 1: calls that wait for bytes wait so long only as the program has set (`SO_RCVTIMEO`).
+    pub(crate) timed: AtomicU32,
     /// Writes to the ring that rang no bell.
     pub(crate) writes: AtomicU32,
 }
@@ -260,6 +262,11 @@ impl Side {
     /// Which end made the connection.
     pub(crate) fn opener(&self) -> Opener {
         if self.opened.load(Ordering::Relaxed) != 0 { Opener::Us } else { Opener::Peer }
+    }
+
+    /// Whether the program has set a timeout for reading.
+    pub(crate) fn set_timed(&self, timed: bool) {
+        self.timed.store(u32::from(timed), Ordering::Relaxed);
     }
 
     pub(crate) fn aborted(&self) -> Option<c_int> {

@@ -132,6 +132,8 @@ pub trait Local: Send {
     fn stalls(&self) -> bool {
         false
     }
+    /// Tells the program that the node lives: called some times a second.
+    fn beat(&mut self) {}
     /// The connection cannot go on over the light protocol and bytes may be missing: the program gets a connection error.
     fn abort(&mut self, reason: &'static str);
 }

@@ -197,6 +197,8 @@ struct NodeLine {
     asleep: AtomicU32,
     /// How often it was called; a futex.
     calls: AtomicU32,
+    /// Counted up while the node lives.
+    beats: AtomicU32,
 }
 
 /// What has become of the node behind a segment.
@@ -308,6 +310,17 @@ impl Header {
     /// The futex on which the node sleeps.
     pub const fn calls(&self) -> &AtomicU32 {
         &self.node.calls
+    }
+
+    /// The node lives: called some times a second while it carries the connection.
+    pub fn beat(&self) {
+        let next = self.node.beats.load(Ordering::Relaxed).wrapping_add(1);
+        self.node.beats.store(next.max(1), Ordering::Relaxed);
+    }
+
+    /// Changes while the node lives; zero if there is none, or one that does not tell.
+    pub fn beats(&self) -> u32 {
+        self.node.beats.load(Ordering::Relaxed)
     }
 
     /// Says why this end goes back to TCP for good. The first reason stays.

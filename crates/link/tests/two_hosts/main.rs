@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod hosts;
+mod killed;
 mod real;
 
 use common::site::{End, Site};

@@ -94,6 +94,8 @@ impl Program {
         epoll::add(&wake, &called, data, epoll::EventFlags::IN)?;
         epoll::add(&wake, holder.process(), data, epoll::EventFlags::IN)?;
         let registration = doorman.register(Arc::clone(&memory), Arc::clone(&called))?;
+        // Before the program has the memory: it is told from nodes that never do.
+        memory.segment().header().beat();
         Ok(Self {
             memory,
             role: asker.role,
@@ -390,6 +392,10 @@ impl Local for Program {
     fn stalls(&self) -> bool {
         // TCP takes no bell now, or its program changes path.
         self.bell_asked.is_some()
+    }
+
+    fn beat(&mut self) {
+        self.memory.segment().header().beat();
     }
 
     fn abort(&mut self, reason: &'static str) {
