@@ -219,8 +219,10 @@ impl Bundle {
     /// Reads a folder that [`Bundle::write`] wrote.
     pub(crate) fn read(folder: &Path) -> Result<Self> {
         let path = folder.join(DESCRIPTION);
-        let text =
-            fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        let text = fs::read_to_string(&path).with_context(|| {
+            let (path, folder) = (path.display(), folder.display());
+            format!("reading {path}, which `skein image build SERVICE --to {folder}` writes")
+        })?;
         let description: Description =
             serde_json::from_str(&text).with_context(|| format!("reading {}", path.display()))?;
         let Description { name, kernel, modules, memory_mib, capacity, port } = description;

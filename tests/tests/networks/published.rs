@@ -181,6 +181,31 @@ fn a_connection_wakes_a_service_and_its_rules_decide_who_stays() {
 }
 
 #[test]
+fn a_node_without_a_machine_counts_whom_it_lets_in() {
+    run(Setup::nodes(2), async |world| {
+        let client = world.client();
+        // Of nodes on one host the first opens what is published; the machine is on the other.
+        client.raw(http::Method::POST, "/v1/nodes/n1/cordon", bytes::Bytes::new()).await?;
+        client.create_group(&group("web", vec![tcp_in("80", Peer::Any)?])).await?;
+        let spec = service("echo", |s| {
+            s.network.groups = vec!["web".parse().expect("a name")];
+            s.scaling.replicas_min = 1;
+        });
+        world.serve(&spec).await?;
+        ensure!(world.ready("echo", 1).await?[0].node == "n2");
+        let number = some_port();
+        client.publish(&echo_at(number, 80)?).await?;
+        until("the port to answer", async || {
+            Ok(answers(number, Duration::from_secs(2)).await.then_some(()))
+        })
+        .await?;
+        let counters = client.group_counters("web").await?;
+        ensure!(counters.rules[0].packets > 0 && counters.silent.is_empty(), "{counters:?}");
+        Ok(())
+    });
+}
+
+#[test]
 fn a_published_machine_ends_and_others_connections_go_on() {
     run(Setup::default(), async |world| {
         let client = world.client();

@@ -60,10 +60,10 @@ pub(crate) fn trace(
     };
     let all = node.mirror.read(of_all_nodes);
     let trace = skein_net::trace(&all, network, &Probe { source, destination, payload });
-    let hops = trace.hops.iter().map(|hop| TraceStep {
-        place: hop.at.to_string(),
-        what: hop.why.clone(),
-        rule: hop.why.strip_prefix("rule ").and_then(rule_of),
+    let hops = trace.hops.iter().map(|hop| {
+        let rule = hop.why.strip_prefix("rule ").and_then(rule_of);
+        let what = if rule.is_some() { "a rule lets it through" } else { &hop.why };
+        TraceStep { place: hop.at.to_string(), what: what.to_owned(), rule }
     });
     Ok(TraceAnswer { arrives: trace.arrives(), hops: hops.collect() })
 }

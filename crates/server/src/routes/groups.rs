@@ -317,7 +317,12 @@ pub(crate) async fn counters(
     let group = found(&app, &scope.project, &name)?.value;
     let nodes = app.mirror.read(|view| {
         let of_project = view.ports.values().filter(|p| p.value.project == scope.project);
-        let nodes: BTreeSet<_> = of_project.map(|port| port.value.node.clone()).collect();
+        let mut nodes: BTreeSet<_> = of_project.map(|port| port.value.node.clone()).collect();
+        // Each node judges whom it lets in by a published port, wherever the machine is.
+        if view.publications.values().any(|p| p.value.project == scope.project) {
+            let alive = view.nodes.keys().filter(|node| view.node_state(node) != NodeState::Lost);
+            nodes.extend(alive.cloned());
+        }
         let (there, lost): (Vec<_>, Vec<_>) =
             nodes.into_iter().partition(|node| view.node_state(node) != NodeState::Lost);
         (there, lost)
