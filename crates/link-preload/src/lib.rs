@@ -27,6 +27,7 @@ mod recv;
 mod send;
 mod settle;
 mod side;
+mod sleep;
 mod spin;
 mod sys;
 mod watch;

@@ -3,8 +3,9 @@
 use crate::buffers::Buffers;
 use crate::conn::Conn;
 use crate::doze::{self, Doze};
-use crate::kernel::{self, Handlers};
+use crate::kernel;
 use crate::side::{Guard, Stage, Taken};
+use crate::sleep::{Waited, sleep};
 use crate::{attach, far, leave, real, settle, spin, sys, watch};
 use core::sync::atomic::Ordering;
 use libc::c_int;
@@ -151,16 +152,6 @@ fn awaits(conn: &Conn, flags: c_int) -> bool {
         })
 }
 
-/// How waiting for bytes ended.
-enum Waited {
-    /// Look again.
-    Look,
-    /// With the connection.
-    End,
-    /// With an error number for the program.
-    Error(c_int),
-}
-
 /// Waits for bytes: on the ring by spinning, then dozing; in the kernel once the socket is settled.
 fn wait(
     conn: &Conn,
@@ -239,77 +230,6 @@ fn spin_for_tcp(conn: &Conn, fd: c_int) -> bool {
         && conn.side().stage() == Stage::Counting
         && conn.segment().is_some_and(|segment| conn.pipes(&segment).1.is_far())
         && spin::until_called(&conn.spin_tcp, || sys::poll(fd, libc::POLLIN, 0) > 0)
-}
-
-/// Sleeps in the kernel until the socket is readable: with its timeouts, its restarts after signals, its shutdown by
-/// another thread, as a point of cancellation.
-fn sleep(conn: &Conn, fd: c_int) -> Waited {
-    if let Some(segment) = conn.segment() {
-        conn.pipes(&segment).1.direction().count_sleep();
-        if conn.pipes(&segment).1.is_far()
-            && let Some(waited) = sleep_in_slices(conn, fd)
-        {
-            return waited;
-        }
-    }
-    let mut byte = 0u8;
-    let place = (&raw mut byte).cast();
-    // SAFETY: one byte of ours. A thread that is cancelled here unwinds through our frames, whose destructors only count
-    // references down.
-    let result = unsafe { real::recv(fd, place, 1, libc::MSG_PEEK) };
-    let error = if result < 0 { sys::errno() } else { 0 };
-    if conn.was_closed(fd) {
-        // By another thread: the kernel's answer is the last of this descriptor, and its bytes are out of reach.
-        return match result {
-            0 => Waited::End,
-            1.. => Waited::Error(libc::EBADF),
-            _ => Waited::Error(error),
-        };
-    }
-    match error {
-        0 => Waited::Look,
-        libc::EINTR | libc::EAGAIN => Waited::Error(error),
-        error => {
-            // Bytes in the ring come before the error.
-            conn.side().error.store(error, Ordering::Release);
-            Waited::Look
-        }
-    }
-}
-
-/// The same some seconds at a time, with a look at the node in between. `None`: [`sleep`] is to do it, where only the kernel knows
-/// when a wait ends, or it has more to say than that there are bytes.
-fn sleep_in_slices(conn: &Conn, fd: c_int) -> Option<Waited> {
-    const BYTES: i16 = libc::POLLIN | libc::POLLRDHUP;
-    let side = conn.side();
-    if side.timed.load(Ordering::Relaxed) != 0 || kernel::handlers() == Handlers::Mixed {
-        return None;
-    }
-    let mut set = libc::pollfd { fd, events: BYTES, revents: 0 };
-    loop {
-        let result = watch::in_slices(None, |slice| {
-            if conn.was_closed(fd) || side.aborted().is_some() {
-                return 1;
-            }
-            // SAFETY: one entry of ours. A thread that is cancelled here unwinds as in `sleep`.
-            unsafe { real::poll(&raw mut set, 1, (slice / 1_000_000) as c_int) }
-        });
-        let error = if result < 0 { sys::errno() } else { 0 };
-        if side.aborted().is_some() {
-            return Some(Waited::Look);
-        }
-        if conn.was_closed(fd) {
-            // By another thread, as in `sleep`.
-            let is_end = set.revents & libc::POLLRDHUP != 0;
-            return Some(if is_end { Waited::End } else { Waited::Error(libc::EBADF) });
-        }
-        match error {
-            0 if set.revents & !BYTES == 0 => return Some(Waited::Look),
-            libc::EINTR if kernel::wants_eintr() => return Some(Waited::Error(libc::EINTR)),
-            libc::EINTR => {}
-            _ => return None,
-        }
-    }
 }
 
 /// `MSG_PEEK | MSG_WAITALL`: looks again until there is enough, the end, or an error.

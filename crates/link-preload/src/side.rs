@@ -78,8 +78,8 @@ pub(crate) struct Side {
     pub(crate) cork: AtomicI32,
     /// When the kernel's state of the connection was last looked at while writing, nanoseconds.
     pub(crate) looked_at: AtomicU64,
-    /// 1: calls that wait for bytes wait so long only as the program has set (`SO_RCVTIMEO`).
-    pub(crate) timed: AtomicU32,
+    /// How long calls wait for bytes, milliseconds (`SO_RCVTIMEO`); zero: for ever.
+    receive_ms: AtomicU64,
     /// Writes to the ring that rang no bell.
     pub(crate) writes: AtomicU32,
 }
@@ -264,9 +264,16 @@ impl Side {
         if self.opened.load(Ordering::Relaxed) != 0 { Opener::Us } else { Opener::Peer }
     }
 
-    /// Whether the program has set a timeout for reading.
-    pub(crate) fn set_timed(&self, timed: bool) {
-        self.timed.store(u32::from(timed), Ordering::Relaxed);
+    /// Notes how long calls of the program wait for bytes, milliseconds.
+    pub(crate) fn set_receive_timeout(&self, timeout_ms: Option<u64>) {
+        // One of less than a millisecond is one all the same.
+        let word = timeout_ms.map_or(0, |ms| ms.max(1));
+        self.receive_ms.store(word, Ordering::Relaxed);
+    }
+
+    /// How long calls of the program wait for bytes, milliseconds.
+    pub(crate) fn receive_timeout_ms(&self) -> Option<u64> {
+        Some(self.receive_ms.load(Ordering::Relaxed)).filter(|ms| *ms != 0)
     }
 
     pub(crate) fn aborted(&self) -> Option<c_int> {

@@ -222,18 +222,6 @@ pub(crate) fn nanos() -> u64 {
     (time.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(time.tv_nsec as u64)
 }
 
-/// Writes to memory of the program as the kernel does when it answers: not at all, where that cannot be.
-pub(crate) fn put<T>(value: &T, place: *mut T) {
-    let len = size_of::<T>();
-    let from = iovec { iov_base: ptr::from_ref(value).cast_mut().cast(), iov_len: len };
-    let to = iovec { iov_base: place.cast(), iov_len: len };
-    // SAFETY: no pointers.
-    let own = unsafe { libc::getpid() };
-    let (from, to) = (ptr::from_ref(&from).addr(), ptr::from_ref(&to).addr());
-    // SAFETY: reads the value; a place that cannot be written to is answered with EFAULT.
-    unsafe { call(libc::SYS_process_vm_writev, [own as usize, from, 1, to, 1, 0]) };
-}
-
 /// A header for these buffers.
 pub(crate) fn header(buffers: &[iovec]) -> msghdr {
     // SAFETY: all-zero is a valid header without address, buffers and control data.

@@ -93,8 +93,9 @@ fn look_at(conn: &Conn) {
         return;
     };
     let beats = segment.header().beats();
-    // Zero: a node of an earlier release, which does not count.
-    if beats == 0 || segment.header().behind() != Behind::Node {
+    // Zero: a node of an earlier release, which does not count. Not agreed, or at an end: all that there is goes by TCP.
+    let header = segment.header();
+    if beats == 0 || header.behind() != Behind::Node || !header.is_live() {
         return;
     }
     let pulse = conn.pulse();

@@ -51,6 +51,8 @@ pub(crate) struct Link {
     folder: PathBuf,
     /// The namespace's number in the names of sockets, if the node has one of its own.
     named: Option<u64>,
+    /// The number of the network namespace that the node is in.
+    own: Option<u64>,
     /// Where the light protocol listens.
     light: Option<SocketAddr>,
 }
@@ -101,6 +103,7 @@ impl Link {
                 running: Mutex::new(Some(Arc::new(running))),
                 folder,
                 named: own.filter(|_| config.namespace.is_some()),
+                own,
             }),
             Ok(None) => None,
             Err(error) => {
@@ -113,6 +116,11 @@ impl Link {
     /// UDP port of the light protocol; 0: there is none.
     pub(crate) fn light_port(&self) -> u16 {
         self.light.map_or(0, |light| light.port())
+    }
+
+    /// Where a project's programs ask.
+    fn sockets(&self, project: &str) -> Vec<PathBuf> {
+        place::sockets_to_serve(&self.folder, self.named, self.own, project)
     }
 
     fn running(&self) -> Option<Arc<Running>> {
@@ -232,7 +240,7 @@ pub(crate) async fn follow(node: Arc<Node>) {
         changes.borrow_and_update();
         let (peers, projects) = node.mirror.read(|view| {
             let peers = link.light.map(|at| peers::peers(view, &node.config.name, at));
-            (peers.unwrap_or_default(), peers::projects(view, &link.folder, link.named))
+            (peers.unwrap_or_default(), peers::projects(view, |project| link.sockets(project)))
         });
         let Some(running) = link.running() else { return };
         let fresh = (known.as_ref() != Some(&peers)).then(|| peers.clone());

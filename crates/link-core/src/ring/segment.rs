@@ -84,6 +84,15 @@ pub enum Hello {
     Confirmed,
     /// Has closed the connection.
     Gone,
+    /// Has never come, and nobody waits for it any more: the connection stays on TCP.
+    Absent,
+}
+
+impl Hello {
+    /// Whether that end does not count bytes, and never will.
+    pub const fn is_over(self) -> bool {
+        matches!(self, Self::Gone | Self::Absent)
+    }
 }
 
 /// Why a connection, or one that might have been accelerated, is on TCP. The number is stable.
@@ -219,6 +228,7 @@ impl Header {
             0 => Hello::None,
             1 => Hello::Mapped,
             2 => Hello::Confirmed,
+            4 => Hello::Absent,
             _ => Hello::Gone,
         }
     }
@@ -230,6 +240,7 @@ impl Header {
             Hello::Mapped => 1,
             Hello::Confirmed => 2,
             Hello::Gone => 3,
+            Hello::Absent => 4,
         };
         self.hello[role.index()].store(word, Ordering::SeqCst);
     }

@@ -77,7 +77,7 @@ pub unsafe extern "C-unwind" fn setsockopt(
         && let Some(segment) = held.segment()
     {
         if name == libc::SO_RCVTIMEO {
-            held.side().set_timed(kernel::timeout_ms(fd, name).is_some());
+            held.side().set_receive_timeout(kernel::timeout_ms(fd, name));
             return result;
         }
         // SAFETY: the kernel took a `linger` of two numbers.

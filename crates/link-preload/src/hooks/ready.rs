@@ -234,8 +234,10 @@ pub unsafe extern "C-unwind" fn select(
     // SAFETY: the program's sets.
     let result = unsafe { select_by(count, [readable, writable, other], total, call) };
     if let Some(until) = until.filter(|_| is_divided) {
-        // What is left, as the kernel tells it: to memory that may be for reading only.
-        sys::put(&timeval_of(until.saturating_sub(sys::nanos())), timeout);
+        // What is left, as the C library tells it.
+        let left = timeval_of(until.saturating_sub(sys::nanos()));
+        // SAFETY: the program's time, which the C library writes to in each call.
+        unsafe { timeout.write(left) };
     }
     result
 }

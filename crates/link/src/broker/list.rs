@@ -160,7 +160,7 @@ fn why_not(entry: &Entry<Shared>) -> &'static str {
     let hellos = [header.hello(Role::Low), header.hello(Role::High)];
     if hellos.contains(&Hello::Gone) {
         "closed"
-    } else if hellos.contains(&Hello::None) {
+    } else if hellos.contains(&Hello::None) || hellos.contains(&Hello::Absent) {
         "peer-not-there"
     } else if hellos == [Hello::Confirmed; 2] && has_begun {
         // For want of room, or by a choice that only the other host knows.

@@ -235,6 +235,22 @@ mod tests {
     }
 
     #[test]
+    fn for_one_too_many_64_leave_at_once_the_oldest() {
+        let mut list = List::new();
+        let most = u16::try_from(REFUSED_MAX).unwrap();
+        (1..=most).for_each(|number| note(&mut list, "one", number, 7));
+        let count = |list: &List| list.tell(|_| true).len();
+        assert_eq!(count(&list), REFUSED_MAX);
+        // One that is there already needs no room.
+        note(&mut list, "one", 5, 7);
+        assert_eq!(count(&list), REFUSED_MAX);
+        note(&mut list, "one", most + 1, 7);
+        assert_eq!(count(&list), REFUSED_MAX - LEAVE_AT_ONCE + 1);
+        let has = |number: u16| list.table.has(&place("one", number));
+        assert!((1..=64).all(|number| !has(number)) && (65..=most + 1).all(has));
+    }
+
+    #[test]
     fn it_is_told_once_with_its_latest_reason_until_it_is_taken() {
         let mut list = List::new();
         note(&mut list, "one", 1, 7);

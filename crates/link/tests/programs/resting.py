@@ -1,5 +1,5 @@
 """A connection with some traffic that then rests, after a step back if a word says so: resting.py WORD. Prints `ready`; for
-each line of its input there is more traffic. With a word for a way of waiting, both ends wait for bytes that do not come, and how
+each line of its input there is more traffic. With a word for a way of waiting, both ends wait for bytes or room that do not come, and how
 that ends is printed: the error here, and 3 if there was one at the other end too."""
 
 import ctypes, errno, json, os, select, socket, struct, sys, time
@@ -64,8 +64,15 @@ def polled_by_epoll():
     return poll.poll()
 
 
+def written():
+    while True:  # until all that there is between the two ends is full
+        sock.sendall(b"x" * 1000)
+
+
 WAYS = {
     "read": lambda: None,
+    "limited": lambda: sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 60, 0)),
+    "write": written,
     "poll": polled,
     "select": lambda: select.select([sock], [], []),
     "epoll": polled_by_epoll,

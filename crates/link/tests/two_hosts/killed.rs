@@ -11,8 +11,8 @@ use std::process::{ChildStdout, Command, Stdio};
 
 /// Where the agents are to be: namespace and socket of each host, between blanks.
 const PLACES: &str = "SKEIN_LINK_TEST_AGENTS";
-/// Ways in which a program waits for bytes (`resting.py`).
-const WAYS: [&str; 5] = ["read", "poll", "select", "epoll", "timeout"];
+/// Ways in which a program waits for bytes, or for room (`resting.py`).
+const WAYS: [&str; 7] = ["read", "limited", "write", "poll", "select", "epoll", "timeout"];
 
 /// The process that the test below kills; by itself it tests nothing.
 #[test]

@@ -405,7 +405,7 @@ impl Local for Program {
         self.aborted = true;
         if !self.counts_told {
             // The other one never took the ring for this one: both stay on TCP.
-            self.memory.segment().header().set_hello(self.role.other(), Hello::Gone);
+            self.memory.segment().header().set_hello(self.role.other(), Hello::Absent);
             return;
         }
         tracing::warn!(code = reason, "a connection over the light protocol was cut");
@@ -421,7 +421,7 @@ impl Local for Program {
 impl Drop for Program {
     fn drop(&mut self) {
         if !self.joined {
-            self.memory.segment().header().set_hello(self.role.other(), Hello::Gone);
+            self.memory.segment().header().set_hello(self.role.other(), Hello::Absent);
         } else if self.is_over() {
             self.let_go(Behind::Nobody);
         } else {
