@@ -47,18 +47,12 @@ pub fn socket_path(folder: &Path, namespace: Option<u64>, project: &str) -> Path
     folder.join(format!("link{of_namespace}{of_project}.sock"))
 }
 
-/// Whether the calling thread is in the network namespace of the first process, or it cannot be known.
-fn is_first_namespace() -> bool {
-    let of = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/net")).ok();
-    of("1").is_none_or(|first| of("thread-self").is_none_or(|own| own == first))
-}
-
-/// Where a broker is started for want of one, for programs of this host and project that have looked at `found` in vain: in a
-/// network namespace beside the first process's, a socket of its own, which a node of that namespace takes over.
+/// Where a broker is started for want of one, for programs of this host and project that have looked at `found` in vain: on the
+/// socket of its network namespace, which a node there takes over.
 pub fn socket_to_start(found: &Path, project: &str) -> PathBuf {
     let folder = found.parent().unwrap_or(Path::new("/"));
     let is_common = found == socket_path(folder, None, project);
-    let own = if is_common && !is_first_namespace() { own_namespace() } else { None };
+    let own = own_namespace().filter(|_| is_common);
     own.map_or_else(|| found.to_owned(), |own| socket_path(folder, Some(own), project))
 }
 

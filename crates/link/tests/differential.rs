@@ -14,7 +14,7 @@ fn seeds(from: u32, count: u32, steps: u32) {
 
 #[test]
 fn random_calls() {
-    seeds(1, 20, 150);
+    seeds(1, 40, 100);
 }
 
 #[test]

@@ -150,6 +150,8 @@ pub(crate) fn same_calls(
 ) {
     let script = program("exercise.py");
     for seed in seeds {
+        // The last one is the one that hung, or was ended.
+        println!("seed {seed}, {steps} steps");
         let (seed, steps) = (seed.to_string(), steps.to_string());
         let words = ["python3", script.to_str().unwrap(), &seed, &steps];
         let (tcp, link) = (output(On::Tcp, &words), output(On::Link, &words));

@@ -53,7 +53,7 @@ fn seeds(from: u32, count: u32, steps: u32) {
 
 #[test]
 fn random_calls() {
-    seeds(1, 12, 120);
+    seeds(1, 30, 80);
 }
 
 #[test]
