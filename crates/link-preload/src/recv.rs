@@ -45,7 +45,8 @@ pub(crate) fn recv(conn: &Conn, fd: c_int, mut buffers: Buffers<'_>, flags: c_in
     let mut has_spun = false;
     let mut has_slept = match wait_first(conn, fd, flags) {
         Ok(has_slept) => has_slept,
-        Err(answer) => return answer,
+        Err(error) if error == 0 || is_shut(conn, fd, error) => return 0,
+        Err(error) => return -(error as isize),
     };
     loop {
         let part = match conn.side().receiver() {
@@ -100,8 +101,17 @@ pub(crate) fn recv(conn: &Conn, fd: c_int, mut buffers: Buffers<'_>, flags: c_in
                 libc::EAGAIN
             }
         };
-        return if buffers.done() > 0 { buffers.done() as isize } else { -(error as isize) };
+        let is_told = buffers.done() == 0 && !is_shut(conn, fd, error);
+        return if is_told { -(error as isize) } else { buffers.done() as isize };
     }
+}
+
+/// Whether an error is only that another thread has closed the descriptor meanwhile, having shut receiving down before: then the call
+/// is told the end.
+fn is_shut(conn: &Conn, fd: c_int, error: c_int) -> bool {
+    matches!(error, libc::EBADF | libc::ENOTSOCK)
+        && conn.side().read_shut.load(Ordering::Acquire) != 0
+        && conn.was_closed(fd)
 }
 
 /// A read of so many bytes is one of a stream.
@@ -120,8 +130,9 @@ fn note_read(conn: &Conn, bytes: usize, has_slept: bool) {
     }
 }
 
-/// Waits before looking, which saves a system call, where the last read had to wait: whether it slept, or the call's answer.
-fn wait_first(conn: &Conn, fd: c_int, flags: c_int) -> Result<bool, isize> {
+/// Waits before looking, which saves a system call, where the last read had to wait: whether it slept, or the error number that the
+/// call answers; zero for the end.
+fn wait_first(conn: &Conn, fd: c_int, flags: c_int) -> Result<bool, c_int> {
     if !awaits(conn, flags) {
         return Ok(false);
     }
@@ -130,7 +141,7 @@ fn wait_first(conn: &Conn, fd: c_int, flags: c_int) -> Result<bool, isize> {
         // The peer may have woken us to have its bytes back.
         Waited::Look => attach::advance(conn, fd, 0),
         Waited::End => return Err(0),
-        Waited::Error(error) => return Err(-(error as isize)),
+        Waited::Error(error) => return Err(error),
     }
     Ok(sys::nanos() - begun >= SLEPT_NS)
 }

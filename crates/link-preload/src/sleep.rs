@@ -22,10 +22,11 @@ pub(crate) enum Waited {
 /// Sleeps in the kernel until the socket is readable: with its timeouts, its restarts after signals, its shutdown by
 /// another thread, as a point of cancellation.
 pub(crate) fn sleep(conn: &Conn, fd: c_int) -> Waited {
+    let mut has_ended = false;
     if let Some(segment) = conn.segment() {
         conn.pipes(&segment).1.direction().count_sleep();
         if conn.pipes(&segment).1.is_far()
-            && let Some(waited) = sleep_in_slices(conn, fd)
+            && let Some(waited) = sleep_in_slices(conn, fd, &mut has_ended)
         {
             return waited;
         }
@@ -41,6 +42,7 @@ pub(crate) fn sleep(conn: &Conn, fd: c_int) -> Waited {
         return match result {
             0 => Waited::End,
             1.. => Waited::Error(libc::EBADF),
+            _ if has_ended => Waited::End,
             _ => Waited::Error(error),
         };
     }
@@ -56,8 +58,8 @@ pub(crate) fn sleep(conn: &Conn, fd: c_int) -> Waited {
 }
 
 /// The same some seconds at a time, with a look at the node in between. `None`: [`sleep`] is to do it, where only the kernel knows
-/// whether a signal ends the wait, or it has more to say than that there are bytes.
-fn sleep_in_slices(conn: &Conn, fd: c_int) -> Option<Waited> {
+/// whether a signal ends the wait, or it has more to say than that there are bytes: `has_ended`, perhaps.
+fn sleep_in_slices(conn: &Conn, fd: c_int, has_ended: &mut bool) -> Option<Waited> {
     const BYTES: i16 = libc::POLLIN | libc::POLLRDHUP;
     let side = conn.side();
     let total = side.receive_timeout_ms().map(|ms| ms.saturating_mul(1_000_000));
@@ -75,13 +77,13 @@ fn sleep_in_slices(conn: &Conn, fd: c_int) -> Option<Waited> {
             unsafe { real::poll(&raw mut set, 1, slice.div_ceil(1_000_000) as c_int) }
         });
         let error = if result < 0 { sys::errno() } else { 0 };
+        *has_ended = set.revents & libc::POLLRDHUP != 0;
         if side.aborted().is_some() {
             return Some(Waited::Look);
         }
         if conn.was_closed(fd) {
             // By another thread, as in `sleep`.
-            let is_end = set.revents & libc::POLLRDHUP != 0;
-            return Some(if is_end { Waited::End } else { Waited::Error(libc::EBADF) });
+            return Some(if *has_ended { Waited::End } else { Waited::Error(libc::EBADF) });
         }
         match (result, error) {
             (0, _) => return Some(Waited::Error(libc::EAGAIN)),

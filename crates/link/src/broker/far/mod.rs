@@ -186,6 +186,7 @@ impl Program {
         let rang = self.taker.ring(dir, phase, || ring(holder));
         // Its library may wait for the end of that to leave the ring.
         Self::announce(dir);
+        self.watch();
         let end = match rang {
             Rang::Yes(end) => Some(end),
             Rang::No => None,
@@ -217,6 +218,15 @@ impl Program {
             return Some(Note::Gone);
         }
         None
+    }
+
+    /// Waits for the end of the process too that was found to hold the socket, if it is another one than before.
+    fn watch(&mut self) {
+        if self.holder.take_fresh() {
+            let data = epoll::EventData::new_u64(0);
+            let added = epoll::add(&self.wake, self.holder.process(), data, epoll::EventFlags::IN);
+            self.dead |= added.is_err();
+        }
     }
 
     /// Wakes a program that waits for news of the node in one direction.
@@ -351,15 +361,11 @@ impl Local for Program {
         let _ = rustix::io::read(&*self.called, &mut [0; 8]);
         if !self.dead && self.holder.has_ended() {
             self.dead = !self.holder.renew();
-            let data = epoll::EventData::new_u64(0);
             if self.dead {
                 // It stays readable: nothing to wait for there any more.
                 let _ = epoll::delete(&self.wake, self.holder.process());
-            } else if epoll::add(&self.wake, self.holder.process(), data, epoll::EventFlags::IN)
-                .is_err()
-            {
-                self.dead = true;
             }
+            self.watch();
         }
     }
 
