@@ -160,6 +160,8 @@ fn start_postgres(ground: &Ground<'_>, link: Link) -> Result<Postgres, BenchErro
     let port = free_port()?;
     let mut command = as_user("postgres", link);
     command.args(["-p", &port.to_string(), "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]);
+    // One that is killed leaves nothing in /dev/shm.
+    command.args(["-c", "dynamic_shared_memory_type=mmap"]);
     command.arg("-c").arg(format!("unix_socket_directories={}", ground.path("").display()));
     let (running, _) = ground.start(command)?;
     listening(port, LIMIT)?;

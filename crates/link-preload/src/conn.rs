@@ -42,13 +42,10 @@ pub(crate) struct Conn {
     pub(crate) listed: AtomicU8,
     /// The last read took few bytes of TCP and had to wait for them.
     pub(crate) awaits: AtomicU8,
-    /// The last read took many bytes.
-    pub(crate) streams: AtomicU8,
     /// Calls without bytes.
     pub(crate) idle: Idle,
-    /// How long it pays to spin for the next byte, nanoseconds; for one that comes by TCP from another host; and for room.
+    /// How long it pays to spin for the next byte on the ring, nanoseconds; and for room.
     pub(crate) spin_read: AtomicU32,
-    pub(crate) spin_tcp: AtomicU32,
     pub(crate) spin_write: AtomicU32,
     /// Of the node behind it, if its other end is far.
     pulse: Pulse,
@@ -79,10 +76,8 @@ impl Conn {
         blocking: AtomicU8::new(0),
         listed: AtomicU8::new(0),
         awaits: AtomicU8::new(0),
-        streams: AtomicU8::new(0),
         idle: Idle::new(),
         spin_read: AtomicU32::new(0),
-        spin_tcp: AtomicU32::new(0),
         spin_write: AtomicU32::new(0),
         pulse: Pulse::new(),
         any_fd: AtomicI32::new(0),
@@ -172,11 +167,10 @@ pub(crate) fn add(fd: c_int, spin: u32) -> bool {
         }
         conn.side.store(side.as_ptr(), Ordering::Relaxed);
         let modes = [&conn.polled, &conn.edges, &conn.nonblocking, &conn.blocking, &conn.listed];
-        for flag in modes.into_iter().chain([&conn.awaits, &conn.streams]) {
+        for flag in modes.into_iter().chain([&conn.awaits]) {
             flag.store(0, Ordering::Relaxed);
         }
         conn.spin_read.store(spin, Ordering::Relaxed);
-        conn.spin_tcp.store(spin, Ordering::Relaxed);
         conn.spin_write.store(spin, Ordering::Relaxed);
         conn.any_fd.store(fd + 1, Ordering::Relaxed);
         conn.closed_fd.store(0, Ordering::Relaxed);

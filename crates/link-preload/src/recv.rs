@@ -42,7 +42,6 @@ pub(crate) fn recv(conn: &Conn, fd: c_int, mut buffers: Buffers<'_>, flags: c_in
     attach::advance(conn, fd, 0);
     let mut quiet = Quiet::Leave;
     let mut blocks = None;
-    let mut has_spun = false;
     let mut has_slept = match wait_first(conn, fd, flags) {
         Ok(has_slept) => has_slept,
         Err(error) if error == 0 || is_shut(conn, fd, error) => return 0,
@@ -81,7 +80,7 @@ pub(crate) fn recv(conn: &Conn, fd: c_int, mut buffers: Buffers<'_>, flags: c_in
             }
             Part::Nothing(ring) if *blocks.get_or_insert_with(|| waits(conn, fd, flags)) => {
                 has_slept |= ring.is_none();
-                match wait(conn, fd, ring, (&mut quiet, &mut has_spun)) {
+                match wait(conn, fd, ring, &mut quiet) {
                     Waited::Look => {
                         // The peer may have woken us to have its bytes back.
                         attach::advance(conn, fd, 0);
@@ -119,14 +118,11 @@ const MANY: usize = 16 << 10;
 /// A call that waits takes at least so long, nanoseconds: to sleep and to be woken. One that finds bytes takes a quarter of that.
 const SLEPT_NS: u64 = 2000;
 
-/// Notes how bytes came, and whether they had to be waited for on TCP.
+/// Notes whether bytes had to be waited for on TCP, a message at a time.
 fn note_read(conn: &Conn, bytes: usize, has_slept: bool) {
-    let streams = bytes >= MANY;
-    for (flag, is_set) in [(&conn.streams, streams), (&conn.awaits, has_slept && !streams)] {
-        let word = u8::from(is_set);
-        if flag.load(Ordering::Relaxed) != word {
-            flag.store(word, Ordering::Relaxed);
-        }
+    let awaits = u8::from(has_slept && bytes < MANY);
+    if conn.awaits.load(Ordering::Relaxed) != awaits {
+        conn.awaits.store(awaits, Ordering::Relaxed);
     }
 }
 
@@ -163,18 +159,12 @@ fn awaits(conn: &Conn, flags: c_int) -> bool {
         })
 }
 
-/// Waits for bytes: on the ring by spinning, then dozing; in the kernel once the socket is settled.
-fn wait(
-    conn: &Conn,
-    fd: c_int,
-    ring: Option<Rx>,
-    (quiet, has_spun): (&mut Quiet, &mut bool),
-) -> Waited {
+/// Waits for bytes: on the ring by spinning, then dozing; in the kernel once the socket is settled. Bytes of TCP are waited for in
+/// the kernel at once: each look is a system call, and takes from the sender what he needs to send them.
+fn wait(conn: &Conn, fd: c_int, ring: Option<Rx>, quiet: &mut Quiet) -> Waited {
     let Some(rx) = ring.filter(|_| *quiet == Quiet::Leave) else {
         *quiet = Quiet::Leave;
-        // Readable and nothing to read: what the kernel has to say of that, only the sleep hears.
-        *has_spun = !*has_spun && ring.is_none() && spin_for_tcp(conn, fd);
-        return if *has_spun { Waited::Look } else { sleep(conn, fd) };
+        return sleep(conn, fd);
     };
     if spin_for(conn, &rx) {
         return Waited::Look;
@@ -232,15 +222,6 @@ fn spin_for(conn: &Conn, rx: &Rx) -> bool {
     };
     let (_, inward) = conn.pipes(&segment);
     spin::until(&conn.spin_read, || rx.stirs(inward.direction()))
-}
-
-/// Spins for bytes of a stream that another host sends by TCP: a sender that need not wake anybody sends the more. Not for a
-/// message at a time: there each look, a system call, takes from the sender what it might need for the message.
-fn spin_for_tcp(conn: &Conn, fd: c_int) -> bool {
-    conn.streams.load(Ordering::Relaxed) != 0
-        && conn.side().stage() == Stage::Counting
-        && conn.segment().is_some_and(|segment| conn.pipes(&segment).1.is_far())
-        && spin::until_called(&conn.spin_tcp, || sys::poll(fd, libc::POLLIN, 0) > 0)
 }
 
 /// `MSG_PEEK | MSG_WAITALL`: looks again until there is enough, the end, or an error.

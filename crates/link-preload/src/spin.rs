@@ -12,8 +12,6 @@ const LEAST: u32 = 500;
 const PROBE: u64 = 64;
 /// Looks between two readings of the clock (which costs as much as about ten looks).
 const LOOKS: u32 = 32;
-/// The same where a look is a system call.
-const CALLS: u32 = 2;
 /// A gap between two readings of the clock that only another process on this processor explains, nanoseconds.
 const PREEMPTED: u64 = 15_000;
 
@@ -21,16 +19,7 @@ const PREEMPTED: u64 = 15_000;
 pub(crate) static START: AtomicU32 = AtomicU32::new(0);
 
 /// Spins until the condition holds: whether it did within the budget.
-pub(crate) fn until(budget: &AtomicU32, holds: impl FnMut() -> bool) -> bool {
-    until_by::<LOOKS>(budget, holds)
-}
-
-/// The same for a condition that takes a system call.
-pub(crate) fn until_called(budget: &AtomicU32, holds: impl FnMut() -> bool) -> bool {
-    until_by::<CALLS>(budget, holds)
-}
-
-fn until_by<const LOOKS: u32>(budget: &AtomicU32, mut holds: impl FnMut() -> bool) -> bool {
+pub(crate) fn until(budget: &AtomicU32, mut holds: impl FnMut() -> bool) -> bool {
     if holds() {
         return true;
     }

@@ -29,7 +29,12 @@ pub struct Line {
 pub(crate) const WIDTH: f64 = 720.0;
 pub(crate) const HEIGHT: f64 = 420.0;
 const LEFT: f64 = 70.0;
-const RIGHT: f64 = 20.0;
+/// Between the lines and the legend.
+const GAP: f64 = 16.0;
+/// A line's sample in the legend.
+const SAMPLE: f64 = 24.0;
+/// No wider is a letter of the legend.
+const LETTER: f64 = 6.5;
 const TOP: f64 = 40.0;
 const BOTTOM: f64 = 50.0;
 
@@ -107,6 +112,13 @@ impl Axis {
         Self { low, high, from, to }
     }
 
+    /// With room beyond the values, where they do not end at zero: what lies at the edge is seen whole.
+    fn with_room(self) -> Self {
+        let room = (self.high - self.low) * 0.03;
+        let beyond = |end: f64, room: f64| if end == 0.0 { end } else { end + room };
+        Self { low: beyond(self.low, -room), high: beyond(self.high, room), ..self }
+    }
+
     fn at(&self, value: f64) -> f64 {
         self.from + (value - self.low) / (self.high - self.low) * (self.to - self.from)
     }
@@ -115,7 +127,7 @@ impl Axis {
     fn ticks(&self) -> Vec<f64> {
         let rough = (self.high - self.low) / 5.0;
         let power = 10f64.powf(rough.log10().floor());
-        let step = [1.0, 2.0, 5.0, 10.0].into_iter().find(|by| by * power >= rough);
+        let step = [1.0, 2.0, 5.0, 10.0].into_iter().find(|by| by * power >= 0.8 * rough);
         let step = step.unwrap_or(10.0) * power;
         let first = (self.low / step).ceil() as i64;
         let last = (self.high / step + 1e-9).floor() as i64;
@@ -139,24 +151,30 @@ impl Plot {
 
     fn shapes(&self) -> Vec<Shape> {
         let points = || self.lines.iter().flat_map(|line| &line.points);
-        let x = Axis::new(points().map(|p| p.0), LEFT, WIDTH - RIGHT, false);
-        let ends = points().flat_map(|p| [p.1 - p.2, p.1 + p.2]);
-        let y = Axis::new(ends, HEIGHT - BOTTOM, TOP, true);
+        let letters = self.lines.iter().map(|line| line.name.chars().count()).max();
+        // The legend is beside the lines, never over them; half of the width is theirs whatever the names are.
+        let legend = letters.map_or(0.0, |most| SAMPLE + GAP + most as f64 * LETTER);
+        let right = (WIDTH - GAP - legend).max(WIDTH / 2.0);
+        let x = Axis::new(points().map(|p| p.0), LEFT, right, false).with_room();
+        let ends = points().flat_map(|p| [p.1, p.1 - p.2, p.1 + p.2]);
+        let y = Axis::new(ends, HEIGHT - BOTTOM, TOP, true).with_room();
         let mut shapes = vec![];
         self.axes(&mut shapes, &x, &y);
         for (at, line) in self.lines.iter().enumerate() {
             let colour = COLOURS[at % COLOURS.len()];
             line.draw(&mut shapes, colour, &x, &y);
             let height = TOP + 16.0 * (at as f64 + 0.75);
-            let places = vec![(LEFT + 10.0, height), (LEFT + 34.0, height)];
+            let from = right + GAP / 2.0;
+            let places = vec![(from, height), (from + SAMPLE, height)];
             shapes.push(Shape::Path { places, colour, width: 2.0 });
-            shapes.push(text((LEFT + 40.0, height + 4.0), Anchor::Start, &line.name));
+            let place = (from + SAMPLE + GAP / 2.0, height + 4.0);
+            shapes.push(text(place, Anchor::Start, &line.name));
         }
         shapes
     }
 
     fn axes(&self, shapes: &mut Vec<Shape>, x: &Axis, y: &Axis) {
-        let (bottom, right) = (HEIGHT - BOTTOM, WIDTH - RIGHT);
+        let (bottom, right) = (HEIGHT - BOTTOM, x.to);
         for tick in x.ticks() {
             let at = x.at(tick);
             let places = vec![(at, TOP), (at, bottom)];
@@ -225,6 +243,13 @@ mod tests {
         }
         assert!(!svg.contains("NaN") && !svg.contains("inf"));
         assert_eq!(svg.matches("Queue &amp; replicas").count(), 1, "{svg}");
+        // The legend begins where the frame ends.
+        let frame = svg.split("<polyline").find(|it| it.contains("#888888")).unwrap_or_default();
+        let corner = frame.split([' ', ',']).filter_map(|it| it.parse::<f64>().ok());
+        let right = corner.fold(0.0, f64::max);
+        let legend = svg.lines().find(|it| it.contains("a&lt;b")).unwrap_or_default();
+        let from: f64 = legend.split('"').nth(1).and_then(|it| it.parse().ok()).unwrap_or(0.0);
+        assert!(from > right && right > WIDTH / 2.0, "{from} {right}");
         assert!(Plot::default().to_svg().contains("</svg>"));
         let png = plot.to_png().unwrap();
         assert_eq!(&png[..8], b"\x89PNG\r\n\x1a\n");

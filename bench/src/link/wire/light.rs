@@ -108,7 +108,7 @@ impl End {
 
     /// Waits, if there was nothing to do for long enough.
     fn pause(&mut self, worked: bool) -> io::Result<()> {
-        if worked {
+        if worked || (self.waits == Waits::Sleeping && self.hub.rest()?) {
             self.idle_since = None;
         } else if self.waits == Waits::Sleeping {
             let since = *self.idle_since.get_or_insert_with(Instant::now);

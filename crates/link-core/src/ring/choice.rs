@@ -39,6 +39,8 @@ const TCP_ADVANTAGE_TENTHS: u128 = 11;
 /// How long a choice holds, and how long at most after it was confirmed again and again: a measurement of the slower path costs
 /// its bytes 20 to 40 ms.
 const HOLD_NS: (u64, u64) = (4_000_000_000, 64_000_000_000);
+/// How long TCP holds first where the other path lost clearly: a stream of some seconds should not pay for a second look.
+const HOLD_CLEAR_NS: u64 = 16_000_000_000;
 /// How long the light path holds first. Measuring TCP costs little where a wire is the limit; and where the processor is, the wrong
 /// choice, for which others that took the processor meanwhile are enough, costs most.
 const HOLD_LIGHT_NS: u64 = 500_000_000;
@@ -186,6 +188,10 @@ impl Choice {
         };
         let is_faster = u128::from(tcp) * 10 > u128::from(light) * TCP_ADVANTAGE_TENTHS;
         self.settle(if is_faster { Path::Tcp } else { Path::Light }, now);
+        if is_faster && tcp / LOSES > light && self.hold < HOLD_CLEAR_NS {
+            self.hold = HOLD_CLEAR_NS;
+            self.until = now.saturating_add(self.hold);
+        }
     }
 
     fn begin(&mut self, trial: Trial, now: u64, arrived: u64) {
@@ -293,7 +299,7 @@ mod tests {
         world.run(SECOND, 300_000_000, 3_000_000_000);
         assert!(world.choice.prefers_tcp());
         // The light path, a tenth as fast, is tried once more: to warm up, and for one part.
-        world.run(4 * SECOND, 300_000_000, 3_000_000_000);
+        world.run(16 * SECOND, 300_000_000, 3_000_000_000);
         let most = 300_000 * 30;
         assert!((1..most).contains(&world.on[0]), "{} bytes", world.on[0]);
         // On a wire that loses frames TCP is left before it has brought the bytes of a part.

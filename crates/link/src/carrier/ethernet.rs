@@ -1,8 +1,9 @@
 //! Datagrams straight on Ethernet, through a packet socket (packet(7)).
 //!
 //! Frames go through the interface's queueing discipline like everybody's, so that limits set on it hold. The socket's
-//! send buffer is what bounds the queue there: when it is full the sender waits, and nothing is dropped on this host.
+//! send buffer is what bounds the queue there ([`Depth`]): when it is full the sender waits, and nothing is dropped on this host.
 
+use super::depth::Depth;
 use super::{Address, Carrier, CarrierError, CarrierKind, Sent, Source};
 use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::{LinkAddr, bind};
@@ -25,10 +26,6 @@ const FRAME_HEADER: usize = 14;
 const BATCH: usize = 64;
 /// Frames that wait to be read: a receiver that is not scheduled for 10 ms at 10 Gbit/s.
 const RECEIVE_BUFFER: usize = 16 << 20;
-/// What may wait in the interface's queue, as the kernel counts (2304 bytes for a full frame): 83 frames, or one
-/// millisecond at 1 Gbit/s. TCP keeps about as much there (`tcp_small_queue_check`), and who shares a queue gets in
-/// proportion to what he puts into it: with a third more, three times what TCP got beside it was seen.
-const QUEUE_BYTES: usize = 192 << 10;
 /// Frames taken in one go before what they brought is answered.
 const RECEIVE_MAX: usize = 64;
 
@@ -54,6 +51,7 @@ pub struct Ethernet {
     lengths: Vec<usize>,
     /// Of `lengths`, so many have been sent.
     sent: usize,
+    depth: Depth,
     received: Vec<u8>,
     /// Frames to read before answering: more while they come in bursts.
     receive_next: usize,
@@ -77,18 +75,24 @@ impl Ethernet {
         })?;
         // A smaller buffer loses bursts and works; only root may have this one.
         let _ = sockopt::set_socket_recv_buffer_size_force(&socket, RECEIVE_BUFFER);
-        // The kernel doubles the value that it is given.
-        let _ = sockopt::set_socket_send_buffer_size_force(&socket, QUEUE_BYTES / 2);
-        Ok(Self {
+        let ethernet = Self {
             socket,
             mac: Mac(address.addr().unwrap_or_default()),
             mtu,
             frames: vec![0; BATCH * (FRAME_HEADER + mtu.get())],
             lengths: Vec::with_capacity(BATCH),
             sent: 0,
+            depth: Depth::new(),
             received: vec![0; FRAME_HEADER + 65_536],
             receive_next: 1,
-        })
+        };
+        ethernet.limit_queue();
+        Ok(ethernet)
+    }
+
+    fn limit_queue(&self) {
+        // The kernel doubles the value that it is given. With another one it works too, as long as that was the latest.
+        let _ = sockopt::set_socket_send_buffer_size_force(&self.socket, self.depth.limit() / 2);
     }
 
     /// The interface's address.
@@ -110,8 +114,17 @@ impl Ethernet {
                 many => send_many(&self.socket, many),
             };
             match result {
-                Ok(sent) => self.sent += sent,
-                Err(Errno::AGAIN) => return Ok(Sent::Full),
+                Ok(sent) => {
+                    let taken = &self.lengths[self.sent..self.sent + sent];
+                    taken.iter().for_each(|length| self.depth.took(*length));
+                    self.sent += sent;
+                }
+                Err(Errno::AGAIN) => {
+                    if self.depth.fill() {
+                        self.limit_queue();
+                    }
+                    return Ok(Sent::Full);
+                }
                 Err(Errno::NOBUFS) => return Ok(Sent::Congested),
                 Err(Errno::INTR) => {}
                 // Too long for the interface now, or it is down: lost, as on any wire.
@@ -162,6 +175,7 @@ impl Carrier for Ethernet {
                 self.lengths.push(FRAME_HEADER + length);
             }
             if self.lengths.is_empty() {
+                self.depth.rest();
                 return Ok(Sent::All);
             }
         }

@@ -10,6 +10,7 @@
 //!
 //! A carrier sends and receives without waiting. It never looks into datagrams.
 
+mod depth;
 mod ethernet;
 mod neighbour;
 mod udp;

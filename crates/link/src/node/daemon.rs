@@ -151,6 +151,11 @@ impl Daemon {
                 }
                 continue;
             }
+            // Fails for want of memory only: then it looks.
+            if self.hub.rest().unwrap_or(false) {
+                idle_since = None;
+                continue;
+            }
             let since = *idle_since.get_or_insert(now);
             if now.since(since) < self.spin.budget() {
                 std::hint::spin_loop();

@@ -7,6 +7,7 @@
 //! ```
 
 use super::clock::Clock;
+use super::inflow::{BULK_REST, Inflow};
 use crate::carrier::{Address, Carrier, CarrierKind, Sent, Source};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use skein_link_core::light::{ChannelId, Config, DatagramSize, Moment, Planned, Session};
@@ -38,14 +39,16 @@ pub struct Way {
 /// Takes bytes of a channel at once; how many.
 pub type Taker<'a> = &'a mut dyn FnMut(PeerIndex, ChannelId, &[u8]) -> usize;
 
-/// How long a carrier that takes no more is left alone. Its descriptor becomes writable only when half of its buffer is
-/// free, and a wire that waits for the sender to wake up after that is a wire that stands still.
+/// How long a carrier that takes no more is left alone, unless its descriptor becomes writable before. That it does only when half
+/// of its buffer is free, and a wire that waits for the sender to wake up after that is a wire that stands still. Who asks
+/// again at once gets one frame through each time, for as long as a wire of 1 Gbit/s is full: that took a processor of its own, which
+/// the receiver may need. So long, such a wire takes 17 frames.
 const FULL_PAUSE: Duration = Duration::from_micros(200);
 
 struct Line {
     carrier: Box<dyn Carrier>,
-    /// It takes no more now.
-    full: bool,
+    /// It takes no more until then, or until its descriptor is writable.
+    full_until: Option<Moment>,
     /// It takes no more until then.
     congested_until: Option<Moment>,
     failures: u64,
@@ -67,17 +70,19 @@ pub struct Hub {
     /// `None`: was removed. A place is never used again, so that no index means another peer later: eight bytes for each.
     peers: Vec<Option<Box<Peer>>>,
     by_address: HashMap<Address, usize>,
+    inflow: Inflow,
 }
 
 impl Hub {
     /// A hub without carriers.
     pub fn new(clock: Clock) -> Self {
-        Self { clock, lines: Vec::new(), peers: Vec::new(), by_address: HashMap::new() }
+        let inflow = Inflow::default();
+        Self { clock, lines: Vec::new(), peers: Vec::new(), by_address: HashMap::new(), inflow }
     }
 
     /// Adds a carrier.
     pub fn add_carrier(&mut self, carrier: Box<dyn Carrier>) -> CarrierIndex {
-        let line = Line { carrier, full: false, congested_until: None, failures: 0 };
+        let line = Line { carrier, full_until: None, congested_until: None, failures: 0 };
         self.lines.push(line);
         CarrierIndex(self.lines.len() - 1)
     }
@@ -201,6 +206,7 @@ impl Hub {
                 };
                 latest = Some((from, peer));
                 let Some(there) = self.peers[peer].as_deref_mut() else { return };
+                self.inflow.count(datagram, now);
                 let mut take = |channel, bytes: &[u8]| taker(PeerIndex(peer), channel, bytes);
                 there.session.receive_with(datagram, now, &mut take);
             });
@@ -240,19 +246,43 @@ impl Hub {
     ///
     /// # Errors
     /// The kernel refuses to wait.
-    pub fn wait(&self, limit: Option<Duration>, also: &[BorrowedFd<'_>]) -> io::Result<()> {
+    pub fn wait(&mut self, limit: Option<Duration>, also: &[BorrowedFd<'_>]) -> io::Result<()> {
         let now = self.clock.now();
         // What is due for a carrier that takes nothing waits for the carrier.
-        let free = |peer: &&Peer| !self.lines[peer.ways[peer.current].carrier.0].full;
+        let line_of = |peer: &Peer| &self.lines[peer.ways[peer.current].carrier.0];
+        let free = |peer: &&Peer| line_of(peer).full_until.is_none();
         let peers = self.peers.iter().flatten().map(|peer| &**peer);
         let deadlines = peers.filter(free).filter_map(|p| p.session.next_deadline());
-        let congested = self.lines.iter().filter_map(|line| line.congested_until);
-        let due = deadlines.chain(congested).min().map(|due| due.since(now));
-        let full = self.lines.iter().any(|line| line.full).then_some(FULL_PAUSE);
-        let span = [due, limit, full].into_iter().flatten().min();
+        let busy = self.lines.iter().flat_map(|line| [line.congested_until, line.full_until]);
+        let due = deadlines.chain(busy.flatten()).min().map(|due| due.since(now));
+        self.poll([due, limit].into_iter().flatten().min(), PollFlags::IN, also)
+    }
+
+    /// Sleeps a little if there is nothing to be gained by looking again at once: bulk is on its way, or a carrier is full. `false` if
+    /// that is not so. To be called when there was nothing to do.
+    ///
+    /// # Errors
+    /// The kernel refuses to wait.
+    pub fn rest(&mut self) -> io::Result<bool> {
+        let now = self.clock.now();
+        let full = self.lines.iter().filter_map(|line| line.full_until).min();
+        let full = full.map(|until| until.since(now)).filter(|span| !span.is_zero());
+        let bulk = self.inflow.is_bulk(now).then_some(BULK_REST);
+        let Some(span) = full.into_iter().chain(bulk).min() else { return Ok(false) };
+        self.poll(Some(span), PollFlags::empty(), &[])?;
+        Ok(true)
+    }
+
+    /// Waits for `flags` of all carriers, and until those that are full are not.
+    fn poll(
+        &mut self,
+        span: Option<Duration>,
+        flags: PollFlags,
+        also: &[BorrowedFd<'_>],
+    ) -> io::Result<()> {
         let lines = self.lines.iter().map(|line| {
-            let flags = if line.full { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
-            PollFd::from_borrowed_fd(line.carrier.descriptor(), flags)
+            let full = if line.full_until.is_some() { PollFlags::OUT } else { PollFlags::empty() };
+            PollFd::from_borrowed_fd(line.carrier.descriptor(), flags | full)
         });
         let also = also.iter().map(|also| PollFd::from_borrowed_fd(*also, PollFlags::IN));
         let mut descriptors: Vec<PollFd<'_>> = lines.chain(also).collect();
@@ -261,22 +291,29 @@ impl Hub {
             tv_nsec: span.subsec_nanos().into(),
         });
         match poll(&mut descriptors, span.as_ref()) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
-            Err(errno) => Err(errno.into()),
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
         }
+        let writable = |descriptor: &PollFd<'_>| descriptor.revents().contains(PollFlags::OUT);
+        let writable: Vec<bool> = descriptors.iter().map(writable).collect();
+        for (line, _) in self.lines.iter_mut().zip(writable).filter(|(_, writable)| *writable) {
+            line.full_until = None;
+        }
+        Ok(())
     }
 }
 
 impl Line {
     fn transmit(&mut self, to: &Address, session: &mut Session, clock: &Clock) -> bool {
         let now = clock.now();
-        if self.congested_until.is_some_and(|until| until > now) {
+        let busy = [self.congested_until, self.full_until];
+        if busy.into_iter().flatten().any(|until| until > now) {
             return false;
         }
         let mut outlet = Outlet { session, clock, now, count: 0 };
         let result = self.carrier.send(to, &mut outlet);
         let (now, any) = (outlet.now, outlet.count > 0);
-        self.full = matches!(result, Ok(Sent::Full));
+        self.full_until = matches!(result, Ok(Sent::Full)).then(|| now + FULL_PAUSE);
         self.congested_until = matches!(result, Ok(Sent::Congested)).then(|| now + CONGESTED_PAUSE);
         self.failures += u64::from(result.is_err());
         any

@@ -18,6 +18,7 @@ mod connection;
 mod daemon;
 mod frame;
 mod hub;
+mod inflow;
 mod path;
 mod peers;
 mod spin;

@@ -274,7 +274,11 @@ pub(super) fn prototype(effort: Effort, progress: &Progress) -> Experiment {
     let batches: Vec<u32> = (1..=10).map(|at| 10 * at).collect();
     let mut table = Table::new(&["requests", "1", "2", "3", "4", "5"]);
     let mut lines: Vec<Line> = (1..=5)
-        .map(|replicas| Line { name: format!("{replicas} replicas"), points: vec![] })
+        .map(|replicas| {
+            let name =
+                if replicas == 1 { "1 replica".into() } else { format!("{replicas} replicas") };
+            Line { name, points: vec![] }
+        })
         .collect();
     let mut last = [0.0; 5];
     for batch in &batches {

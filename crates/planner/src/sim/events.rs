@@ -48,14 +48,21 @@ pub(super) enum Due {
 
 #[derive(Debug, Clone, Copy)]
 struct Pending {
-    /// Time in the upper half, number in the lower: one comparison orders both.
-    key: u128,
+    at: Nanos,
+    number: u64,
     due: Due,
+}
+
+impl Pending {
+    /// Time in the upper half, number in the lower: one comparison orders both.
+    fn key(&self) -> u128 {
+        u128::from(self.at) << 64 | u128::from(self.number)
+    }
 }
 
 impl PartialEq for Pending {
     fn eq(&self, other: &Self) -> bool {
-        self.key == other.key
+        self.key() == other.key()
     }
 }
 impl Eq for Pending {}
@@ -68,39 +75,100 @@ impl Ord for Pending {
     #[inline]
     fn cmp(&self, other: &Self) -> Ordering {
         // The heap gives its greatest first.
-        other.key.cmp(&self.key)
+        other.key().cmp(&self.key())
     }
 }
 
-/// The pending events. The one that was given last stays the first of the heap until the next is added or asked for: most events make
-/// another, which then takes its place in one step instead of two.
-#[derive(Debug, Default)]
+/// Events that are kept in order: enough for all of a small system, few enough that a new one soon finds its place.
+const NEAR: usize = 64;
+
+/// The pending events: the nearest in order, so that a new one is put among them in a few steps and the next is taken in one, and
+/// those behind them in a heap.
+#[derive(Debug)]
 pub(super) struct Events {
-    heap: QuaternaryHeap<Pending>,
-    given: bool,
+    /// The nearest, the next one last.
+    near: [Pending; NEAR],
+    /// How many they are.
+    count: usize,
+    /// Those behind them.
+    far: QuaternaryHeap<Pending>,
+    /// When the first of the heap is due; beyond all times when there is none.
+    horizon: Nanos,
     made: u64,
 }
 
+impl Default for Events {
+    fn default() -> Self {
+        let none = Pending { at: 0, number: 0, due: Due::Cell };
+        Self {
+            near: [none; NEAR],
+            count: 0,
+            far: QuaternaryHeap::new(),
+            horizon: Nanos::MAX,
+            made: 0,
+        }
+    }
+}
+
 impl Events {
+    /// Adds an event. It is the youngest: among those that are due with it, it is the last.
     #[inline]
     pub(super) fn add(&mut self, at: Nanos, due: Due) {
         self.made += 1;
-        let pending = Pending { key: u128::from(at) << 64 | u128::from(self.made), due };
-        if !std::mem::take(&mut self.given) {
-            self.heap.push(pending);
-        } else if let Some(mut first) = self.heap.peek_mut() {
-            *first = pending;
+        let pending = Pending { at, number: self.made, due };
+        if at >= self.horizon {
+            return self.add_far(pending);
         }
+        if self.count == NEAR && self.spill() <= at {
+            return self.add_far(pending);
+        }
+        let mut place = self.count.min(NEAR - 1);
+        self.count = place + 1;
+        while place > 0 && self.near[place - 1].at <= at {
+            self.near[place] = self.near[place - 1];
+            place -= 1;
+        }
+        self.near[place] = pending;
     }
 
     #[inline]
     pub(super) fn next(&mut self) -> Option<(Nanos, Due)> {
-        if std::mem::take(&mut self.given) {
-            self.heap.pop();
+        if self.count == 0 {
+            self.come_near();
         }
-        let first = self.heap.peek()?;
-        self.given = true;
-        Some(((first.key >> 64) as Nanos, first.due))
+        self.count = self.count.checked_sub(1)?;
+        let first = &self.near[self.count];
+        Some((first.at, first.due))
+    }
+
+    #[inline(never)]
+    fn add_far(&mut self, pending: Pending) {
+        self.horizon = self.horizon.min(pending.at);
+        self.far.push(pending);
+    }
+
+    /// Makes room for more of the nearest; the horizon then.
+    #[cold]
+    fn spill(&mut self) -> Nanos {
+        let kept = NEAR / 2;
+        self.far.extend(&self.near[..NEAR - kept]);
+        self.horizon = self.near[NEAR - kept - 1].at;
+        self.near.copy_within(NEAR - kept.., 0);
+        self.count = kept;
+        self.horizon
+    }
+
+    /// Brings the nearest of the heap into order.
+    #[inline(never)]
+    fn come_near(&mut self) {
+        while self.count < NEAR / 2
+            && let Some(next) = self.far.pop()
+        {
+            self.near[self.count] = next;
+            self.count += 1;
+        }
+        self.near[..self.count].reverse();
+        self.horizon = self.far.peek().map_or(Nanos::MAX, |next| next.at);
     }
 
     /// How many were made so far.
@@ -113,6 +181,8 @@ impl Events {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::random::{Purpose, Stream};
+    use std::collections::BTreeSet;
 
     #[test]
     fn events_come_by_time_and_then_by_age() {
@@ -125,5 +195,26 @@ mod tests {
         let expect = [(0, node(4)), (3, node(2)), (3, node(5)), (5, node(1)), (5, node(3))];
         assert_eq!(order, expect);
         assert_eq!(events.made(), 5);
+    }
+
+    #[test]
+    fn any_number_of_events_come_in_order() {
+        let mut stream = Stream::new(3, 0, 0, Purpose::Request);
+        for most in [1, 10, NEAR, NEAR + 1, 3 * NEAR, 1000] {
+            let (mut events, mut pending, mut now) = (Events::default(), BTreeSet::new(), 0);
+            for number in 0..20 * most as u32 {
+                // Near and far ahead, many at the same time.
+                let at = now
+                    + [stream.below(3), stream.below(100), stream.below(5000)][number as usize % 3]
+                        as u64;
+                events.add(at, Due::Failure { node: number });
+                pending.insert((at, number));
+                while pending.len() > stream.below(2 * most) {
+                    let expect = pending.pop_first().map(|(at, node)| (at, Due::Failure { node }));
+                    assert_eq!(events.next(), expect);
+                    now = expect.map_or(now, |(at, _)| at);
+                }
+            }
+        }
     }
 }

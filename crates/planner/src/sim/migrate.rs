@@ -82,7 +82,7 @@ impl World<'_> {
 
     /// What stood still goes on, where the replica is now.
     fn resume(&mut self, at: usize, index: usize) {
-        let slowness = self.slowness(self.services[at].seen[index].node);
+        let slowness = self.hosts[self.services[at].seen[index].node].slowness();
         let now = self.now;
         let body = &mut self.services[at].bodies[index];
         let slot = body.slot;
@@ -193,9 +193,10 @@ impl World<'_> {
             return (body.queue, body.number, seen.node);
         };
         let starts = way.stage == Stage::Copying;
+        let machines = service.meter.machines_at(self.now);
         let (phase, count) = match starts {
-            true => (ReplicaPhase::Starting, &mut service.meter.starting),
-            false => (ReplicaPhase::Ready, &mut service.meter.ready),
+            true => (ReplicaPhase::Starting, &mut machines.starting),
+            false => (ReplicaPhase::Ready, &mut machines.ready),
         };
         *count += 1;
         let node = mem::replace(&mut service.seen[index].node, way.to);

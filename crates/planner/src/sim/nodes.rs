@@ -49,7 +49,7 @@ impl World<'_> {
         }
         for service in &mut self.services {
             service.meter.touch(self.now);
-            service.meter.nodes -= 1;
+            service.meter.machines_at(self.now).nodes -= 1;
         }
         let mut replicas = std::mem::take(&mut self.hosts[node].replicas);
         replicas.sort_unstable();
@@ -73,15 +73,15 @@ impl World<'_> {
         let loses = self.scenario.assumptions.failure_loses;
         let service = &mut self.services[at];
         let held = service.meter.waiting + service.meter.busy;
-        let sharing = service.meter.ready.max(1);
+        let sharing = service.meter.machines().ready.max(1);
         // What starts or drains takes nothing of the queue.
         let mut has_share = false;
         match service.seen[index].phase {
             ReplicaPhase::Ready | ReplicaPhase::Moving => {
-                service.meter.ready -= 1;
+                service.meter.machines_at(self.now).ready -= 1;
                 has_share = true;
             }
-            ReplicaPhase::Starting => service.meter.starting -= 1,
+            ReplicaPhase::Starting => service.meter.machines_at(self.now).starting -= 1,
             ReplicaPhase::DrainAsked | ReplicaPhase::Draining | ReplicaPhase::Ending => {}
         }
         let in_service = service.seen[index].in_service;
@@ -184,9 +184,10 @@ impl World<'_> {
         for at in 0..self.services.len() {
             let service = &mut self.services[at];
             service.meter.touch(self.now);
-            service.meter.nodes += 1;
+            service.meter.machines_at(self.now).nodes += 1;
             // Room came: only who lacks some is concerned.
-            let live = service.meter.ready + service.meter.starting;
+            let machines = service.meter.machines();
+            let live = machines.ready + machines.starting;
             let moves = service.spec.scaling.migration.is_some();
             if live < service.spec.scaling.replicas_min.max(1) || service.meter.waiting > 0 || moves
             {

@@ -30,6 +30,17 @@ pub(super) struct Request {
     pub(super) attempts: u32,
 }
 
+/// Where a request goes.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Spot {
+    /// To a machine, at once.
+    Machine(usize),
+    /// To the queue of a machine.
+    QueueOf(usize),
+    /// To the queue of the service.
+    Queue,
+}
+
 /// A request at a replica.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Running {
@@ -59,6 +70,21 @@ pub(super) struct Body {
     pub(super) listed: bool,
     /// Its way to another node.
     pub(super) way: Option<Way>,
+}
+
+impl Body {
+    /// Takes out the request of a token, if the replica still has it; with when it came.
+    #[inline]
+    pub(super) fn take(&mut self, token: u32) -> Option<(Request, Nanos)> {
+        let which = self.running.iter().position(|running| running.token == token)?;
+        let (request, begun) = (self.running[which].request, self.running[which].begun);
+        let last = self.running.len() - 1;
+        if which != last {
+            self.running[which] = self.running[last];
+        }
+        self.running.truncate(last);
+        Some((request, begun))
+    }
 }
 
 /// A replica on its way to another node.
@@ -269,13 +295,39 @@ impl<'a> Service<'a> {
         None
     }
 
+    /// Where a request finds room; none when it is refused.
+    #[inline(always)]
+    pub(super) fn room_for_request(&mut self, counts: QueueCounts) -> Option<Spot> {
+        if self.spec.queue.is_distributed() && self.meter.machines().ready > 0 {
+            let index = self.dispatch()?;
+            let at_once = self.has_room(index) && self.bodies[index].queue.is_empty();
+            return Some(if at_once { Spot::Machine(index) } else { Spot::QueueOf(index) });
+        }
+        if self.meter.waiting == 0
+            && let Some(index) = self.replica_with_room()
+        {
+            return Some(Spot::Machine(index));
+        }
+        (self.meter.waiting < self.bound(counts)).then_some(Spot::Queue)
+    }
+
+    /// Takes out what waits for a replica: its own first, then that of all.
+    #[inline]
+    pub(super) fn next_waiting(&mut self, index: usize) -> Option<Request> {
+        if self.meter.waiting == 0 {
+            return None;
+        }
+        self.bodies[index].queue.pop_front().or_else(|| self.queue.pop_front())
+    }
+
     /// Requests that may wait now.
+    #[inline]
     pub(super) fn bound(&self, counts: QueueCounts) -> u32 {
         let each = self.spec.queue_bound;
         let bound = match self.spec.queue {
             QueueKind::Shared => each,
             // With none ready, that of the one to come.
-            _ => each.saturating_mul(self.meter.ready.max(1)),
+            _ => each.saturating_mul(self.meter.machines().ready.max(1)),
         };
         match counts {
             QueueCounts::Waiting => bound,
@@ -286,7 +338,7 @@ impl<'a> Service<'a> {
     /// The replica whose queue a request joins; none when those that may be chosen are full or there is none.
     pub(super) fn dispatch(&mut self) -> Option<usize> {
         let bound = self.spec.queue_bound as usize;
-        let ready = self.meter.ready as usize;
+        let ready = self.meter.machines().ready as usize;
         let nth = match self.spec.queue {
             QueueKind::RandomOfReplicas if ready > 0 => self.dispatch.below(ready),
             QueueKind::TurnOfReplicas if ready > 0 => {

@@ -101,6 +101,49 @@ impl Sums {
     }
 }
 
+/// Machines of a service, and the nodes that it may use.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Machines {
+    /// Ready replicas.
+    pub(super) ready: u32,
+    /// Starting replicas.
+    pub(super) starting: u32,
+    /// Working nodes.
+    pub(super) nodes: u32,
+}
+
+/// How often each time came, in microseconds: in one step, and in the classes of [`histogram`], which takes them over at the end.
+#[derive(Debug, Clone)]
+struct Times(Vec<u32>);
+
+impl Times {
+    /// Each class of the times up to the longest.
+    fn new() -> Self {
+        Self(vec![0; Self::class(LONGEST_US) + 1])
+    }
+
+    /// Below 256 each time is a class; above, what has its eight highest bits in common.
+    #[inline]
+    fn class(micros: u64) -> usize {
+        let beyond = (micros | 255).ilog2() - 7;
+        (beyond as usize * 128) + (micros >> beyond) as usize
+    }
+
+    #[inline]
+    fn count(&mut self, micros: u64) {
+        let class = Self::class(micros.min(LONGEST_US));
+        self.0[class] += 1;
+    }
+
+    fn add_to(&self, histogram: &mut Histogram<u32>) {
+        for (class, count) in self.0.iter().enumerate().filter(|(_, count)| **count > 0) {
+            let beyond = (class / 128).saturating_sub(1);
+            // Both have the same bounds.
+            let _ = histogram.record_n(((class - beyond * 128) as u64) << beyond, *count);
+        }
+    }
+}
+
 /// What is counted of one service while a replication runs.
 #[derive(Debug)]
 pub(super) struct Meter {
@@ -111,14 +154,10 @@ pub(super) struct Meter {
     pub(super) waiting: u32,
     /// Requests in service.
     pub(super) busy: u32,
-    /// Ready replicas.
-    pub(super) ready: u32,
-    /// Starting replicas.
-    pub(super) starting: u32,
-    /// Working nodes.
-    pub(super) nodes: u32,
+    machines: Machines,
+    machines_since: Nanos,
     cells: Vec<Sums>,
-    times: Vec<Histogram<u32>>,
+    times: Vec<Times>,
     cells_max: usize,
     /// The part of the cells that is in progress.
     part: usize,
@@ -131,9 +170,8 @@ impl Meter {
             since: 0,
             waiting: 0,
             busy: 0,
-            ready: 0,
-            starting: 0,
-            nodes: 0,
+            machines: Machines::default(),
+            machines_since: 0,
             cells: Vec::with_capacity(cells_max),
             times: vec![],
             cells_max,
@@ -141,16 +179,29 @@ impl Meter {
         }
     }
 
-    /// Brings the areas up to date. To be called before any of the counts changes.
+    /// Brings the areas of requests up to date. To be called before any of their counts changes.
     #[inline]
     pub(super) fn touch(&mut self, now: Nanos) {
         let dt = secs(now - self.since);
         self.since = now;
         self.sums.area_waiting += dt * f64::from(self.waiting);
         self.sums.area_busy += dt * f64::from(self.busy);
-        self.sums.area_ready += dt * f64::from(self.ready);
-        self.sums.area_starting += dt * f64::from(self.starting);
-        self.sums.area_nodes += dt * f64::from(self.nodes);
+    }
+
+    /// Machines and nodes as they are now.
+    #[inline]
+    pub(super) fn machines(&self) -> Machines {
+        self.machines
+    }
+
+    /// The same, to be changed: their areas are up to date.
+    pub(super) fn machines_at(&mut self, now: Nanos) -> &mut Machines {
+        let dt = secs(now - self.machines_since);
+        self.machines_since = now;
+        self.sums.area_ready += dt * f64::from(self.machines.ready);
+        self.sums.area_starting += dt * f64::from(self.machines.starting);
+        self.sums.area_nodes += dt * f64::from(self.machines.nodes);
+        &mut self.machines
     }
 
     /// Counts an answered request: times from sending to answer, in the queue, and at a machine.
@@ -161,14 +212,15 @@ impl Meter {
         self.sums.in_queue += secs(queue);
         self.sums.in_service += secs(service);
         if self.times.len() <= self.part {
-            self.times.resize_with(self.part + 1, histogram);
+            self.times.resize_with(self.part + 1, Times::new);
         }
-        self.times[self.part].saturating_record(system / 1000);
+        self.times[self.part].count(system / 1000);
     }
 
     /// Ends a cell.
     pub(super) fn cell(&mut self, now: Nanos, length_secs: f64) {
         self.touch(now);
+        self.machines_at(now);
         self.sums.secs = length_secs;
         self.cells.push(std::mem::take(&mut self.sums));
         self.part = (self.cells.len() * PARTS / self.cells_max).min(PARTS - 1);
@@ -190,7 +242,7 @@ impl Meter {
 #[derive(Debug, Clone)]
 pub(crate) struct Raw {
     cells: Vec<Sums>,
-    times: Vec<Histogram<u32>>,
+    times: Vec<Times>,
     cells_max: usize,
     left_waiting: u32,
     left_in_service: u32,
@@ -237,8 +289,7 @@ impl Raw {
         let mut times = histogram();
         let first = (cut * PARTS).div_ceil(self.cells_max);
         for part in self.times.iter().skip(first) {
-            // Both have the same bounds.
-            let _ = times.add(part);
+            part.add_to(&mut times);
         }
         // A sum of nothing is -0.
         let cut_secs = self.cells[..cut].iter().fold(0.0, |sum, cell| sum + cell.secs);
@@ -287,5 +338,32 @@ impl Measured {
     /// A quantile of the time from sending to answer, seconds, to 1 %; none when nothing was answered.
     pub fn time_quantile(&self, quantile: f64) -> Option<f64> {
         (!self.times.is_empty()).then(|| self.times.value_at_quantile(quantile) as f64 * 1e-6)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::{Purpose, Stream};
+
+    #[test]
+    fn times_are_in_the_classes_of_the_histogram() {
+        let mut stream = Stream::new(1, 0, 0, Purpose::Request);
+        let (mut times, mut expect) = (Times::new(), histogram());
+        let edges = (0..44).flat_map(|bit| [(1 << bit) - 1, 1 << bit, (1 << bit) + 1]);
+        let drawn = (0..20_000)
+            .map(|_| (stream.exponential() * 10_f64.powi(stream.below(12) as i32)) as u64);
+        for micros in (0..1000).chain(edges).chain(drawn).map(|it: u64| it.min(LONGEST_US)) {
+            times.count(micros);
+            expect.saturating_record(micros);
+        }
+        let mut is = histogram();
+        times.add_to(&mut is);
+        let counts = |of: &Histogram<u32>| -> Vec<(u64, u32)> {
+            of.iter_recorded().map(|it| (it.value_iterated_to(), it.count_at_value())).collect()
+        };
+        assert_eq!(counts(&is), counts(&expect));
+        // Longer ones count as the longest.
+        times.count(u64::MAX);
     }
 }

@@ -17,6 +17,8 @@ pub(crate) struct User<'a> {
     requests: Stream,
     /// Requests of a trace that were taken so far.
     arrival: usize,
+    /// Whether intervals and sizes are drawn as they come: no trace, no rate that changes.
+    plain: bool,
 }
 
 /// What a request asks for.
@@ -52,6 +54,7 @@ impl<'a> User<'a> {
                     intervals: stream(entity, Purpose::Interval),
                     requests: stream(entity, Purpose::Request),
                     arrival: 0,
+                    plain: !spec.is_traced() && spec.rate.is_empty(),
                 });
             }
         }
@@ -61,6 +64,15 @@ impl<'a> User<'a> {
     /// When the next request is sent, counted from the latest one, or from its answer; none when no more comes.
     #[inline]
     pub(crate) fn next_at(&mut self, now: Nanos) -> Option<Nanos> {
+        if self.plain {
+            let interval = self.spec.interval_secs.sample(&mut self.intervals);
+            return Some(now + nanos(interval).max(1));
+        }
+        self.next_given(now)
+    }
+
+    /// The same where a trace or a rate says it.
+    fn next_given(&mut self, now: Nanos) -> Option<Nanos> {
         if self.spec.is_traced() {
             let given = self.spec.trace.get(self.arrival).map(|request| request.at_secs);
             let at = given.or_else(|| self.spec.arrivals_secs.get(self.arrival).copied())?;
@@ -68,9 +80,6 @@ impl<'a> User<'a> {
             return Some(nanos(at).max(now));
         }
         let interval = self.spec.interval_secs.sample(&mut self.intervals);
-        if self.spec.rate.is_empty() {
-            return Some(now + nanos(interval).max(1));
-        }
         let rate = Rate { points: &self.spec.rate, period_secs: self.spec.rate_period_secs };
         let at = rate.after(secs(now), interval);
         at.is_finite().then(|| nanos(at).max(now + 1))
@@ -79,6 +88,20 @@ impl<'a> User<'a> {
     /// What the request whose time has come asks for.
     #[inline]
     pub(crate) fn size(&mut self) -> Size {
+        if self.plain {
+            let Spec { work_secs, input_kib, output_kib, .. } = self.spec;
+            let requests = &mut self.requests;
+            return Size {
+                work: work_secs.sample(requests),
+                input_kib: input_kib.sample(requests),
+                output_kib: output_kib.sample(requests),
+            };
+        }
+        self.size_given()
+    }
+
+    /// The same where a trace may say it.
+    fn size_given(&mut self) -> Size {
         // The one whose time has come, where a trace says which.
         let traced = self.arrival.checked_sub(1).and_then(|at| self.spec.trace.get(at));
         let said = traced.copied().unwrap_or_default();

@@ -3,7 +3,7 @@
 use super::events::{Due, Events, Nanos, nanos, secs};
 use super::history::History;
 use super::network::Network;
-use super::service::{Request, Running, Service};
+use super::service::{Request, Running, Service, Spot};
 use super::stats::{Raw, cells_for};
 use super::user::User;
 use crate::progress::Progress;
@@ -30,6 +30,17 @@ pub(super) struct Host<'a> {
     pub(super) replicas: Vec<(u32, u32)>,
 }
 
+impl Host<'_> {
+    /// Seconds that one second of work takes on it now.
+    #[inline]
+    pub(super) fn slowness(&mut self) -> f64 {
+        match self.slowness {
+            Some(fixed) => fixed,
+            None => slowness(self.spec, self.spec.background.sample(&mut self.background)),
+        }
+    }
+}
+
 /// What a transfer is for.
 #[derive(Debug)]
 pub(super) enum Transfer {
@@ -41,17 +52,6 @@ pub(super) enum Transfer {
     Output { service: u32, request: Request, served: Nanos },
     /// State of a replica that moves.
     State { service: u32, slot: u32, token: u32 },
-}
-
-/// Where a request goes.
-#[derive(Debug, Clone, Copy)]
-enum Spot {
-    /// To a machine, at once.
-    Machine(usize),
-    /// To the queue of a machine.
-    QueueOf(usize),
-    /// To the queue of the service.
-    Queue,
 }
 
 /// A replication in progress.
@@ -176,7 +176,7 @@ impl<'a> World<'a> {
             self.schedule_background(node);
         }
         for service in 0..self.services.len() {
-            self.services[service].meter.nodes = self.nodes.len() as u32;
+            self.services[service].meter.machines_at(self.now).nodes = self.nodes.len() as u32;
             self.plan(service);
         }
         for user in 0..self.users.len() {
@@ -208,6 +208,7 @@ impl<'a> World<'a> {
 
     // ---- users and requests
 
+    #[inline(always)]
     fn schedule_arrival(&mut self, user: usize) {
         let Some(at) = self.users[user].next_at(self.now) else { return };
         self.events.add(at, Due::Arrival { user: user as u32 });
@@ -232,17 +233,17 @@ impl<'a> World<'a> {
         if !waits {
             self.schedule_arrival(user);
         }
-        let meter = &mut self.services[service].meter;
-        meter.touch(self.now);
-        meter.sums.generated += 1.0;
-        if let Some(spot) = self.room_for_request(service) {
-            self.services[service].accepted += 1;
+        let counts = self.scenario.assumptions.queue_counts;
+        let it = &mut self.services[service];
+        it.meter.touch(self.now);
+        it.meter.sums.generated += 1.0;
+        if let Some(spot) = it.room_for_request(counts) {
+            it.accepted += 1;
             self.history.accepted(self.now, service, &request);
             self.put(service, request, spot);
         } else {
-            let meter = &mut self.services[service].meter;
-            meter.sums.refused += 1.0;
-            self.history.refused(self.now, service, &request, meter.waiting);
+            it.meter.sums.refused += 1.0;
+            self.history.refused(self.now, service, &request, it.meter.waiting);
             self.answered_user(user);
         }
         self.plan_for_load(service);
@@ -255,23 +256,7 @@ impl<'a> World<'a> {
         }
     }
 
-    /// Where a request finds room; none when it is refused.
-    fn room_for_request(&mut self, at: usize) -> Option<Spot> {
-        let counts = self.scenario.assumptions.queue_counts;
-        let service = &mut self.services[at];
-        if service.spec.queue.is_distributed() && service.meter.ready > 0 {
-            let index = service.dispatch()?;
-            let at_once = service.has_room(index) && service.bodies[index].queue.is_empty();
-            return Some(if at_once { Spot::Machine(index) } else { Spot::QueueOf(index) });
-        }
-        if service.meter.waiting == 0
-            && let Some(index) = service.replica_with_room()
-        {
-            return Some(Spot::Machine(index));
-        }
-        (service.meter.waiting < service.bound(counts)).then_some(Spot::Queue)
-    }
-
+    #[inline(always)]
     fn put(&mut self, at: usize, request: Request, spot: Spot) {
         let service = &mut self.services[at];
         match spot {
@@ -283,26 +268,33 @@ impl<'a> World<'a> {
     }
 
     /// A request comes to a machine. The meter is up to date.
+    #[inline(always)]
     pub(super) fn begin_service(&mut self, at: usize, index: usize, mut request: Request) {
+        let now = self.now;
         let token = self.token();
-        request.waited += self.now - request.queued;
+        request.waited += now - request.queued;
         request.attempts += 1;
         let service = &mut self.services[at];
+        let (seen, body) = (&mut service.seen[index], &mut service.bodies[index]);
         service.meter.busy += 1;
-        service.seen[index].in_service += 1;
-        let (node, slot) = (service.seen[index].node, service.bodies[index].slot);
-        let slowness = self.slowness(node);
-        let running = Running { request, token, begun: self.now, working: None, slowness };
-        let service = &mut self.services[at];
-        service.bodies[index].running.push(running);
-        let number = service.bodies[index].number;
-        self.history.begun(self.now, at, (number, node), &request);
-        let from = self.users[request.user as usize].node;
-        if self.needs_transfer(from, node, request.input_mib) {
-            let what = Transfer::Input { service: at as u32, slot, token };
-            self.transfer((from, node), request.input_mib, what);
+        seen.in_service += 1;
+        let (node, slot) = (seen.node, body.slot);
+        let slowness = self.hosts[node].slowness();
+        self.history.begun(now, at, (body.number, node), &request);
+        let from = match self.network {
+            Some(_) => self.users[request.user as usize].node,
+            None => node,
+        };
+        let mib = request.input_mib;
+        let comes = from != node && mib > 0.0;
+        let working = (!comes).then_some(now);
+        let end = now + nanos(request.work * slowness);
+        body.running.push(Running { request, token, begun: now, working, slowness });
+        let service = at as u32;
+        if comes {
+            self.transfer((from, node), mib, Transfer::Input { service, slot, token });
         } else {
-            self.begin_work(at, index);
+            self.events.add(end, Due::Served { service, slot, token });
         }
     }
 
@@ -318,61 +310,59 @@ impl<'a> World<'a> {
         self.events.add(end, Due::Served { service: at as u32, slot, token });
     }
 
-    /// Seconds that one second of work takes on a node now.
-    #[inline]
-    pub(super) fn slowness(&mut self, node: usize) -> f64 {
-        let host = &mut self.hosts[node];
-        match host.slowness {
-            Some(fixed) => fixed,
-            None => slowness(host.spec, host.spec.background.sample(&mut host.background)),
-        }
-    }
-
     fn served(&mut self, at: u32, slot: u32, token: u32) {
         let at = at as usize;
         let service = &mut self.services[at];
         let Some(index) = service.index(slot) else { return };
-        let running = &mut service.bodies[index].running;
-        let Some(which) = running.iter().position(|running| running.token == token) else {
-            return;
-        };
-        let done = running.swap_remove(which);
+        let (seen, body) = (&mut service.seen[index], &mut service.bodies[index]);
+        let Some((request, begun)) = body.take(token) else { return };
         service.meter.touch(self.now);
         service.meter.busy -= 1;
-        service.seen[index].in_service -= 1;
-        let (node, number) = (service.seen[index].node, service.bodies[index].number);
-        let (request, spent) = (done.request, self.now - done.begun);
-        let to = self.users[request.user as usize].node;
-        if self.needs_transfer(node, to, request.output_mib) {
+        seen.in_service -= 1;
+        let (node, number) = (seen.node, body.number);
+        let spent = self.now - begun;
+        let to = match self.network {
+            Some(_) => self.users[request.user as usize].node,
+            None => node,
+        };
+        if to != node && request.output_mib > 0.0 {
             let what = Transfer::Output { service: at as u32, request, served: spent };
             self.transfer((node, to), request.output_mib, what);
         } else {
-            self.answered(at, request, spent);
+            self.answered(at, &request, spent);
         }
         self.history.served(self.now, at, (number, node), &request, spent);
         self.next_request(at, index);
         self.plan_for_load(at);
     }
 
-    fn answered(&mut self, at: usize, request: Request, served: Nanos) {
+    #[inline(always)]
+    fn answered(&mut self, at: usize, request: &Request, served: Nanos) {
         let system = self.now - request.sent;
         self.services[at].meter.answered(system, request.waited, served);
         self.answered_user(request.user as usize);
     }
 
     /// A replica has room: it takes what waits, or goes if it drains and has nothing left.
+    #[inline(always)]
     pub(super) fn next_request(&mut self, at: usize, index: usize) {
-        while self.services[at].has_room(index) {
+        loop {
             let service = &mut self.services[at];
-            let next =
-                service.bodies[index].queue.pop_front().or_else(|| service.queue.pop_front());
-            let Some(request) = next else {
+            if !service.has_room(index) {
+                break;
+            }
+            let Some(request) = service.next_waiting(index) else {
                 service.list(index);
                 return;
             };
             service.meter.waiting -= 1;
             self.begin_service(at, index, request);
         }
+        self.go_if_done(at, index);
+    }
+
+    /// A replica that takes no more requests goes once it has none left.
+    fn go_if_done(&mut self, at: usize, index: usize) {
         let seen = &self.services[at].seen[index];
         if seen.in_service == 0 {
             match seen.phase {
@@ -442,7 +432,7 @@ impl<'a> World<'a> {
             }
             Transfer::Output { service, request, served } => {
                 self.services[service as usize].meter.touch(self.now);
-                self.answered(service as usize, request, served);
+                self.answered(service as usize, &request, served);
             }
         }
     }
@@ -490,7 +480,7 @@ impl<'a> World<'a> {
     fn bar_nodes(&mut self, at: usize) -> Vec<usize> {
         let service = &self.services[at];
         let bound = self.scenario.assumptions.last_replica == LastReplica::InitialNode
-            && service.meter.ready == 0;
+            && service.meter.machines().ready == 0;
         if !bound {
             return vec![];
         }
@@ -552,7 +542,7 @@ impl<'a> World<'a> {
         let source = self.source_for(at, node);
         let service = &mut self.services[at];
         let mib = service.spec.code_mib + service.spec.state_mib;
-        service.meter.starting += 1;
+        service.meter.machines_at(self.now).starting += 1;
         service.meter.sums.transferred_mib += mib;
         let slot = service.add(node, number, token, now);
         self.hosts[node].replicas.push((at as u32, slot));
@@ -605,8 +595,9 @@ impl<'a> World<'a> {
             return;
         }
         service.meter.touch(self.now);
-        service.meter.starting -= 1;
-        service.meter.ready += 1;
+        let machines = service.meter.machines_at(self.now);
+        machines.starting -= 1;
+        machines.ready += 1;
         service.seen[index].phase = ReplicaPhase::Ready;
         let since = std::mem::replace(&mut service.seen[index].since, now);
         let (number, node) = (service.bodies[index].number, service.seen[index].node);
@@ -628,9 +619,10 @@ impl<'a> World<'a> {
         }
         waiting.sort_unstable_by_key(|request| request.number);
         service.meter.waiting -= waiting.len() as u32;
+        let counts = self.scenario.assumptions.queue_counts;
         for request in waiting {
             // Where no replica has room for it, it waits for the next one: accepted is accepted.
-            let spot = self.room_for_request(at).unwrap_or(Spot::Queue);
+            let spot = self.services[at].room_for_request(counts).unwrap_or(Spot::Queue);
             self.put(at, request, spot);
         }
     }
@@ -645,10 +637,10 @@ impl<'a> World<'a> {
         self.history.dereplicated(self.now, at, (number, node), reason);
         let service = &mut self.services[at];
         if service.seen[index].phase == ReplicaPhase::Ready {
-            service.meter.ready -= 1;
+            service.meter.machines_at(self.now).ready -= 1;
             service.seen[index].phase = ReplicaPhase::Draining;
         } else if service.seen[index].phase == ReplicaPhase::Starting {
-            service.meter.starting -= 1;
+            service.meter.machines_at(self.now).starting -= 1;
             service.seen[index].phase = ReplicaPhase::Ending;
         }
         if service.spec.interruptible {
