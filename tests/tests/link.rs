@@ -9,11 +9,12 @@ use skein_fabric::{Op, Txn};
 use skein_link::broker::{self, Connection};
 use skein_link::testbed::{Host, Testbed};
 use skein_link::{place, run};
-use skein_model::{Affinity, PublicationSpec, PublishTarget, Transport};
+use skein_model::{Affinity, Encryption, PublicationSpec, PublishTarget, Transport};
 use skein_registry::RecordKey;
+use skein_tests::Skein;
 use skein_vmm::AccelChoice;
 use std::io::{BufRead, BufReader, Write};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
@@ -68,8 +69,22 @@ async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Result<Option<T>>) 
 impl World {
     /// A cloud of two nodes, each in a host of its own or both in this one.
     async fn start(apart: bool) -> Result<Self> {
-        let bed = Testbed::new()?;
+        Self::start_with(apart, Encryption::Off).await
+    }
+
+    /// The same, of nodes that encrypt or do not.
+    async fn start_with(apart: bool, encryption: Encryption) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("skein-").tempdir_in("/tmp")?;
+        Self::start_on(Testbed::new()?, folder, apart, encryption).await
+    }
+
+    /// The same, on hosts where there is something already.
+    async fn start_on(
+        bed: Testbed,
+        folder: TempDir,
+        apart: bool,
+        encryption: Encryption,
+    ) -> Result<Self> {
         let path = Utf8PathBuf::from_path_buf(folder.path().join("state"));
         let path = path.ok().context("a UTF-8 path")?;
         let links = Utf8PathBuf::from_path_buf(folder.path().join("run"));
@@ -83,6 +98,7 @@ impl World {
             places: if apart { Host::BOTH.map(place).to_vec() } else { Vec::new() },
             link: Some(links.ok().context("a UTF-8 path")?),
             accel: AccelChoice::Tcg,
+            encryption,
             ..CloudConfig::new(path)
         };
         let cloud = Cloud::start(config).await?;
@@ -105,6 +121,11 @@ impl World {
 
     /// Starts a connection between the two hosts, or within one.
     fn talk(&self, apart: bool, project: &str) -> Result<Resting> {
+        self.talk_by(apart, project, Host::A.address())
+    }
+
+    /// The same, by another address of the host than its node's, perhaps.
+    fn talk_by(&self, apart: bool, project: &str, address: Ipv4Addr) -> Result<Resting> {
         let here = self.folder.path().join(format!("{project}-a"));
         let there = self.folder.path().join(format!("{project}-b"));
         let hosts = [Host::A, Host::B].map(|host| apart.then_some(host));
@@ -123,7 +144,7 @@ impl World {
         if apart {
             command.args(["ip", "netns", "exec", &self.bed.namespace(Host::A)]);
             let far = format!("/run/netns/{}:{}", self.bed.namespace(Host::B), there.display());
-            command.env("FAR", far).env("HERE", Host::A.address().to_string());
+            command.env("FAR", far).env("HERE", address.to_string());
         }
         command.arg("python3").arg(script).arg("nothing").current_dir(&here);
         command.envs(run::environment(&library, Path::new("link.sock"), None));
@@ -271,6 +292,155 @@ async fn projects_have_sockets_of_their_own_and_never_meet() -> Result<()> {
     ensure!(held.goes_on()?, "over TCP");
     let back = "skein_link_steps_back_total{node=\"n1\",reason=\"operator\"}";
     world.figure(back, |count| count > 0).await?;
+    world.stop().await
+}
+
+/// A connection that was refused from its beginning is in every list, at both nodes, with the reason and its bytes.
+async fn is_told_as_refused(world: &World, reason: &str) -> Result<()> {
+    let is_it = |link: &Link| link.reason == reason && link.path == "tcp";
+    for (node, host) in [("n1", Host::A), ("n2", Host::B)] {
+        let link = world.link(node, is_it).await?;
+        // 200 messages of 100 bytes, there and back; the last may not be acknowledged yet.
+        let bytes = link.tcp_bytes.context("bytes on TCP")?;
+        ensure!(bytes.iter().all(|bytes| *bytes >= 19_900), "{link:?}");
+        ensure!((link.ring_bytes, link.wakeups) == ([0; 2], [0; 2]), "{link:?}");
+        ensure!(
+            link.pids.iter().filter(|pid| **pid != 0).count() == 1,
+            "one end is here: {link:?}"
+        );
+        let told = broker::connections(&world.socket(Some(host), "default")?)?;
+        let ends = (&link.low, &link.high);
+        let same = |one: &&Connection| (&one.low, &one.high) == ends && one.reason == reason;
+        ensure!(told.iter().filter(same).count() == 1, "{told:?}");
+    }
+    let skein = Skein::of(world.client.target());
+    let json = skein.say(&["link", "ls", "--cloud", "-o", "json"]).await?.good()?;
+    let json: serde_json::Value = serde_json::from_str(&json)?;
+    let all = json.as_array().context("a list")?;
+    let told = all.iter().filter(|one| one["reason"] == reason);
+    let mut nodes: Vec<_> = told.filter_map(|one| one["node"].as_str()).collect();
+    nodes.sort_unstable();
+    ensure!(nodes == ["n1", "n2"], "{json}");
+    let socket = world.socket(Some(Host::A), "default")?;
+    let socket = socket.to_str().context("a UTF-8 path")?;
+    let table = skein.say(&["link", "ls", "--broker", socket]).await?.good()?;
+    ensure!(table.lines().any(|line| line.contains(&format!("tcp   {reason}"))), "{table}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refused_connections_are_in_every_list() -> Result<()> {
+    let world = World::start(true).await?;
+    world.met().await?;
+    // The hosts have addresses that are no node's.
+    world.bed.overlay()?;
+    let held = world.talk_by(true, "default", Host::A.overlay_address())?;
+    is_told_as_refused(&world, "no-node").await?;
+    ensure!(held.goes_on()?, "TCP is as it was");
+    until("the end of the connection", async || {
+        Ok(world.client.links().await?.links.is_empty().then_some(()))
+    })
+    .await?;
+    world.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_that_encrypt_say_so_of_connections_between_them() -> Result<()> {
+    let world = World::start_with(true, Encryption::WireGuard).await?;
+    until("both nodes", async || Ok((world.client.nodes().await?.len() == 2).then_some(())))
+        .await?;
+    let sockets = [Host::A, Host::B].map(|host| world.socket(Some(host), "default"));
+    for socket in sockets {
+        let socket = socket?;
+        until("a broker", async || Ok(broker::connections(&socket).ok())).await?;
+    }
+    let held = world.talk(true, "default")?;
+    is_told_as_refused(&world, "encrypted").await?;
+    ensure!(held.goes_on()?, "TCP is as it was");
+    world.stop().await
+}
+
+/// Makes a connection within its host, and one more for each line, while the others go on.
+const MORE: &str = "
+import socket, sys
+held = []
+def talk(one, other):
+    for _ in range(200):
+        for here, there in ((one, other), (other, one)):
+            here.sendall(b'x' * 100)
+            there.recv(100, socket.MSG_WAITALL)
+def meet():
+    listener = socket.create_server(('127.0.0.1', 0))
+    one = socket.create_connection(listener.getsockname())
+    held.append((one, listener.accept()[0]))
+    talk(*held[-1])
+meet()
+print('ready', flush=True)
+for _ in sys.stdin:
+    meet()
+    for pair in held:
+        talk(*pair)
+";
+
+/// The broker that `skein link run` started on a socket; ended with the test.
+struct Makeshift(PathBuf);
+
+impl Makeshift {
+    fn pids(&self) -> Vec<i32> {
+        let serves = format!("=/run/skein/{}", self.0.file_name().unwrap_or_default().display());
+        let of = |entry: std::fs::DirEntry| {
+            let words = std::fs::read(entry.path().join("cmdline")).ok()?;
+            let is_it = String::from_utf8_lossy(&words).contains(&serves);
+            entry.file_name().to_str()?.parse().ok().filter(|_| is_it)
+        };
+        std::fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(of).collect()
+    }
+}
+
+impl Drop for Makeshift {
+    fn drop(&mut self) {
+        for pid in self.pids().into_iter().filter_map(rustix::process::Pid::from_raw) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    }
+}
+
+/// A program is started where there is no node yet, and a broker for it. The node that comes serves the program too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_takes_the_place_of_a_broker_that_was_started_for_want_of_it() -> Result<()> {
+    let bed = Testbed::new()?;
+    let folder = tempfile::Builder::new().prefix("skein-").tempdir_in("/tmp")?;
+    let run = folder.path().join("run");
+    std::fs::create_dir(&run)?;
+    let own = bed.on(Host::A, place::own_namespace)?;
+    let makeshift = Makeshift(place::socket_path(&run, own, "default"));
+    // What is `/run/skein` elsewhere is this test's folder for it.
+    let words = "mkdir -p /run/skein && mount --bind \"$0\" /run/skein && exec \"$@\"";
+    let mut command = Command::new("timeout");
+    command.args(["--kill-after=2", "90", "unshare", "--mount", "sh", "-c", words]);
+    command.arg(&run).args(["ip", "netns", "exec", &bed.namespace(Host::A)]);
+    command.arg(skein_tests::skein_binary()?).args(["link", "run", "--", "python3", "-c", MORE]);
+    command.env("SKEIN_LINK_PATH", "ring").env_remove("SKEIN_LINK_BROKER");
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
+    let mut held = Resting { child, stdin };
+    let mut line = String::new();
+    BufReader::new(stdout.context("an output")?).read_line(&mut line)?;
+    ensure!(line == "ready\n", "it ended before it was ready");
+    ensure!(makeshift.pids().len() == 1, "a broker for want of another: {:?}", makeshift.pids());
+    let first = broker::connections(&makeshift.0)?;
+    ensure!(first.len() == 1 && is_ring(&first[0]), "{first:?}");
+
+    let world = World::start_on(bed, folder, true, Encryption::Off).await?;
+    world.met().await?;
+    until("the node's broker", async || {
+        Ok(broker::connections(&makeshift.0).is_ok_and(|all| all.is_empty()).then_some(()))
+    })
+    .await?;
+    held.stdin.as_mut().context("an input")?.write_all(b"more\n")?;
+    let link = world.link("n1", |link| link.path == "ring" && is_busy(link)).await?;
+    ensure!((&link.low, &link.high) != (&first[0].low, &first[0].high), "the first one stays");
+    ensure!(held.goes_on()?, "it noticed nothing");
     world.stop().await
 }
 

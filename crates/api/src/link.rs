@@ -20,8 +20,8 @@ pub struct Link {
     pub reason: String,
     /// Bytes over shared memory or the light protocol.
     pub ring_bytes: [u64; 2],
-    /// Bytes over TCP since the ends agreed.
-    pub tcp_bytes: [u64; 2],
+    /// Bytes over TCP: since the ends agreed, or all of a connection that never may take another path. Missing if not known.
+    pub tcp_bytes: Option<[u64; 2]>,
     /// How often the receiver slept and was woken.
     pub wakeups: [u64; 2],
 }

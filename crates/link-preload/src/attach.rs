@@ -16,7 +16,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use libc::{c_int, socklen_t};
 use skein_link_core::negotiate::{Answer, Ask, MESSAGE_LEN};
 use skein_link_core::ring::{
-    CAPACITY_MAX, CAPACITY_MIN, Hello, Refusal, Rx, Segment, Tx, segment_len,
+    CAPACITY_MAX, CAPACITY_MIN, Hello, Reason, Refusal, Rx, Segment, Tx, segment_len,
 };
 
 /// When a connection has shown that it is more than one question and one answer: calls, or bytes.
@@ -128,6 +128,7 @@ fn candidate(conn: &Conn, fd: c_int) {
             // SAFETY: just mapped with this length, and unmapped with the connection.
             match unsafe { Segment::open(base, len) } {
                 Ok(segment) => {
+                    side.set_receive_timeout(kernel::timeout_ms(fd, libc::SO_RCVTIMEO));
                     conn.set_segment(segment, role);
                     segment.header().set_mapped_at(role, sys::nanos());
                     segment.header().set_hello(role, Hello::Mapped);
@@ -249,7 +250,7 @@ fn pending(conn: &Conn, fd: c_int) {
     match peer {
         Hello::None => {}
         Hello::Mapped | Hello::Confirmed => confirm(conn, fd, &segment),
-        Hello::Gone => conn.side().set_stage(Stage::Never),
+        Hello::Gone | Hello::Absent => conn.side().set_stage(Stage::Never),
     }
 }
 
@@ -269,6 +270,7 @@ fn confirm(conn: &Conn, fd: c_int, segment: &Segment) {
     }
     if !is_suitable(fd) {
         side.set_stage(Stage::Never);
+        segment.header().leave(conn.role(), Reason::Option);
         segment.header().set_hello(conn.role(), Hello::Gone);
         return;
     }

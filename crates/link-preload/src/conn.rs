@@ -6,6 +6,7 @@
 use crate::idle::Idle;
 use crate::recv::KNOWN_NONBLOCKING;
 use crate::side::{Side, Stage};
+use crate::watch::{self, Pulse};
 use crate::{doze, far, sys};
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU8, AtomicU32, AtomicUsize, Ordering};
@@ -46,6 +47,8 @@ pub(crate) struct Conn {
     /// How long it pays to spin for the next byte on the ring, nanoseconds; and for room.
     pub(crate) spin_read: AtomicU32,
     pub(crate) spin_write: AtomicU32,
+    /// Of the node behind it, if its other end is far.
+    pulse: Pulse,
     /// A descriptor of it plus one, for calls that have none (settling); zero: none. So that an unused slot is all zero, and the
     /// table takes no room in the file.
     any_fd: AtomicI32,
@@ -76,6 +79,7 @@ impl Conn {
         idle: Idle::new(),
         spin_read: AtomicU32::new(0),
         spin_write: AtomicU32::new(0),
+        pulse: Pulse::new(),
         any_fd: AtomicI32::new(0),
         closed_fd: AtomicI32::new(0),
     };
@@ -270,6 +274,9 @@ impl Conn {
             unsafe { Side::free(side) };
         }
         if !base.is_null() {
+            if self.is_far() {
+                watch::remove();
+            }
             // SAFETY: see above.
             unsafe { sys::unmap(base, self.segment_len.load(Ordering::Relaxed)) };
         }
@@ -315,6 +322,9 @@ impl Conn {
         self.role.store(u32::from(role == Role::High), Ordering::Relaxed);
         self.far.store(u8::from(segment.reach() == Reach::Far), Ordering::Relaxed);
         self.segment_len.store(segment.len(), Ordering::Relaxed);
+        if self.is_far() {
+            watch::add(&self.pulse);
+        }
         self.segment.store(segment.base().as_ptr(), Ordering::Release);
     }
 
@@ -323,10 +333,20 @@ impl Conn {
     pub(crate) fn segment(&self) -> Option<Segment> {
         let base = NonNull::new(self.segment.load(Ordering::Acquire))?;
         let len = self.segment_len.load(Ordering::Relaxed);
-        let far = self.far.load(Ordering::Relaxed) != 0;
-        let reach = if far { Reach::Far } else { Reach::Near };
+        let reach = if self.is_far() { Reach::Far } else { Reach::Near };
         // SAFETY: mapped with this length until the last reference is gone; checked when it was mapped.
         Some(unsafe { Segment::known(base, len, reach) })
+    }
+
+    /// Whether the other end is on another host; of use once there is a segment.
+    #[inline]
+    fn is_far(&self) -> bool {
+        self.far.load(Ordering::Relaxed) != 0
+    }
+
+    /// What was seen of the node behind it.
+    pub(crate) fn pulse(&self) -> &Pulse {
+        &self.pulse
     }
 
     /// The segment's direction of our bytes, and of the peer's.

@@ -48,6 +48,9 @@ pub(crate) fn step_back(conn: &Conn, fd: c_int, reason: Reason) {
         match side.stage() {
             Stage::Never => return,
             Stage::Candidate | Stage::Pending => {
+                if let Some(segment) = conn.segment() {
+                    segment.header().leave(conn.role(), reason);
+                }
                 conn.say_gone();
                 side.set_stage(Stage::Never);
                 return;

@@ -27,8 +27,10 @@ mod recv;
 mod send;
 mod settle;
 mod side;
+mod sleep;
 mod spin;
 mod sys;
+mod watch;
 
 use core::ffi::CStr;
 use core::sync::atomic::Ordering;

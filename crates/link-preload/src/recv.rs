@@ -5,7 +5,8 @@ use crate::conn::Conn;
 use crate::doze::{self, Doze};
 use crate::kernel;
 use crate::side::{Guard, Stage, Taken};
-use crate::{attach, far, leave, real, settle, spin, sys};
+use crate::sleep::{Waited, sleep};
+use crate::{attach, far, leave, real, settle, spin, sys, watch};
 use core::sync::atomic::Ordering;
 use libc::c_int;
 use skein_link_core::ring::{Behind, Broken, Direction, Next, Pipe, Reason, Rx, Segment, Settled};
@@ -43,7 +44,8 @@ pub(crate) fn recv(conn: &Conn, fd: c_int, mut buffers: Buffers<'_>, flags: c_in
     let mut blocks = None;
     let mut has_slept = match wait_first(conn, fd, flags) {
         Ok(has_slept) => has_slept,
-        Err(answer) => return answer,
+        Err(error) if error == 0 || is_shut(conn, fd, error) => return 0,
+        Err(error) => return -(error as isize),
     };
     loop {
         let part = match conn.side().receiver() {
@@ -94,11 +96,21 @@ pub(crate) fn recv(conn: &Conn, fd: c_int, mut buffers: Buffers<'_>, flags: c_in
                     quiet = Quiet::Settle;
                     continue;
                 }
+                watch::after(true);
                 libc::EAGAIN
             }
         };
-        return if buffers.done() > 0 { buffers.done() as isize } else { -(error as isize) };
+        let is_told = buffers.done() == 0 && !is_shut(conn, fd, error);
+        return if is_told { -(error as isize) } else { buffers.done() as isize };
     }
+}
+
+/// Whether an error is only that another thread has closed the descriptor meanwhile, having shut receiving down before: then the call
+/// is told the end.
+fn is_shut(conn: &Conn, fd: c_int, error: c_int) -> bool {
+    matches!(error, libc::EBADF | libc::ENOTSOCK)
+        && conn.side().read_shut.load(Ordering::Acquire) != 0
+        && conn.was_closed(fd)
 }
 
 /// A read of so many bytes is one of a stream.
@@ -114,8 +126,9 @@ fn note_read(conn: &Conn, bytes: usize, has_slept: bool) {
     }
 }
 
-/// Waits before looking, which saves a system call, where the last read had to wait: whether it slept, or the call's answer.
-fn wait_first(conn: &Conn, fd: c_int, flags: c_int) -> Result<bool, isize> {
+/// Waits before looking, which saves a system call, where the last read had to wait: whether it slept, or the error number that the
+/// call answers; zero for the end.
+fn wait_first(conn: &Conn, fd: c_int, flags: c_int) -> Result<bool, c_int> {
     if !awaits(conn, flags) {
         return Ok(false);
     }
@@ -124,7 +137,7 @@ fn wait_first(conn: &Conn, fd: c_int, flags: c_int) -> Result<bool, isize> {
         // The peer may have woken us to have its bytes back.
         Waited::Look => attach::advance(conn, fd, 0),
         Waited::End => return Err(0),
-        Waited::Error(error) => return Err(-(error as isize)),
+        Waited::Error(error) => return Err(error),
     }
     Ok(sys::nanos() - begun >= SLEPT_NS)
 }
@@ -144,16 +157,6 @@ fn awaits(conn: &Conn, flags: c_int) -> bool {
             let phase = dir.phase();
             !phase.on_ring() && dir.seen() == phase
         })
-}
-
-/// How waiting for bytes ended.
-enum Waited {
-    /// Look again.
-    Look,
-    /// With the connection.
-    End,
-    /// With an error number for the program.
-    Error(c_int),
 }
 
 /// Waits for bytes: on the ring by spinning, then dozing; in the kernel once the socket is settled. Bytes of TCP are waited for in
@@ -219,37 +222,6 @@ fn spin_for(conn: &Conn, rx: &Rx) -> bool {
     };
     let (_, inward) = conn.pipes(&segment);
     spin::until(&conn.spin_read, || rx.stirs(inward.direction()))
-}
-
-/// Sleeps in the kernel until the socket is readable: with its timeouts, its restarts after signals, its shutdown by
-/// another thread, as a point of cancellation.
-fn sleep(conn: &Conn, fd: c_int) -> Waited {
-    if let Some(segment) = conn.segment() {
-        conn.pipes(&segment).1.direction().count_sleep();
-    }
-    let mut byte = 0u8;
-    let place = (&raw mut byte).cast();
-    // SAFETY: one byte of ours. A thread that is cancelled here unwinds through our frames, whose destructors only count
-    // references down.
-    let result = unsafe { real::recv(fd, place, 1, libc::MSG_PEEK) };
-    let error = if result < 0 { sys::errno() } else { 0 };
-    if conn.was_closed(fd) {
-        // By another thread: the kernel's answer is the last of this descriptor, and its bytes are out of reach.
-        return match result {
-            0 => Waited::End,
-            1.. => Waited::Error(libc::EBADF),
-            _ => Waited::Error(error),
-        };
-    }
-    match error {
-        0 => Waited::Look,
-        libc::EINTR | libc::EAGAIN => Waited::Error(error),
-        error => {
-            // Bytes in the ring come before the error.
-            conn.side().error.store(error, Ordering::Release);
-            Waited::Look
-        }
-    }
 }
 
 /// `MSG_PEEK | MSG_WAITALL`: looks again until there is enough, the end, or an error.

@@ -8,11 +8,11 @@ use crate::buffers::Buffers;
 use crate::conn::Conn;
 use crate::kernel;
 use crate::side::{Guard, Sender, Side, Stage, Taken};
-use crate::{attach, doze, far, leave, spin, sys};
+use crate::{attach, doze, far, leave, spin, sys, watch};
 use core::sync::atomic::{AtomicBool, Ordering};
 use libc::c_int;
 use skein_link_core::ring::{
-    Behind, Choice, Direction, Hello, Path, Pipe, Preference, Reason, Refusal, Segment, Tx, Wakes,
+    Behind, Choice, Direction, Path, Pipe, Preference, Reason, Refusal, Segment, Tx, Wakes,
 };
 
 /// What a bell looks like on the wire; its value has no meaning.
@@ -270,7 +270,7 @@ fn ring(
     } else if refusal != Refusal::None
         || behind == Behind::Nobody
         || conn.side().shut.load(Ordering::Relaxed) != 0
-        || segment.header().hello(conn.role().other()) == Hello::Gone
+        || segment.header().hello(conn.role().other()).is_over()
     {
         Ring::Leave
     } else {
@@ -545,6 +545,7 @@ fn sleep_for_tcp(fd: c_int, deadline: &mut Option<u64>) -> c_int {
         }
     };
     let result = sys::poll(fd, libc::POLLOUT, timeout);
+    watch::after(result != 0);
     if result == -(libc::EINTR as isize) && (deadline.is_some() || kernel::wants_eintr()) {
         return libc::EINTR;
     }

@@ -78,6 +78,8 @@ pub(crate) struct Side {
     pub(crate) cork: AtomicI32,
     /// When the kernel's state of the connection was last looked at while writing, nanoseconds.
     pub(crate) looked_at: AtomicU64,
+    /// How long calls wait for bytes, milliseconds (`SO_RCVTIMEO`); zero: for ever.
+    receive_ms: AtomicU64,
     /// Writes to the ring that rang no bell.
     pub(crate) writes: AtomicU32,
 }
@@ -260,6 +262,18 @@ impl Side {
     /// Which end made the connection.
     pub(crate) fn opener(&self) -> Opener {
         if self.opened.load(Ordering::Relaxed) != 0 { Opener::Us } else { Opener::Peer }
+    }
+
+    /// Notes how long calls of the program wait for bytes, milliseconds.
+    pub(crate) fn set_receive_timeout(&self, timeout_ms: Option<u64>) {
+        // One of less than a millisecond is one all the same.
+        let word = timeout_ms.map_or(0, |ms| ms.max(1));
+        self.receive_ms.store(word, Ordering::Relaxed);
+    }
+
+    /// How long calls of the program wait for bytes, milliseconds.
+    pub(crate) fn receive_timeout_ms(&self) -> Option<u64> {
+        Some(self.receive_ms.load(Ordering::Relaxed)).filter(|ms| *ms != 0)
     }
 
     pub(crate) fn aborted(&self) -> Option<c_int> {

@@ -47,6 +47,29 @@ pub fn socket_path(folder: &Path, namespace: Option<u64>, project: &str) -> Path
     folder.join(format!("link{of_namespace}{of_project}.sock"))
 }
 
+/// Where a broker is started for want of one, for programs of this host and project that have looked at `found` in vain: on the
+/// socket of its network namespace, which a node there takes over.
+pub fn socket_to_start(found: &Path, project: &str) -> PathBuf {
+    let folder = found.parent().unwrap_or(Path::new("/"));
+    let is_common = found == socket_path(folder, None, project);
+    let own = own_namespace().filter(|_| is_common);
+    own.map_or_else(|| found.to_owned(), |own| socket_path(folder, Some(own), project))
+}
+
+/// The sockets on which a broker serves a project's programs, in the network namespace `own`: its socket, and if it serves on the
+/// common one, that of a broker which was started for want of it.
+pub fn sockets_to_serve(
+    folder: &Path,
+    named: Option<u64>,
+    own: Option<u64>,
+    project: &str,
+) -> Vec<PathBuf> {
+    let besides =
+        own.filter(|_| named.is_none()).map(|own| socket_path(folder, Some(own), project));
+    let besides = besides.filter(|path| path.exists());
+    std::iter::once(socket_path(folder, named, project)).chain(besides).collect()
+}
+
 /// The socket that a program of this host and project asks on: that of its namespace if there is one.
 pub fn find_socket(folder: &Path, project: &str) -> PathBuf {
     let of_namespace = own_namespace().map(|own| socket_path(folder, Some(own), project));
@@ -70,5 +93,23 @@ mod tests {
         std::fs::write(&path, "").unwrap();
         assert_eq!(find_socket(folder, "shop"), path);
         assert_eq!(find_socket(folder, "default"), folder.join("link.sock"));
+    }
+
+    #[test]
+    fn a_broker_for_want_of_another_is_where_the_namespace_s_node_will_be() {
+        let bed = crate::testbed::Testbed::new().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let common = folder.path().join("link.sock");
+        let other = Path::new("/run/netns").join(bed.namespace(crate::testbed::Host::A));
+        let there = || (own_namespace().unwrap(), socket_to_start(&common, PROJECT));
+        let (own, path) = within(&other, there).unwrap();
+        assert_eq!(path, folder.path().join(format!("link-{own}.sock")));
+        assert_eq!(within(&other, || socket_to_start(&path, PROJECT)).unwrap(), path);
+        // A node that is told of no namespace takes it over too, if it is there.
+        let serves = || sockets_to_serve(folder.path(), None, Some(own), PROJECT);
+        assert_eq!(serves(), std::slice::from_ref(&common));
+        std::fs::write(&path, "").unwrap();
+        assert_eq!(serves(), [common, path.clone()]);
+        assert_eq!(sockets_to_serve(folder.path(), Some(own), Some(own), PROJECT), [path]);
     }
 }

@@ -132,8 +132,21 @@ pub trait Local: Send {
     fn stalls(&self) -> bool {
         false
     }
+    /// Tells the program that the node lives: called some times a second.
+    fn beat(&mut self) {}
     /// The connection cannot go on over the light protocol and bytes may be missing: the program gets a connection error.
     fn abort(&mut self, reason: &'static str);
+}
+
+/// Why a host is not reached by the light protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unreached {
+    /// No node that is known has its address.
+    NoNode,
+    /// Its node does not answer.
+    Away,
+    /// Nodes seal what they send each other, and the light protocol does not.
+    Encrypted,
 }
 
 /// Where streams of programs to other hosts go: the node. Called by the broker.
@@ -141,6 +154,11 @@ pub trait Remote: Send + Sync {
     /// Whether the host of this address is reached by the light protocol now. Asked once for each connection, after its
     /// first bytes.
     fn reaches(&self, peer: SocketAddr) -> bool;
+    /// Why not, where it is not.
+    fn why_not(&self, peer: SocketAddr) -> Unreached {
+        let _ = peer;
+        Unreached::NoNode
+    }
     /// The network namespace whose connections it carries, `SO_NETNS_COOKIE` of its sockets. `None`: those of any.
     fn namespace(&self) -> Option<u64> {
         None

@@ -13,11 +13,13 @@
 
 mod peers;
 mod rules;
+mod sealed;
 mod secret;
 
 use crate::config::{AgentConfig, LinkConfig};
 use crate::node::Node;
 use rules::Rules;
+use sealed::Sealed;
 use skein_fabric::State;
 use skein_link::broker::{Broker, BrokerConfig, BrokerError, Connection, Totals};
 use skein_link::node::{Node as Light, NodeConfig, PeerConfig, shared_key};
@@ -49,6 +51,8 @@ pub(crate) struct Link {
     folder: PathBuf,
     /// The namespace's number in the names of sockets, if the node has one of its own.
     named: Option<u64>,
+    /// The number of the network namespace that the node is in.
+    own: Option<u64>,
     /// Where the light protocol listens.
     light: Option<SocketAddr>,
 }
@@ -99,6 +103,7 @@ impl Link {
                 running: Mutex::new(Some(Arc::new(running))),
                 folder,
                 named: own.filter(|_| config.namespace.is_some()),
+                own,
             }),
             Ok(None) => None,
             Err(error) => {
@@ -113,6 +118,11 @@ impl Link {
         self.light.map_or(0, |light| light.port())
     }
 
+    /// Where a project's programs ask.
+    fn sockets(&self, project: &str) -> Vec<PathBuf> {
+        place::sockets_to_serve(&self.folder, self.named, self.own, project)
+    }
+
     fn running(&self) -> Option<Arc<Running>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -123,10 +133,14 @@ impl Link {
         drop(running);
     }
 
-    /// The connections of a project.
+    /// The connections of a project, those that were refused among them.
     pub(crate) fn connections(&self, project: &str) -> Vec<LinkConnection> {
-        let all = self.running().map(|running| running.broker.connections()).unwrap_or_default();
-        all.into_iter().filter(|one| one.project == project).map(told).collect()
+        let Some(running) = self.running() else { return Vec::new() };
+        let mut all = running.broker.connections();
+        all.extend(running.broker.refused());
+        all.retain(|one| one.project == project);
+        all.sort_by_cached_key(Connection::ends);
+        all.into_iter().map(told).collect()
     }
 
     /// What was counted since the agent began.
@@ -178,9 +192,16 @@ fn open(
             warn!(code = error.code(), error = %report::chain(&error), "this node has no link to other nodes");
         }).ok()
     });
+    let remote = match (&light, config.encryption) {
+        (Some(light), _) => Some(Arc::clone(light) as Arc<dyn Remote>),
+        (None, Encryption::WireGuard) => {
+            Some(Arc::new(Sealed { mirror: mirror.clone() }) as Arc<dyn Remote>)
+        }
+        (None, Encryption::Off) => None,
+    };
     let broker = Broker::start(BrokerConfig {
         projects: Vec::new(),
-        remote: light.clone().map(|light| light as Arc<dyn Remote>),
+        remote,
         guard: Some(Arc::new(Rules { mirror: mirror.clone(), namespace: own })),
         // Ours, of whatever cloud: they lead from outside into networks.
         tables_ignored: Some(skein_net::TABLE_PREFIX.to_owned()),
@@ -219,7 +240,7 @@ pub(crate) async fn follow(node: Arc<Node>) {
         changes.borrow_and_update();
         let (peers, projects) = node.mirror.read(|view| {
             let peers = link.light.map(|at| peers::peers(view, &node.config.name, at));
-            (peers.unwrap_or_default(), peers::projects(view, &link.folder, link.named))
+            (peers.unwrap_or_default(), peers::projects(view, |project| link.sockets(project)))
         });
         let Some(running) = link.running() else { return };
         let fresh = (known.as_ref() != Some(&peers)).then(|| peers.clone());

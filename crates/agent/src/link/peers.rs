@@ -2,11 +2,10 @@
 
 use skein_link::broker::Project;
 use skein_link::node::PeerConfig;
-use skein_link::place;
 use skein_model::NodeName;
 use skein_registry::View;
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use std::path::PathBuf;
 
 /// The other nodes that have a light protocol, at an address that is not this node's own.
 ///
@@ -24,14 +23,17 @@ pub(super) fn peers(view: &View, own: &NodeName, listens: SocketAddr) -> Vec<Pee
 }
 
 /// The projects whose programs may ask, each on a socket of its own.
-pub(super) fn projects(view: &View, folder: &Path, namespace: Option<u64>) -> Vec<Project> {
+pub(super) fn projects(view: &View, sockets: impl Fn(&str) -> Vec<PathBuf>) -> Vec<Project> {
     let names = view.projects.keys().map(ToString::to_string);
-    let socket = |name: &str| place::socket_path(folder, namespace, name);
-    names.map(|name| Project { socket: socket(&name), name }).collect()
+    let served = names.flat_map(|name| {
+        let all = sockets(&name).into_iter();
+        all.map(move |socket| Project { socket, name: name.clone() })
+    });
+    served.collect()
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use skein_fabric::Revision;
     use skein_model::{CpuMilli, NodeRecord, Timestamp};
@@ -39,7 +41,7 @@ mod tests {
     use std::net::Ipv4Addr;
     use std::sync::Arc;
 
-    fn node(name: &str, underlay: [u8; 4], light_port: u16) -> NodeRecord {
+    pub(crate) fn node(name: &str, underlay: [u8; 4], light_port: u16) -> NodeRecord {
         NodeRecord {
             name: name.parse().unwrap(),
             memory_mib: 1024,

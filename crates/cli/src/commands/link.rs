@@ -176,14 +176,15 @@ fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
 impl Run {
     fn run(self, context: &Context) -> Result<ExitCode> {
         let is_found = self.broker.is_none();
-        let broker = socket(self.broker, context);
+        let found = socket(self.broker, context);
+        let (broker, started) = started(found, is_found, context);
         let folder = broker.parent().unwrap_or(Path::new("/"));
         let library = run::library(&folder.join(run::FOLDER)).or_else(|error| {
             // A user who may ask a broker of root's, and has another release of the library.
             let own = own_folder().map(|own| run::library(&own.join(run::FOLDER)));
             own.unwrap_or(Err(error))
         })?;
-        if let Err(error) = started(&broker, is_found, context) {
+        if let Err(error) = started {
             // The program matters more than its speed.
             eprintln!("warning: without a broker all stays on TCP: {error:#}");
         }
@@ -219,15 +220,23 @@ fn own_folder() -> Option<PathBuf> {
     Some(PathBuf::from(folder).join("skein"))
 }
 
-/// Starts a broker on a socket if none answers there. A project's broker is its cloud's: none is started in its stead.
-fn started(socket: &Path, is_found: bool, context: &Context) -> Result<()> {
-    let asked = broker::connections(socket);
-    if asked.is_ok() {
-        return Ok(());
+/// Starts a broker if none answers on a socket: where it is now, and whether there is one. A project's broker is its cloud's: none
+/// is started in its stead.
+fn started(found: PathBuf, is_found: bool, context: &Context) -> (PathBuf, Result<()>) {
+    let Err(error) = broker::connections(&found) else { return (found, Ok(())) };
+    let project = project_of(context);
+    if is_found && project != place::PROJECT {
+        let error =
+            anyhow::Error::new(error).context(format!("project {project} is not served here"));
+        return (found, Err(error));
     }
-    if is_found && project_of(context) != place::PROJECT {
-        asked.with_context(|| format!("project {} is not served here", project_of(context)))?;
-    }
+    let socket = if is_found { place::socket_to_start(&found, project) } else { found };
+    let result = start(&socket);
+    (socket, result)
+}
+
+/// Starts a broker on a socket, and waits until it answers.
+fn start(socket: &Path) -> Result<()> {
     let program = std::env::current_exe().context("finding this program")?;
     let project = format!("--serve=default={}", socket.display());
     let mut child = command(program)
@@ -284,8 +293,10 @@ impl Broker {
         let node = self.node()?;
         let mut projects = self.projects;
         if projects.is_empty() {
-            let socket = place::socket_path(Path::new(place::FOLDER), None, place::PROJECT);
-            projects.push(Project { name: place::PROJECT.to_owned(), socket });
+            let (folder, own) = (Path::new(place::FOLDER), place::own_namespace());
+            let sockets = place::sockets_to_serve(folder, None, own, place::PROJECT);
+            let project = |socket| Project { name: place::PROJECT.to_owned(), socket };
+            projects.extend(sockets.into_iter().map(project));
         }
         for project in &projects {
             if let Some(folder) = project.socket.parent() {
@@ -332,7 +343,7 @@ impl Ls {
                 column("PATH", |c| format!("{:?}", c.path).to_lowercase()),
                 column("REASON", |c| c.reason.clone()),
                 column("RING BYTES", |c| both(c.ring_bytes)),
-                column("TCP BYTES", |c| both(c.tcp_bytes)),
+                column("TCP BYTES", |c| c.tcp_bytes.map_or_else(|| "-".to_owned(), both)),
                 column("WAKE-UPS", |c| both(c.wakeups)),
                 wide("PROCESSES", |c| format!("{}/{}", c.pids[0], c.pids[1])),
                 wide("PROJECT", |c| c.project.clone()),
@@ -358,7 +369,7 @@ async fn of_cloud(context: &Context) -> Result<ExitCode> {
             column("PATH", |l| l.path.clone()),
             column("REASON", |l| l.reason.clone()),
             column("RING BYTES", |l| both(l.ring_bytes)),
-            column("TCP BYTES", |l| both(l.tcp_bytes)),
+            column("TCP BYTES", |l| l.tcp_bytes.map_or_else(|| "-".to_owned(), both)),
             column("WAKE-UPS", |l| both(l.wakeups)),
             wide("PROCESSES", |l| format!("{}/{}", l.pids[0], l.pids[1])),
         ],

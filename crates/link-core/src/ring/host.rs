@@ -203,3 +203,33 @@ pub fn last_heard(socket: BorrowedFd<'_>) -> io::Result<Duration> {
     }
     Ok(Duration::from_millis(info.tcpi_last_ack_recv.into()))
 }
+
+/// Bytes that a TCP connection's peer has acknowledged, and those that came from it, since the connection began. The kernel counts SYN
+/// and FIN too.
+///
+/// # Errors
+/// What the kernel says: it is no TCP socket. `Unsupported` from one that does not count them.
+pub fn tcp_bytes(socket: BorrowedFd<'_>) -> io::Result<[u64; 2]> {
+    /// Up to `tcpi_bytes_received`, in words of 64 bits (linux/tcp.h); the libc crate's structure ends before.
+    const WORDS: usize = 17;
+    const ACKNOWLEDGED: usize = 15;
+    let mut info = [0u64; WORDS];
+    let mut len = size_of_val(&info) as libc::socklen_t;
+    // SAFETY: memory of ours and its length.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if (len as usize) < size_of_val(&info) {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    Ok([info[ACKNOWLEDGED], info[ACKNOWLEDGED + 1]])
+}

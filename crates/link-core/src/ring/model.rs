@@ -35,6 +35,23 @@ fn shared() -> Arc<Shared> {
     Arc::new(Shared { direction: Direction::new(), data: [0; CAPACITY], wire })
 }
 
+/// The same, with a sender that has taken the ring.
+fn on_ring() -> (Arc<Shared>, Tx) {
+    let shared = shared();
+    let mut tx = Tx::new(0);
+    tx.to_ring(&shared.direction).unwrap();
+    (shared, tx)
+}
+
+/// A thread of its own for somebody's moves.
+fn aside<T: 'static>(
+    shared: &Arc<Shared>,
+    moves: impl FnOnce(&Shared) -> T + 'static,
+) -> thread::JoinHandle<T> {
+    let shared = Arc::clone(shared);
+    thread::spawn(move || moves(&shared))
+}
+
 /// One byte into the ring, and its bell.
 fn announce(shared: &Shared, tx: &mut Tx) {
     shared.direction.begin_write();
@@ -49,17 +66,12 @@ fn announce(shared: &Shared, tx: &mut Tx) {
 #[test]
 fn no_wake_up_is_lost() {
     loom::model(|| {
-        let shared = shared();
-        let mut tx = Tx::new(0);
+        let (shared, mut tx) = on_ring();
         let mut rx = Rx::new(0);
-        tx.to_ring(&shared.direction).unwrap();
-        let sender = {
-            let shared = Arc::clone(&shared);
-            thread::spawn(move || {
-                announce(&shared, &mut tx);
-                announce(&shared, &mut tx);
-            })
-        };
+        let sender = aside(&shared, move |shared| {
+            announce(shared, &mut tx);
+            announce(shared, &mut tx);
+        });
         // Reads a byte if there is one, then settles.
         let dir = &shared.direction;
         assert!(dir.enter(thread::yield_now));
@@ -90,30 +102,25 @@ fn no_wake_up_is_lost() {
 fn who_dozes_is_woken() {
     for leaves in [false, true] {
         loom::model(move || {
-            let shared = shared();
+            let (shared, mut tx) = on_ring();
             let dir = &shared.direction;
-            let mut tx = Tx::new(0);
             let mut rx = Rx::new(0);
-            tx.to_ring(dir).unwrap();
             announce(&shared, &mut tx);
             assert!(matches!(rx.next(pipe(&shared)), Ok(Next::Ring { bytes: 1 })));
             rx.take(dir, 1);
             assert!(rx.is_unsettled(dir));
-            let sender = {
-                let shared = Arc::clone(&shared);
-                thread::spawn(move || {
-                    let dir = &shared.direction;
-                    if leaves {
-                        tx.to_tcp(dir);
-                    } else {
-                        announce(&shared, &mut tx);
-                        if !dir.seems_dozing() {
-                            return false;
-                        }
+            let sender = aside(&shared, move |shared| {
+                let dir = &shared.direction;
+                if leaves {
+                    tx.to_tcp(dir);
+                } else {
+                    announce(shared, &mut tx);
+                    if !dir.seems_dozing() {
+                        return false;
                     }
-                    dir.take_dozing()
-                })
-            };
+                }
+                dir.take_dozing()
+            });
             dir.doze();
             let sleeps = !rx.stirs(dir);
             let woken = sender.join().unwrap();
@@ -127,23 +134,18 @@ fn who_dozes_is_woken() {
 #[test]
 fn a_ring_phase_ends_under_a_reader() {
     loom::model(|| {
-        let shared = shared();
-        let mut tx = Tx::new(0);
+        let (shared, mut tx) = on_ring();
         let mut rx = Rx::new(0);
-        tx.to_ring(&shared.direction).unwrap();
-        let sender = {
-            let shared = Arc::clone(&shared);
-            thread::spawn(move || {
-                let dir = &shared.direction;
-                announce(&shared, &mut tx);
-                tx.to_tcp(dir);
-                shared.wire.lock().unwrap().data += 1;
-                tx.sent(dir, 1);
-                if tx.to_ring(dir).is_ok() {
-                    tx.publish_for_model(dir);
-                }
-            })
-        };
+        let sender = aside(&shared, move |shared| {
+            let dir = &shared.direction;
+            announce(shared, &mut tx);
+            tx.to_tcp(dir);
+            shared.wire.lock().unwrap().data += 1;
+            tx.sent(dir, 1);
+            if tx.to_ring(dir).is_ok() {
+                tx.publish_for_model(dir);
+            }
+        });
         let dir = &shared.direction;
         if dir.enter(thread::yield_now) {
             let mut taken = 0;
@@ -179,17 +181,14 @@ fn a_ring_phase_ends_under_a_reader() {
 fn phases_do_not_change_under_a_reader() {
     loom::model(|| {
         let shared = shared();
-        let sender = {
-            let shared = Arc::clone(&shared);
-            thread::spawn(move || {
-                let mut tx = Tx::new(0);
-                shared.wire.lock().unwrap().data += 1;
-                tx.sent(&shared.direction, 1);
-                if tx.to_ring(&shared.direction).is_ok() {
-                    announce(&shared, &mut tx);
-                }
-            })
-        };
+        let sender = aside(&shared, move |shared| {
+            let mut tx = Tx::new(0);
+            shared.wire.lock().unwrap().data += 1;
+            tx.sent(&shared.direction, 1);
+            if tx.to_ring(&shared.direction).is_ok() {
+                announce(shared, &mut tx);
+            }
+        });
         let mut rx = Rx::new(0);
         let dir = &shared.direction;
         if dir.enter(thread::yield_now) {
@@ -210,18 +209,13 @@ fn phases_do_not_change_under_a_reader() {
 #[test]
 fn a_refused_ring_stays_as_it_is() {
     loom::model(|| {
-        let shared = shared();
-        let mut tx = Tx::new(0);
-        tx.to_ring(&shared.direction).unwrap();
-        let sender = {
-            let shared = Arc::clone(&shared);
-            thread::spawn(move || {
-                if shared.direction.begin_write() == Refusal::None {
-                    tx.publish_for_model(&shared.direction);
-                }
-                shared.direction.wrote();
-            })
-        };
+        let (shared, mut tx) = on_ring();
+        let sender = aside(&shared, move |shared| {
+            if shared.direction.begin_write() == Refusal::None {
+                tx.publish_for_model(&shared.direction);
+            }
+            shared.direction.wrote();
+        });
         shared.direction.refuse(Refusal::NoMore);
         let quiet = !shared.direction.is_writing();
         let seen = shared.direction.head();
@@ -236,19 +230,14 @@ fn a_refused_ring_stays_as_it_is() {
 #[test]
 fn a_node_rings_in_its_phase_only() {
     loom::model(|| {
-        let shared = shared();
-        let mut tx = Tx::new(0);
-        tx.to_ring(&shared.direction).unwrap();
+        let (shared, mut tx) = on_ring();
         shared.direction.set_placed(Phase(1));
-        let node = {
-            let shared = Arc::clone(&shared);
-            thread::spawn(move || {
-                far::Taker::default().ring(&shared.direction, Phase(1), || {
-                    shared.wire.lock().unwrap().bells += 1;
-                    Some(true)
-                })
+        let node = aside(&shared, move |shared| {
+            far::Taker::default().ring(&shared.direction, Phase(1), || {
+                shared.wire.lock().unwrap().bells += 1;
+                Some(true)
             })
-        };
+        });
         let left = tx.leave_far(&shared.direction, || {
             shared.wire.lock().unwrap().bells += 1;
             true
@@ -265,19 +254,14 @@ fn a_node_rings_in_its_phase_only() {
 #[test]
 fn no_bell_follows_a_refusal_that_was_heard() {
     loom::model(|| {
-        let shared = shared();
-        let mut tx = Tx::new(0);
-        tx.to_ring(&shared.direction).unwrap();
+        let (shared, mut tx) = on_ring();
         shared.direction.set_placed(Phase(1));
-        let sender = {
-            let shared = Arc::clone(&shared);
-            thread::spawn(move || {
-                let _ = tx.leave_far(&shared.direction, || {
-                    shared.wire.lock().unwrap().bells += 1;
-                    true
-                });
-            })
-        };
+        let sender = aside(&shared, move |shared| {
+            let _ = tx.leave_far(&shared.direction, || {
+                shared.wire.lock().unwrap().bells += 1;
+                true
+            });
+        });
         shared.direction.refuse(Refusal::NoMore);
         // At rest in the phase that the node knows: what it has told the receiver is all.
         let is_at_rest = !shared.direction.is_changing() && shared.direction.phase() == Phase(1);

@@ -55,7 +55,8 @@ impl Role {
         }
     }
 
-    const fn index(self) -> usize {
+    /// Its place in a pair, low end first.
+    pub const fn index(self) -> usize {
         match self {
             Self::Low => 0,
             Self::High => 1,
@@ -83,6 +84,15 @@ pub enum Hello {
     Confirmed,
     /// Has closed the connection.
     Gone,
+    /// Has never come, and nobody waits for it any more: the connection stays on TCP.
+    Absent,
+}
+
+impl Hello {
+    /// Whether that end does not count bytes, and never will.
+    pub const fn is_over(self) -> bool {
+        matches!(self, Self::Gone | Self::Absent)
+    }
 }
 
 /// Why a connection, or one that might have been accelerated, is on TCP. The number is stable.
@@ -196,6 +206,8 @@ struct NodeLine {
     asleep: AtomicU32,
     /// How often it was called; a futex.
     calls: AtomicU32,
+    /// Counted up while the node lives.
+    beats: AtomicU32,
 }
 
 /// What has become of the node behind a segment.
@@ -216,6 +228,7 @@ impl Header {
             0 => Hello::None,
             1 => Hello::Mapped,
             2 => Hello::Confirmed,
+            4 => Hello::Absent,
             _ => Hello::Gone,
         }
     }
@@ -227,6 +240,7 @@ impl Header {
             Hello::Mapped => 1,
             Hello::Confirmed => 2,
             Hello::Gone => 3,
+            Hello::Absent => 4,
         };
         self.hello[role.index()].store(word, Ordering::SeqCst);
     }
@@ -307,6 +321,17 @@ impl Header {
     /// The futex on which the node sleeps.
     pub const fn calls(&self) -> &AtomicU32 {
         &self.node.calls
+    }
+
+    /// The node lives: called some times a second while it carries the connection.
+    pub fn beat(&self) {
+        let next = self.node.beats.load(Ordering::Relaxed).wrapping_add(1);
+        self.node.beats.store(next.max(1), Ordering::Relaxed);
+    }
+
+    /// Changes while the node lives; zero if there is none, or one that does not tell.
+    pub fn beats(&self) -> u32 {
+        self.node.beats.load(Ordering::Relaxed)
     }
 
     /// Says why this end goes back to TCP for good. The first reason stays.

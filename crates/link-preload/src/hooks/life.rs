@@ -85,18 +85,26 @@ pub unsafe extern "C-unwind" fn accept4(
 /// As `shutdown(2)`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn shutdown(fd: c_int, how: c_int) -> c_int {
-    if how != libc::SHUT_RD
-        && let Some(held) = conn::get(fd)
-    {
-        held.side().shut.store(1, Ordering::Release);
-    }
+    // Before it is: a reader that it wakes looks at this.
+    let set = |word: u32| {
+        if let Some(held) = conn::get(fd) {
+            let side = held.side();
+            if how != libc::SHUT_RD && word != 0 {
+                side.shut.store(word, Ordering::Release);
+            }
+            if how != libc::SHUT_WR {
+                side.read_shut.store(word, Ordering::Release);
+            }
+        }
+    };
+    set(1);
     // SAFETY: the same call.
     let result = unsafe { real::shutdown(fd, how) };
+    let error = sys::errno();
+    if result != 0 {
+        set(0);
+    }
     if let Some(held) = conn::get(fd) {
-        let error = sys::errno();
-        if result == 0 && how != libc::SHUT_WR {
-            held.side().read_shut.store(1, Ordering::Release);
-        }
         doze::wake_both(&held);
         sys::set_errno(error);
     }

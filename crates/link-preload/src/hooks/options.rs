@@ -3,7 +3,7 @@
 use super::life::signals_arrivals;
 use crate::conn::{self, Held};
 use crate::side::Stage;
-use crate::{attach, leave, real, recv};
+use crate::{attach, kernel, leave, real, recv};
 use core::sync::atomic::Ordering;
 use libc::{c_int, c_ulong, c_void, socklen_t};
 use skein_link_core::ring::Reason;
@@ -71,10 +71,15 @@ pub unsafe extern "C-unwind" fn setsockopt(
     // SAFETY: the same call.
     let result = unsafe { real::setsockopt(fd, level, name, value, len) };
     if result == 0
-        && (level, name) == (libc::SOL_SOCKET, libc::SO_LINGER)
+        && level == libc::SOL_SOCKET
+        && matches!(name, libc::SO_LINGER | libc::SO_RCVTIMEO)
         && let Some(held) = conn::get(fd)
         && let Some(segment) = held.segment()
     {
+        if name == libc::SO_RCVTIMEO {
+            held.side().set_receive_timeout(kernel::timeout_ms(fd, name));
+            return result;
+        }
         // SAFETY: the kernel took a `linger` of two numbers.
         let linger = unsafe { value.cast::<[c_int; 2]>().read_unaligned() };
         segment.header().set_resets(held.role(), attach::resets(linger));

@@ -24,7 +24,8 @@ pub enum Path {
     Tcp,
 }
 
-/// A connection, as its segment shows it. The programs write the figures: they are for looking at, not for billing.
+/// A connection, as its segment shows it, or the kernel if it has none. The programs write what is in a segment: for looking at, not
+/// for billing.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Connection {
     /// The project on whose socket it asked.
@@ -41,10 +42,18 @@ pub struct Connection {
     pub reason: String,
     /// Bytes that went over the rings, from low to high and back.
     pub ring_bytes: [u64; 2],
-    /// Bytes and bells over TCP since the link was agreed, in the same order.
-    pub tcp_bytes: [u64; 2],
+    /// Bytes and bells over TCP since the link was agreed, in the same order; of a connection that was refused, all that its peer
+    /// has acknowledged and all that came. `None`: not known.
+    pub tcp_bytes: Option<[u64; 2]>,
     /// How often the receiver of each direction slept and was woken by the kernel.
     pub wakeups: [u64; 2],
+}
+
+impl Connection {
+    /// Its two addresses, by which lists are sorted.
+    pub fn ends(&self) -> (String, String) {
+        (self.low.clone(), self.high.clone())
+    }
 }
 
 /// Connections and bytes since the broker began, those that have ended included. The programs write the figures.
@@ -137,7 +146,7 @@ pub(crate) fn describe(place: &Place, entry: &Entry<Shared>) -> Connection {
         path,
         reason: left.map_or(reason, Reason::word).to_owned(),
         ring_bytes: directions.map(Direction::head),
-        tcp_bytes: directions.map(Direction::shown_tcp),
+        tcp_bytes: Some(directions.map(Direction::shown_tcp)),
         wakeups: directions.map(Direction::sleeps),
     }
 }
@@ -151,7 +160,7 @@ fn why_not(entry: &Entry<Shared>) -> &'static str {
     let hellos = [header.hello(Role::Low), header.hello(Role::High)];
     if hellos.contains(&Hello::Gone) {
         "closed"
-    } else if hellos.contains(&Hello::None) {
+    } else if hellos.contains(&Hello::None) || hellos.contains(&Hello::Absent) {
         "peer-not-there"
     } else if hellos == [Hello::Confirmed; 2] && has_begun {
         // For want of room, or by a choice that only the other host knows.
@@ -163,7 +172,7 @@ fn why_not(entry: &Entry<Shared>) -> &'static str {
     }
 }
 
-/// Asks the broker on a socket for its connections.
+/// Asks the broker on a socket for its connections, those that it has refused among them.
 ///
 /// # Errors
 /// [`BrokerError::Ask`], [`BrokerError::Answer`].

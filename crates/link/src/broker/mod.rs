@@ -25,6 +25,7 @@ mod firewall;
 mod holders;
 mod list;
 mod listen;
+mod refused;
 mod serve;
 mod table;
 
@@ -101,6 +102,7 @@ const ORDERS: usize = 16;
 
 pub(crate) enum Order {
     List(mpsc::SyncSender<Vec<Connection>>),
+    Refused(mpsc::SyncSender<Vec<Connection>>),
     Totals(mpsc::SyncSender<Totals>),
     Revoke(Box<dyn Fn(&Place) -> bool + Send>, mpsc::SyncSender<usize>),
     Enforce(mpsc::SyncSender<usize>),
@@ -134,9 +136,14 @@ impl Broker {
         Ok(Self { stop, wake, orders, thread: Some(thread) })
     }
 
-    /// The connections that it knows.
+    /// The connections that it has given a segment for.
     pub fn connections(&self) -> Vec<Connection> {
         self.order(Order::List).unwrap_or_default()
+    }
+
+    /// Connections that asked and were refused: they stay on TCP while programs hold them. At most 1,024 of a project.
+    pub fn refused(&self) -> Vec<Connection> {
+        self.order(Order::Refused).unwrap_or_default()
     }
 
     /// What it has counted since it began.

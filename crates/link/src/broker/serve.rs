@@ -3,12 +3,13 @@
 use super::asker::{ASKERS_MAX, Asker, Wish, keep};
 use super::far::{self, Asker as FarAsker, Doorman, Program};
 use super::firewall::Watches;
-use super::holders::holders;
+use super::holders::{holders, is_hidden};
 use super::list::{Connection, Shared, Totals, describe};
 use super::listen::Listener;
+use super::refused::{self, Why};
 use super::table::{self, End, Place, Table};
 use super::{BrokerConfig, BrokerError, Order, Project};
-use crate::remote::{ConnectionKey, Meeting, PROJECT_BYTES_MAX, Remote};
+use crate::remote::{ConnectionKey, Meeting, PROJECT_BYTES_MAX, Remote, Unreached};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SocketFlags, sockopt};
 use skein_link_core::negotiate::{Answer, Ask};
@@ -36,6 +37,8 @@ pub(crate) struct Server {
     /// In the order in which they came.
     askers: Vec<Asker>,
     table: Table<Shared>,
+    /// Those that were refused; for lists.
+    refused: refused::List,
     /// Of the connections that are no more.
     past: Totals,
     /// Where connections to other hosts are taken; `None` if there is no way, or the kernel is too old.
@@ -73,6 +76,7 @@ impl Server {
         });
         Ok(Self {
             table: Table::new(config.connections_max),
+            refused: refused::List::new(),
             watches: Watches::new(config.tables_ignored.clone()),
             config,
             listeners,
@@ -184,7 +188,10 @@ impl Server {
         let (ask, socket) = match asker.hear() {
             Wish::Waits => return Some(asker),
             Wish::List => {
-                let list = self.list(Some(&asker.project));
+                let project = &asker.project;
+                let mut list = self.list(|place| place.project == *project);
+                list.extend(self.refused.tell(|place| place.project == *project));
+                list.sort_by_cached_key(Connection::ends);
                 let packets = list.iter().filter_map(|one| serde_json::to_vec(one).ok());
                 return asker.tell(packets.collect()).then_some(asker);
             }
@@ -212,89 +219,115 @@ impl Server {
         None
     }
 
-    /// The segment for a socket.
+    /// What a socket gets. A refusal is noted.
     fn find(&mut self, project: &Arc<str>, socket: BorrowedFd<'_>, pid: u32, ask: Ask) -> Found {
         let Some(seen) = Seen::of(project, socket) else { return Found::Never };
-        let far = if seen.is_near { None } else { self.way_to(&seen) };
-        if !seen.is_near && far.is_none() {
-            return Found::Never;
+        let fd = RawFd::try_from(ask.fd).unwrap_or(-1);
+        match self.segment(&seen, socket, (pid, fd)) {
+            Ok(found) => {
+                self.refused.forget(&seen.place);
+                found
+            }
+            Err(why) => {
+                // What the other end has got is told already, with what became of it.
+                if !self.table.has(&seen.place) {
+                    self.refused.note(&seen.place, seen.role, (seen.end(pid), fd), why);
+                }
+                if why.passes() { Found::Later } else { Found::Never }
+            }
         }
-        if let Some(refused) = self.judge(&seen, socket) {
-            return refused;
-        }
-        let Seen { place, role, peer, cookie, inode, is_near } = seen;
-        if let Some(former) = self.table.supersede(&place, role, cookie) {
+    }
+
+    /// The segment for a socket, which is this descriptor of that process.
+    fn segment(
+        &mut self,
+        seen: &Seen,
+        socket: BorrowedFd<'_>,
+        (pid, fd): (u32, RawFd),
+    ) -> Result<Found, Why> {
+        let far = if seen.is_near { None } else { Some(self.way_to(seen)?) };
+        self.judge(seen, socket)?;
+        let (place, role) = (&seen.place, seen.role);
+        if let Some(former) = self.table.supersede(place, role, seen.cookie) {
             self.past.add_ended(&former.shared);
         }
-        let (reach, capacity) =
-            if is_near { (Reach::Near, self.config.capacity) } else { (Reach::Far, far::CAPACITY) };
+        let (reach, capacity) = match far {
+            None => (Reach::Near, self.config.capacity),
+            Some(_) => (Reach::Far, far::CAPACITY),
+        };
         let mut fresh = false;
         let make = || {
             fresh = true;
             let memory = Memory::create(capacity, reach)?;
             Ok::<_, std::io::Error>(Shared { memory: Arc::new(memory), is_revoked: false })
         };
-        let end = End { cookie, inode, pid };
+        let end = seen.end(pid);
         let memory = match self.table.ask(place.clone(), role, end, make) {
-            Ok(Some(entry)) if entry.shared.is_revoked => return Found::Never,
+            Ok(Some(entry)) if entry.shared.is_revoked => return Ok(Found::Never),
             Ok(Some(entry)) => Arc::clone(&entry.shared.memory),
-            Ok(None) => return Found::Later,
+            Ok(None) => return Err(Why::TooMany),
             Err(error) => {
                 warn!(%error, "no memory for a connection");
-                return Found::Later;
+                return Err(Why::NoMemory);
             }
         };
         if !fresh && memory.segment().header().hello(role) != Hello::None {
             // A program that was started with this socket. What the one before it agreed is its own.
-            return Found::Never;
+            return Ok(Found::Never);
         }
         let Ok(file) = rustix::io::fcntl_dupfd_cloexec(memory.file(), 0) else {
-            return Found::Later;
+            return Ok(Found::Later);
         };
         if let Some((doorman, remote)) = far.filter(|_| fresh) {
-            let fd = RawFd::try_from(ask.fd).unwrap_or(-1);
             match Program::new(memory, &FarAsker { socket, pid, fd, role }, &doorman) {
                 Ok(program) => {
-                    let meeting = Meeting { project: project.to_string(), key: place.key };
-                    remote.open(meeting, peer, Box::new(program));
+                    let meeting = Meeting { project: place.project.to_string(), key: place.key };
+                    remote.open(meeting, seen.peer, Box::new(program));
                 }
                 Err(error) => {
                     debug!(%error, "a program's socket cannot be had when it is needed");
-                    self.table.remove(&place);
-                    return Found::Never;
+                    self.table.remove(place);
+                    return Err(Why::NoMeans);
                 }
             }
         }
-        Found::Segment(role, file)
+        Ok(Found::Segment(role, file))
     }
 
-    /// What takes a connection to another host, if anything does. Only those of the node's own network namespace: in another
-    /// one a program may give itself any addresses.
-    fn way_to(&self, seen: &Seen) -> Option<(Arc<Doorman>, Arc<dyn Remote>)> {
-        let remote = self.config.remote.as_ref().filter(|remote| remote.reaches(seen.peer))?;
-        let is_own = remote.namespace().is_none_or(|own| own == seen.place.namespace);
+    /// What takes a connection to another host. Only those of the node's own network namespace: in another one a program may
+    /// give itself any addresses.
+    fn way_to(&self, seen: &Seen) -> Result<(Arc<Doorman>, Arc<dyn Remote>), Why> {
+        let remote = self.config.remote.as_ref().ok_or(Why::Unreached(Unreached::NoNode))?;
+        if !remote.reaches(seen.peer) {
+            return Err(Why::Unreached(remote.why_not(seen.peer)));
+        }
+        if remote.namespace().is_some_and(|own| own != seen.place.namespace) {
+            return Err(Why::Namespace);
+        }
         let fits = seen.place.project.len() <= PROJECT_BYTES_MAX;
-        Some((self.doorman.clone().filter(|_| fits && is_own)?, Arc::clone(remote)))
+        let doorman = self.doorman.clone().filter(|_| fits).ok_or(Why::NoMeans)?;
+        Ok((doorman, Arc::clone(remote)))
     }
 
     /// Whether guard or firewall are against it.
-    fn judge(&mut self, seen: &Seen, socket: BorrowedFd<'_>) -> Option<Found> {
+    fn judge(&mut self, seen: &Seen, socket: BorrowedFd<'_>) -> Result<(), Why> {
         let namespace = seen.place.namespace;
-        let allows = self.config.guard.as_ref().is_none_or(|guard| guard.allows(&seen.place));
-        if !allows || !self.watches.cover(namespace, socket) {
-            return Some(Found::Never);
+        if self.config.guard.as_ref().is_some_and(|guard| !guard.allows(&seen.place)) {
+            return Err(Why::Forbidden);
+        }
+        if !self.watches.cover(namespace, socket) {
+            return Err(Why::Unwatched);
         }
         // What has happened while this thread was asleep or answered others.
         self.hear_firewall(namespace);
         let is_proven = self.watches.is_proven(namespace, socket, Instant::now());
-        (!is_proven).then_some(Found::Later)
+        if is_proven { Ok(()) } else { Err(Why::Unproven) }
     }
 
-    fn list(&self, project: Option<&Arc<str>>) -> Vec<Connection> {
-        let wanted = |place: &Place| project.is_none_or(|project| place.project == *project);
+    fn list(&self, wanted: impl Fn(&Place) -> bool) -> Vec<Connection> {
         let entries = self.table.iter().filter(|(place, _)| wanted(place));
         let mut list: Vec<_> = entries.map(|(place, entry)| describe(place, entry)).collect();
-        list.sort_by(|one, other| (&one.low, &one.high).cmp(&(&other.low, &other.high)));
+        list.sort_by_cached_key(Connection::ends);
         list
     }
 
@@ -302,7 +335,12 @@ impl Server {
         // Who has asked waits for the answer; one who does not needs none.
         match order {
             Order::List(answer) => {
-                let _ = answer.send(self.list(None));
+                let _ = answer.send(self.list(|_| true));
+            }
+            Order::Refused(answer) => {
+                let mut list = self.refused.tell(|_| true);
+                list.sort_by_cached_key(Connection::ends);
+                let _ = answer.send(list);
             }
             Order::Totals(answer) => {
                 let mut totals = self.past.clone();
@@ -360,6 +398,7 @@ impl Server {
             asker.old = true;
         }
         self.find_heirs();
+        self.refused.sweep();
         let past = &mut self.past;
         self.table.retain(|_, entry| {
             let header = entry.shared.memory.segment().header();
@@ -401,7 +440,7 @@ impl Server {
         for (_, entry) in self.table.iter_mut() {
             for end in entry.ends.iter_mut().flatten().filter(|end| wanted.contains(&end.inode)) {
                 end.pid = match found.get(&end.inode) {
-                    Some(pid) => *pid,
+                    Some(holder) => holder.pid,
                     None if is_hidden(end.pid) => end.pid,
                     None => 0,
                 };
@@ -436,12 +475,6 @@ fn is_alive(pid: u32) -> bool {
     pid.is_some_and(|pid| rustix::process::test_kill_process(pid) != Err(rustix::io::Errno::SRCH))
 }
 
-/// Whether this user may not see what a process holds.
-fn is_hidden(pid: u32) -> bool {
-    let files = std::fs::read_dir(format!("/proc/{pid}/fd"));
-    files.is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
-}
-
 /// What the kernel says of a socket.
 struct Seen {
     place: Place,
@@ -453,6 +486,11 @@ struct Seen {
 }
 
 impl Seen {
+    /// The end that it is, of a process.
+    const fn end(&self, pid: u32) -> End {
+        End { cookie: self.cookie, inode: self.inode, pid }
+    }
+
     /// `None`: it is no connected TCP socket, or one that cannot be told apart.
     fn of(project: &Arc<str>, socket: BorrowedFd<'_>) -> Option<Self> {
         if sockopt::socket_protocol(socket).ok()? != Some(rustix::net::ipproto::TCP) {

@@ -55,13 +55,6 @@ pub(crate) fn role(local: SocketAddr, peer: SocketAddr) -> Option<Role> {
     }
 }
 
-const fn index(role: Role) -> usize {
-    match role {
-        Role::Low => 0,
-        Role::High => 1,
-    }
-}
-
 impl<T> Table<T> {
     /// An empty table for at most `limit` connections of each project: none can take another's places.
     pub(crate) fn new(limit: usize) -> Self {
@@ -70,7 +63,7 @@ impl<T> Table<T> {
 
     /// Forgets the connection of a place if another socket than this one had the end before: the addresses were used again.
     pub(crate) fn supersede(&mut self, place: &Place, role: Role, cookie: u64) -> Option<Entry<T>> {
-        let known = self.entries.get(place).and_then(|entry| entry.ends[index(role)])?;
+        let known = self.entries.get(place).and_then(|entry| entry.ends[role.index()])?;
         if known.cookie == cookie { None } else { self.remove(place) }
     }
 
@@ -86,7 +79,7 @@ impl<T> Table<T> {
         make: impl FnOnce() -> Result<T, E>,
     ) -> Result<Option<&mut Entry<T>>, E> {
         if !self.entries.contains_key(&place) {
-            let count = self.counts.get(&place.project).copied().unwrap_or_default();
+            let count = self.count(&place.project);
             if count >= self.limit {
                 return Ok(None);
             }
@@ -96,7 +89,7 @@ impl<T> Table<T> {
         }
         let mut entry = self.entries.get_mut(&place);
         if let Some(entry) = &mut entry {
-            entry.ends[index(role)] = Some(end);
+            entry.ends[role.index()] = Some(end);
         }
         Ok(entry)
     }
@@ -106,6 +99,16 @@ impl<T> Table<T> {
         let entry = self.entries.remove(place)?;
         discount(&mut self.counts, &place.project);
         Some(entry)
+    }
+
+    /// Whether there is one of a place.
+    pub(crate) fn has(&self, place: &Place) -> bool {
+        self.entries.contains_key(place)
+    }
+
+    /// How many a project has.
+    pub(crate) fn count(&self, project: &Arc<str>) -> usize {
+        self.counts.get(project).copied().unwrap_or_default()
     }
 
     /// All entries.

@@ -186,6 +186,7 @@ impl Daemon {
         if self.status_at <= now {
             self.status_at = now + STATUS_EVERY;
             self.end_waiting(now);
+            self.connections.values_mut().for_each(|connection| connection.local().beat());
             self.tell_status();
         }
         worked

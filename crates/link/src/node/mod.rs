@@ -31,7 +31,7 @@ pub use status::PeerStatus;
 
 use crate::carrier::CarrierError;
 use crate::place::own_namespace;
-use crate::remote::{Local, Meeting, Remote};
+use crate::remote::{Local, Meeting, Remote, Unreached};
 use daemon::{Command, Daemon};
 use rustix::event::{EventfdFlags, eventfd};
 use status::Shared;
@@ -263,6 +263,13 @@ impl Node {
 impl Remote for Node {
     fn reaches(&self, peer: SocketAddr) -> bool {
         self.index_of(peer).is_some_and(|index| self.shared.is_up(index))
+    }
+
+    fn why_not(&self, peer: SocketAddr) -> Unreached {
+        match self.index_of(peer) {
+            Some(_) => Unreached::Away,
+            None => Unreached::NoNode,
+        }
     }
 
     fn namespace(&self) -> Option<u64> {

@@ -1,7 +1,7 @@
 //! Programs that want to harm others through the broker.
 
 use crate::common::{Ground, On, program, rest, wait};
-use crate::hosts::Hosts;
+use crate::hosts::{Hosts, index};
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketType, connect, recv, send, socket,
 };
@@ -87,7 +87,7 @@ fn addresses_of_another_namespace_are_others() {
     for host in Host::BOTH {
         ip(&format!("-n {own} address add {}/32 dev lo", host.address()));
     }
-    let code = "import os,socket\n\
+    let code = "import os,socket,sys\n\
         LIBC=__import__('ctypes').CDLL(None)\n\
         assert LIBC.setns(os.open('/run/netns/'+os.environ['OWN'],os.O_RDONLY),0x40000000)==0\n\
         l=socket.create_server(('10.77.0.2',7000))\n\
@@ -95,10 +95,16 @@ fn addresses_of_another_namespace_are_others() {
         for _ in range(200):\n\
         \x20s.sendall(b'x'*100); n=0\n\
         \x20while n<100: n+=len(o.recv(100))\n\
-        print('done')\n";
+        print('ready',flush=True); sys.stdin.readline()\n";
     let mut command = hosts.command(Host::A, On::Link, &["python3", "-c", code]);
-    let out = command.env("OWN", &own).output().unwrap();
-    assert_eq!(String::from_utf8_lossy(&out.stdout), "done\n");
+    command.env("OWN", &own);
+    let (mut running, stdin) = rest(command);
+    let broker = hosts.brokers[index(Host::A)].as_ref().unwrap();
+    let refused = broker.refused();
+    let words: Vec<&str> = refused.iter().map(|one| one.reason.as_str()).collect();
+    assert_eq!(words, ["other-namespace"]);
+    drop(stdin);
+    assert!(running.0.wait().unwrap().success());
     let totals = hosts.totals(Host::A);
     assert_eq!((totals.tcp_connections, totals.light_connections), (0, 0), "{totals:?}");
     assert!(hosts.connections(Host::A).is_empty());

@@ -11,3 +11,4 @@ mod firewall;
 mod hostile;
 mod peers;
 mod projects;
+mod refused;

@@ -96,10 +96,15 @@ pub(crate) fn program(name: &str) -> PathBuf {
 
 impl Ground {
     pub(crate) fn new() -> Self {
+        Self::with(|config| config)
+    }
+
+    /// With a broker of one's own making.
+    pub(crate) fn with(make: impl FnOnce(BrokerConfig) -> BrokerConfig) -> Self {
         let folder = tempfile::Builder::new().prefix("skein-link-test-").tempdir().unwrap();
         let socket = folder.path().join("link.sock");
         let library = run::library(&folder.path().join("lib")).unwrap();
-        let broker = Broker::start(BrokerConfig::new(socket.clone())).unwrap();
+        let broker = Broker::start(make(BrokerConfig::new(socket.clone()))).unwrap();
         let variables = run::environment(&library, &socket, None);
         Self { folder, broker, variables }
     }
@@ -145,6 +150,8 @@ pub(crate) fn same_calls(
 ) {
     let script = program("exercise.py");
     for seed in seeds {
+        // The last one is the one that hung, or was ended.
+        println!("seed {seed}, {steps} steps");
         let (seed, steps) = (seed.to_string(), steps.to_string());
         let words = ["python3", script.to_str().unwrap(), &seed, &steps];
         let (tcp, link) = (output(On::Tcp, &words), output(On::Link, &words));

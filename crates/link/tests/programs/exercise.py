@@ -1,7 +1,8 @@
 """Random socket calls on both ends of one TCP connection, in lockstep, and what they answer. For HERE and FAR see scenarios.py.
 
 exercise.py SEED STEPS: prints one line for each step. The script of calls depends on the seed alone, and each call is made
-only when what plain TCP answers is certain, so that two runs - on plain TCP and on the link - must print the same.
+only when what plain TCP answers is certain, so that two runs - on plain TCP and on the link - must print the same. At the end
+one of the two ends, in one of several ways: killed between two calls, or in the middle of one.
 """
 
 import array, ctypes, fcntl, json, os, random, select, signal, socket, struct, sys, tempfile, termios, time
@@ -9,8 +10,12 @@ import array, ctypes, fcntl, json, os, random, select, signal, socket, struct, s
 LIMIT = 20_000  # bytes under way at most, and one write of up to 30,000 more: what every TCP takes without a reader
 
 
+PATTERN = bytes(i * 131 >> 3 & 0xFF for i in range(2048))  # begins again with itself
+
+
 def pattern(start, count):
-    return bytes((start + i) * 131 >> 3 & 0xFF for i in range(count))
+    start %= len(PATTERN)
+    return (PATTERN * (count // len(PATTERN) + 2))[start : start + count]
 
 
 class Peer:
@@ -65,6 +70,41 @@ class Peer:
             if control or flags:
                 return ["control", len(control), flags]
         return [len(data), data.hex() if len(data) < 40 else hash_of(data)]
+
+    def do_timed(self, count, millis):
+        """A read that waits so long at most."""
+        self.sock().setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, millis * 1000))
+        try:
+            return self.do_recv("recv", count, 0)
+        finally:
+            self.sock().setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 0))
+
+    def do_drop(self, count):
+        """A read that throws away what it reads."""
+        return self.sock().recv_into(bytearray(count), 0, socket.MSG_TRUNC)
+
+    def do_stream(self, start, count):
+        """Writes so many bytes, or until it cannot: how it ended."""
+        try:
+            self.sock().sendall(pattern(start, count))
+            return "all"
+        except OSError:
+            return "cut"
+
+    def do_verify(self, start, most):
+        """Reads until so many bytes have come, or the end: whether they were right, and how it ended."""
+        place = start
+        while place < start + most:
+            try:
+                data = self.sock().recv(min(50_000, start + most - place))
+            except OSError as error:
+                return ["right", "error", error.errno]
+            if not data:
+                return ["right", "end"]
+            if data != pattern(place, len(data)):
+                return ["wrong", place - start]
+            place += len(data)
+        return ["right", "more"]
 
     def do_nonblocking(self, count):
         self.sock().setblocking(False)
@@ -164,6 +204,7 @@ class Side:
         to_child, self.commands = os.pipe()
         self.answers, from_child = os.pipe()
         out = to_child, from_child
+        self.told_by = to_child
         self.pid = os.fork()
         if self.pid == 0:
             for fd in [self.commands, self.answers] + others:
@@ -180,8 +221,29 @@ class Side:
         self.shut = self.dead = self.unread_end = False
 
     def call(self, *call):
+        self.begin(*call)
+        return self.answer()
+
+    def begin(self, *call):
+        """Lets it make a call."""
         os.write(self.commands, json.dumps(call).encode() + b"\n")
+
+    def answer(self):
+        """What the call answered."""
         return json.loads(self.lines.readline() or '"gone"')
+
+    def until_it_sleeps(self):
+        """Waits until it sleeps in the call that it has begun, and not for the next one."""
+        for _ in range(400):
+            with open(f"/proc/{self.pid}/syscall") as call:
+                words = call.read().split()
+            if words[0] != "running" and words[:2] != ["0", hex(self.told_by)]:
+                break
+            time.sleep(0.005)
+
+    def kill(self):
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
 
 
 def choose(rng, me, other, in_child=False):
@@ -194,7 +256,7 @@ def choose(rng, me, other, in_child=False):
         choices += ["send"] * 6
     if waiting or ended:
         choices += ["recv"] * 6
-    choices += ["nonblocking"]
+    choices += ["nonblocking", "timed"]
     if not in_child:
         choices += ["level", "dup", "undup", "fork"]
     name = rng.choice(choices)
@@ -219,10 +281,15 @@ def choose(rng, me, other, in_child=False):
         if not flags & socket.MSG_PEEK:
             other.read += min(count, waiting)
         return ["recv", way, count, int(flags)]
-    if name == "nonblocking":
+    if name == "recv" and waiting and rng.random() < 0.1:
         count = rng.randint(1, 3000)
         other.read += min(count, waiting)
-        return ["nonblocking", count]
+        return ["drop", count]
+    if name == "nonblocking" or name == "timed":
+        count = rng.randint(1, 3000)
+        other.read += min(count, waiting)
+        # Nothing there: a moment; something: long enough for it to come.
+        return ["nonblocking", count] if name == "nonblocking" else ["timed", count, 900 if waiting or ended else 20]
     if name in ("ready", "select", "level"):
         return [name, bool(waiting or ended)]
     if name == "dup" and me.dups < 3:
@@ -307,13 +374,56 @@ def drain(side, other):
         total += answer[0]
 
 
+MUCH = 16_000_000  # more than all queues between two ends take
+
+
+def take_all(me, other):
+    """Nothing is unread at this end: the kernel would send a reset for that when it is killed."""
+    while other.sent > other.read:
+        other.read += me.call("recv", "recv", other.sent - other.read, 0)[0]
+
+
+def end_in_call(rng, me, other):
+    """One is killed while at least one of the two is in the middle of a call."""
+    take_all(me, other)
+    take_all(other, me)
+    way = rng.choice(["reader", "both read", "poller", "writer", "writer to one who reads"])
+    some = rng.choice([1, 5_000, 300_000, 2_000_000])
+    if way == "both read":
+        me.begin("recv", "recv", 100, 0)
+        me.until_it_sleeps()
+    if way in ("reader", "both read"):
+        other.begin("recv", "recv", 100, 0)
+        other.until_it_sleeps()
+        me.kill()
+        print(way, other.answer(), flush=True)
+    elif way == "poller":
+        other.begin("select", True)
+        other.until_it_sleeps()
+        me.kill()
+        print(way, other.answer(), drain(other, me), flush=True)
+    elif way == "writer":
+        # What it had written arrives, whole and in order, and then the end.
+        me.begin("stream", me.sent, MUCH)
+        first = other.call("verify", me.sent, some)
+        me.kill()
+        print(way, first, other.call("verify", me.sent + some, MUCH), flush=True)
+    else:
+        other.begin("stream", other.sent, MUCH)
+        print(way, me.call("verify", other.sent, some), flush=True)
+        me.kill()
+        print(other.answer(), flush=True)
+
+
 def end(rng, sides):
     """One of the ways in which connections end, and what the other end sees of it."""
     index = rng.randint(0, 1)
     me, other = sides[index], sides[1 - index]
     unread = other.sent > other.read
-    way = rng.choice(["shutdown", "close", "kill", "exit"])
-    if way == "shutdown":
+    way = rng.choice(["shutdown", "close", "kill", "exit", "in a call", "in a call"])
+    if way == "in a call":
+        end_in_call(rng, me, other)
+    elif way == "shutdown":
         print("shutdown", me.call("shutdown", socket.SHUT_WR), flush=True)
         print("drain", drain(other, me), other.call("ready", True), flush=True)
         print("reply", other.call("send", "send", other.sent, 500, 0), flush=True)
@@ -322,12 +432,11 @@ def end(rng, sides):
     elif way == "close":
         print("close", me.call("close"), flush=True)
     elif way == "kill":
-        os.kill(me.pid, signal.SIGKILL)
-        os.waitpid(me.pid, 0)
+        me.kill()
     else:
         os.close(me.commands)
         os.waitpid(me.pid, 0)
-    if way != "shutdown":
+    if way not in ("shutdown", "in a call"):
         print(way, "unread" if unread else "all read", drain(other, me), flush=True)
     for side in sides:
         try:

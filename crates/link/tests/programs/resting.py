@@ -1,7 +1,8 @@
 """A connection with some traffic that then rests, after a step back if a word says so: resting.py WORD. Prints `ready`; for
-each line of its input there is more traffic."""
+each line of its input there is more traffic. With a word for a way of waiting, both ends wait for bytes or room that do not come, and how
+that ends is printed: the error here, and 3 if there was one at the other end too."""
 
-import ctypes, json, os, socket, struct, sys, time
+import ctypes, errno, json, os, select, socket, struct, sys, time
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 listener = socket.create_server((os.environ.get("HERE", "127.0.0.1"), 0))
@@ -24,7 +25,7 @@ if child == 0:
         while data := sock.recv(1000):
             sock.sendall(data)
     except ConnectionError:
-        pass
+        os._exit(3)
     os._exit(0)
 sock, _ = listener.accept()
 listener.close()
@@ -51,6 +52,33 @@ def is_on_ring():
     return False
 
 
+def polled():
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return poll.poll()
+
+
+def polled_by_epoll():
+    poll = select.epoll()
+    poll.register(sock, select.EPOLLIN)
+    return poll.poll()
+
+
+def written():
+    while True:  # until all that there is between the two ends is full
+        sock.sendall(b"x" * 1000)
+
+
+WAYS = {
+    "read": lambda: None,
+    "limited": lambda: sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 60, 0)),
+    "write": written,
+    "poll": polled,
+    "select": lambda: select.select([sock], [], []),
+    "epoll": polled_by_epoll,
+    "timeout": lambda: sock.settimeout(60),
+}
+
 traffic(200)
 if "FAR" in os.environ and "SKEIN_LINK_BROKER" in os.environ:
     # Agreeing with another host takes a few milliseconds, on a busy machine seconds; without its broker it never happens.
@@ -75,6 +103,14 @@ elif word == "passed":
     one, other = socket.socketpair()
     socket.send_fds(one, [b"x"], [sock.fileno()])
 print("ready", flush=True)
+if word in WAYS:
+    try:
+        WAYS[word]()
+        end = str(sock.recv(1))
+    except OSError as error:
+        end = errno.errorcode.get(error.errno, str(error))
+    print(end, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    sys.exit(0)
 for _ in sys.stdin:
     traffic(200)
 sock.shutdown(socket.SHUT_RDWR)  # for all descriptors of it

@@ -2,13 +2,14 @@
 
 use super::common::site::{self, End, Site};
 use super::common::{On, PATIENCE_SECS, STAY, program, wait};
-use skein_link::broker::{Broker, BrokerConfig, Connection, Path, Totals};
+use skein_link::broker::{Broker, BrokerConfig, Connection, Path as Way, Totals};
 use skein_link::node::{Ethernet, Node, NodeConfig, PORT, PeerConfig, shared_key};
+use skein_link::place;
 use skein_link::remote::Remote;
 use skein_link::run;
 use skein_link::testbed::{Host, Testbed};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -42,15 +43,33 @@ const fn name(host: Host) -> &'static str {
     }
 }
 
+/// Starts broker and node of a host, which is this network namespace.
+pub(crate) fn agent(
+    host: Host,
+    namespace: &str,
+    path: &Path,
+    ethernet: Ethernet,
+) -> (Broker, Arc<Node>) {
+    let socket = |host: Host| SocketAddr::new(host.address().into(), PORT);
+    let other = host.other();
+    let addresses = vec![other.overlay_address().into()];
+    let peer = PeerConfig { name: name(other).into(), socket: socket(other), addresses };
+    let config = NodeConfig {
+        peers: vec![peer],
+        ethernet,
+        ..NodeConfig::new(name(host), socket(host), shared_key(b"a secret of the two hosts"))
+    };
+    let namespace = Path::new("/run/netns").join(namespace);
+    let node = place::within(&namespace, || Node::start(&config)).unwrap().unwrap();
+    let node = Arc::new(node);
+    let remote = Some(Arc::clone(&node) as Arc<dyn Remote>);
+    let config = BrokerConfig { remote, ..BrokerConfig::new(path.to_owned()) };
+    (Broker::start(config).unwrap(), node)
+}
+
 impl Hosts {
     pub(crate) fn new(ethernet: Ethernet) -> Self {
-        let bed = Testbed::new().expect("two hosts");
-        let folder = || tempfile::Builder::new().prefix("skein-link-test-").tempdir().unwrap();
-        let folders = [folder(), folder()];
-        let library = run::library(&folders[0].path().join("lib")).unwrap();
-        let (brokers, nodes) = ([None, None], [None, None]);
-        let port_next = AtomicU16::new(5000);
-        let mut hosts = Self { bed, folders, brokers, nodes, library, port_next };
+        let mut hosts = Self::without_agents();
         for host in Host::BOTH {
             hosts.start_agent(host, ethernet);
         }
@@ -58,24 +77,21 @@ impl Hosts {
         hosts
     }
 
+    /// Hosts whose brokers and nodes are somebody else's.
+    pub(crate) fn without_agents() -> Self {
+        let bed = Testbed::new().expect("two hosts");
+        let folder = || tempfile::Builder::new().prefix("skein-link-test-").tempdir().unwrap();
+        let folders = [folder(), folder()];
+        let library = run::library(&folders[0].path().join("lib")).unwrap();
+        let (brokers, nodes) = ([None, None], [None, None]);
+        let port_next = AtomicU16::new(5000);
+        Self { bed, folders, brokers, nodes, library, port_next }
+    }
+
     pub(crate) fn start_agent(&mut self, host: Host, ethernet: Ethernet) {
-        let socket = |host: Host| SocketAddr::new(host.address().into(), PORT);
-        let other = host.other();
-        let addresses = vec![other.overlay_address().into()];
-        let peer = PeerConfig { name: name(other).into(), socket: socket(other), addresses };
-        let config = NodeConfig {
-            peers: vec![peer],
-            ethernet,
-            ..NodeConfig::new(name(host), socket(host), shared_key(b"a secret of the two hosts"))
-        };
-        let node = self.bed.on(host, move || Node::start(&config)).unwrap().unwrap();
-        let node = Arc::new(node);
-        let remote = Arc::clone(&node) as Arc<dyn Remote>;
-        let config = BrokerConfig {
-            remote: Some(remote),
-            ..BrokerConfig::new(self.folders[index(host)].path().join("link.sock"))
-        };
-        self.brokers[index(host)] = Some(Broker::start(config).unwrap());
+        let namespace = self.bed.namespace(host);
+        let (broker, node) = agent(host, &namespace, &self.path(host, "link.sock"), ethernet);
+        self.brokers[index(host)] = Some(broker);
         self.nodes[index(host)] = Some(node);
     }
 
@@ -104,7 +120,7 @@ impl Hosts {
         self.command_of(host, on, words, &PathBuf::from("link.sock"))
     }
 
-    fn command_of(&self, host: Host, on: On, words: &[&str], broker: &std::path::Path) -> Command {
+    fn command_of(&self, host: Host, on: On, words: &[&str], broker: &Path) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.bed.namespace(host), "env"]);
         if on == On::Link {
@@ -147,7 +163,7 @@ impl Hosts {
         host: Host,
         holds: impl Fn(&Connection) -> bool,
     ) -> Connection {
-        self.until("the light protocol", host, |c| c.path == Path::Light && holds(c))
+        self.until("the light protocol", host, |c| c.path == Way::Light && holds(c))
     }
 
     /// Waits until the condition holds for a connection of a host.
@@ -187,7 +203,7 @@ impl Site for Hosts {
         self.port_next.fetch_add(1, Ordering::Relaxed)
     }
 
-    fn folder(&self, end: End) -> &std::path::Path {
+    fn folder(&self, end: End) -> &Path {
         self.folders[index(host_of(end))].path()
     }
 

@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod hosts;
+mod killed;
 mod real;
 
 use common::site::{End, Site};
@@ -45,14 +46,21 @@ fn both_directions_take_the_light_protocol() {
 
 fn seeds(from: u32, count: u32, steps: u32) {
     let hosts = Hosts::new(Ethernet::Never);
-    common::same_calls(from..from + count, steps, |on, words| hosts.output(Host::A, on, words));
+    for seed in from..from + count {
+        common::same_calls(seed..seed + 1, steps, |on, words| hosts.output(Host::A, on, words));
+        // However it ended, nothing of it stays.
+        gone(&hosts);
+    }
     let totals = hosts.totals(Host::A);
     assert!(totals.light_bytes > 10_000 * u64::from(count), "{totals:?}");
 }
 
 #[test]
 fn random_calls() {
-    seeds(1, 12, 120);
+    seeds(1, 30, 80);
+    // Ends that once were never noticed.
+    seeds(5018, 1, 60);
+    seeds(5024, 1, 60);
 }
 
 #[test]

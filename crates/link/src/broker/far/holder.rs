@@ -21,6 +21,8 @@ pub(super) struct Holder {
     process: OwnedFd,
     pid: Pid,
     fd: RawFd,
+    /// It was found since it was asked last.
+    fresh: bool,
 }
 
 impl Holder {
@@ -34,7 +36,7 @@ impl Holder {
         let number = i32::try_from(pid).map_err(|_| io::ErrorKind::InvalidInput)?;
         let pid = Pid::from_raw(number).ok_or(io::ErrorKind::InvalidInput)?;
         let process = pidfd_open(pid, PidfdFlags::empty())?;
-        let holder = Self { cookie, inode, process, pid, fd };
+        let holder = Self { cookie, inode, process, pid, fd, fresh: false };
         match holder.copy() {
             Some(_) => Ok(holder),
             None => Err(io::ErrorKind::PermissionDenied.into()),
@@ -55,6 +57,11 @@ impl Holder {
     /// The socket, to be closed at once. `None`: no process holds it.
     pub(super) fn socket(&mut self) -> Option<OwnedFd> {
         self.copy().or_else(|| if self.renew() { self.copy() } else { None })
+    }
+
+    /// Whether [`Holder::process`] is another one than at the last asking.
+    pub(super) const fn take_fresh(&mut self) -> bool {
+        std::mem::replace(&mut self.fresh, false)
     }
 
     /// Whether the process that is known has ended.
@@ -89,10 +96,12 @@ impl Holder {
         let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else { return false };
         // Between the look and here the number may have become another process's: the cookie tells.
         let before = std::mem::replace(&mut self.process, process);
-        (self.pid, self.fd) = (pid, fd);
+        let known = std::mem::replace(&mut self.fd, fd);
         let holds = self.copy().is_some();
-        if !holds {
-            self.process = before;
+        if holds {
+            (self.pid, self.fresh) = (pid, true);
+        } else {
+            (self.process, self.fd) = (before, known);
         }
         holds
     }
@@ -126,6 +135,7 @@ mod tests {
         assert!(copy.as_raw_fd() >= 0);
         drop(copy);
         assert!(!holder.has_ended());
+        assert!(holder.take_fresh() && !holder.take_fresh(), "its end is to be waited for, once");
         other.kill().unwrap();
         other.wait().unwrap();
         assert!(holder.socket().is_none());

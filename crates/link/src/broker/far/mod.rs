@@ -94,6 +94,8 @@ impl Program {
         epoll::add(&wake, &called, data, epoll::EventFlags::IN)?;
         epoll::add(&wake, holder.process(), data, epoll::EventFlags::IN)?;
         let registration = doorman.register(Arc::clone(&memory), Arc::clone(&called))?;
+        // Before the program has the memory: it is told from nodes that never do.
+        memory.segment().header().beat();
         Ok(Self {
             memory,
             role: asker.role,
@@ -184,6 +186,7 @@ impl Program {
         let rang = self.taker.ring(dir, phase, || ring(holder));
         // Its library may wait for the end of that to leave the ring.
         Self::announce(dir);
+        self.watch();
         let end = match rang {
             Rang::Yes(end) => Some(end),
             Rang::No => None,
@@ -215,6 +218,15 @@ impl Program {
             return Some(Note::Gone);
         }
         None
+    }
+
+    /// Waits for the end of the process too that was found to hold the socket, if it is another one than before.
+    fn watch(&mut self) {
+        if self.holder.take_fresh() {
+            let data = epoll::EventData::new_u64(0);
+            let added = epoll::add(&self.wake, self.holder.process(), data, epoll::EventFlags::IN);
+            self.dead |= added.is_err();
+        }
     }
 
     /// Wakes a program that waits for news of the node in one direction.
@@ -349,15 +361,11 @@ impl Local for Program {
         let _ = rustix::io::read(&*self.called, &mut [0; 8]);
         if !self.dead && self.holder.has_ended() {
             self.dead = !self.holder.renew();
-            let data = epoll::EventData::new_u64(0);
             if self.dead {
                 // It stays readable: nothing to wait for there any more.
                 let _ = epoll::delete(&self.wake, self.holder.process());
-            } else if epoll::add(&self.wake, self.holder.process(), data, epoll::EventFlags::IN)
-                .is_err()
-            {
-                self.dead = true;
             }
+            self.watch();
         }
     }
 
@@ -392,6 +400,10 @@ impl Local for Program {
         self.bell_asked.is_some()
     }
 
+    fn beat(&mut self) {
+        self.memory.segment().header().beat();
+    }
+
     fn abort(&mut self, reason: &'static str) {
         if self.aborted || self.is_over() {
             return;
@@ -399,7 +411,7 @@ impl Local for Program {
         self.aborted = true;
         if !self.counts_told {
             // The other one never took the ring for this one: both stay on TCP.
-            self.memory.segment().header().set_hello(self.role.other(), Hello::Gone);
+            self.memory.segment().header().set_hello(self.role.other(), Hello::Absent);
             return;
         }
         tracing::warn!(code = reason, "a connection over the light protocol was cut");
@@ -415,7 +427,7 @@ impl Local for Program {
 impl Drop for Program {
     fn drop(&mut self) {
         if !self.joined {
-            self.memory.segment().header().set_hello(self.role.other(), Hello::Gone);
+            self.memory.segment().header().set_hello(self.role.other(), Hello::Absent);
         } else if self.is_over() {
             self.let_go(Behind::Nobody);
         } else {
