@@ -9,8 +9,11 @@ use libc::c_int;
 use skein_link_core::ring::{Behind, Busy, Hello, Pipe, Reason, Refusal, Tx};
 
 /// How long the peer is given to take back bytes that are in the ring and cannot be read by who reads next, milliseconds.
-/// Its library does so in its next call; a program that computes for longer loses the connection.
-const RECALL_MS: u64 = 300;
+/// Its library does so in its next call; a program that computes for longer loses the connection. On a busy host a call
+/// may wait some hundreds of them for a processor, and late is better than cut.
+const RECALL_MS: u64 = 1000;
+/// How long the nodes of a far connection are given, milliseconds: so long the other host's node takes to see that ours is no more.
+const NODES_MS: u64 = 3000;
 
 /// No connection of this process is accelerated any more.
 static FROZEN: AtomicBool = AtomicBool::new(false);
@@ -110,7 +113,7 @@ fn hear_refusal(conn: &Conn) -> bool {
     far::call(&segment);
     let is_calm =
         || (dir.is_calm() && !dir.is_asked()) || segment.header().behind() == Behind::Nobody;
-    far::wait_for(RECALL_MS * 1_000_000, &segment, dir, is_calm) || is_calm()
+    far::wait_for(NODES_MS * 1_000_000, &segment, dir, is_calm) || is_calm()
 }
 
 /// The peer leaves and cannot read what is in our ring: goes to TCP and sends it again there.

@@ -25,25 +25,27 @@ pub(super) struct Inflow {
     since: Moment,
     bytes: usize,
     was_bulk: bool,
-    /// The latest datagram was the last that its sender had.
-    is_over: bool,
+    /// One of the datagrams was the last that its sender had: messages come, however large they are, and who waits for the end of one
+    /// shall not wait for a rest.
+    has_ended: bool,
 }
 
 impl Inflow {
     /// A datagram has come.
     pub(super) fn count(&mut self, datagram: &[u8], now: Moment) {
         if now.since(self.since) >= SPAN {
-            self.was_bulk = BULK.contains(&self.bytes) && now.since(self.since) < SPAN * 2;
-            (self.since, self.bytes) = (now, 0);
+            let in_time = now.since(self.since) < SPAN * 2;
+            self.was_bulk = BULK.contains(&self.bytes) && !self.has_ended && in_time;
+            (self.since, self.bytes, self.has_ended) = (now, 0, false);
         }
         self.bytes += datagram.len();
         let header = Header::read(datagram).map(|(header, _)| header);
-        self.is_over = header.is_none_or(|header| header.flags.has(Flags::PUSH));
+        self.has_ended |= header.is_none_or(|header| header.flags.has(Flags::PUSH));
     }
 
     /// Whether more of a stream is on its way.
     pub(super) fn is_bulk(&self, now: Moment) -> bool {
-        self.was_bulk && !self.is_over && now.since(self.since) < SPAN * 2
+        self.was_bulk && !self.has_ended && now.since(self.since) < SPAN * 2
     }
 }
 
@@ -93,6 +95,12 @@ mod tests {
     #[test]
     fn messages_are_no_bulk() {
         let mut inflow = Inflow::default();
+        // Large ones, one after the other.
+        for message in 0..10 {
+            let now = come(&mut inflow, (1 << 39) + message * 1_010_000, 1, 1484, 12);
+            inflow.count(&datagram(300, Flags::PUSH), now);
+            assert!(!inflow.is_bulk(now));
+        }
         let now = come(&mut inflow, 1 << 40, 10, 64, 5);
         assert!(!inflow.is_bulk(now));
         let now = come(&mut inflow, 1 << 41, 10, 1484, 100);
