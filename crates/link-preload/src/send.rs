@@ -47,6 +47,12 @@ enum Part {
 /// Sends as `sendmsg` does, from the buffers. The answer is a count or a negative error number.
 pub(crate) fn send(conn: &Conn, fd: c_int, mut buffers: Buffers<'_>, flags: c_int) -> isize {
     let side = conn.side();
+    if side.error.load(Ordering::Relaxed) != 0 {
+        let error = side.error.swap(0, Ordering::AcqRel);
+        if error != 0 {
+            return -(error as isize);
+        }
+    }
     attach::advance(conn, fd, buffers.left());
     let mut sleeps = 0;
     let mut blocks = None;
@@ -88,8 +94,16 @@ pub(crate) fn send(conn: &Conn, fd: c_int, mut buffers: Buffers<'_>, flags: c_in
                 }
             }
         };
+        if end != 0 && buffers.done() > 0 {
+            // The kernel says what ended a connection once, and the program hears only of the bytes that went before: of the end
+            // in its next call.
+            if matches!(end, libc::ECONNRESET | libc::ETIMEDOUT | libc::EHOSTUNREACH) {
+                side.error.store(end, Ordering::Release);
+            }
+            return buffers.done() as isize;
+        }
         if end != 0 {
-            return if buffers.done() > 0 { buffers.done() as isize } else { -(end as isize) };
+            return -(end as isize);
         }
     }
     buffers.done() as isize
