@@ -85,26 +85,26 @@ pub unsafe extern "C-unwind" fn accept4(
 /// As `shutdown(2)`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn shutdown(fd: c_int, how: c_int) -> c_int {
+    let (reads, writes) = (how != libc::SHUT_WR, how != libc::SHUT_RD);
+    let mut before = 0;
     // Before it is: a reader that it wakes looks at this.
-    let set = |word: u32| {
-        if let Some(held) = conn::get(fd) {
-            let side = held.side();
-            if how != libc::SHUT_RD && word != 0 {
-                side.shut.store(word, Ordering::Release);
-            }
-            if how != libc::SHUT_WR {
-                side.read_shut.store(word, Ordering::Release);
-            }
+    if let Some(held) = conn::get(fd) {
+        let side = held.side();
+        if writes {
+            side.shut.store(1, Ordering::Release);
         }
-    };
-    set(1);
+        if reads {
+            before = side.read_shut.swap(1, Ordering::AcqRel);
+        }
+    }
     // SAFETY: the same call.
     let result = unsafe { real::shutdown(fd, how) };
     let error = sys::errno();
-    if result != 0 {
-        set(0);
-    }
     if let Some(held) = conn::get(fd) {
+        // What an earlier call has shut stays so.
+        if result != 0 && reads {
+            held.side().read_shut.store(before, Ordering::Release);
+        }
         doze::wake_both(&held);
         sys::set_errno(error);
     }

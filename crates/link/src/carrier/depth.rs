@@ -104,9 +104,9 @@ impl Depth {
     fn look(&mut self, sent: Option<u64>) {
         self.is_alone = match (self.seen, sent) {
             (Some((ours, all)), Some(sent)) => {
-                let ours = self.ours - ours;
-                let others = sent.saturating_sub(all).saturating_sub(ours);
-                others < ours / OTHERS
+                let (ours, all) = (self.ours - ours, sent.saturating_sub(all));
+                // Less than ours: the counter does not count, or began anew.
+                (ours / 2..ours + ours / OTHERS).contains(&all)
             }
             _ => false,
         };
@@ -192,11 +192,13 @@ mod tests {
             queue.fill(400, 1000);
         }
         assert_eq!(queue.depth.limit(), least);
-        // Nobody knows.
-        let mut unknown = Depth::new();
-        for _ in 0..3 * LOOK {
-            (0..90).for_each(|_| unknown.took(FRAME));
-            assert!(!unknown.fill(|| None));
+        // Nobody knows; and a counter that stands still.
+        for sent in [None, Some(7)] {
+            let mut unknown = Depth::new();
+            for _ in 0..3 * LOOK {
+                (0..90).for_each(|_| unknown.took(FRAME));
+                assert!(!unknown.fill(|| sent));
+            }
         }
     }
 
