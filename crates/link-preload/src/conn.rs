@@ -11,7 +11,7 @@ use crate::{doze, far, sys};
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use libc::c_int;
-use skein_link_core::ring::{Hello, Pipe, Reach, Role, Segment};
+use skein_link_core::ring::{Hello, Pipe, Reach, Rest, Role, Segment};
 
 /// Descriptors from here on are never accelerated. The usual hard limit is a million; 65,536 connections of one process
 /// are far beyond what a ring each (half a megabyte) makes sense for.
@@ -44,6 +44,8 @@ pub(crate) struct Conn {
     pub(crate) awaits: AtomicU8,
     /// Calls without bytes.
     pub(crate) idle: Idle,
+    /// Whether a reader rests; of use where the other end is far.
+    pub(crate) rest: Rest,
     /// How long it pays to spin for the next byte on the ring, nanoseconds; and for room.
     pub(crate) spin_read: AtomicU32,
     pub(crate) spin_write: AtomicU32,
@@ -77,6 +79,7 @@ impl Conn {
         listed: AtomicU8::new(0),
         awaits: AtomicU8::new(0),
         idle: Idle::new(),
+        rest: Rest::new(),
         spin_read: AtomicU32::new(0),
         spin_write: AtomicU32::new(0),
         pulse: Pulse::new(),
@@ -170,6 +173,7 @@ pub(crate) fn add(fd: c_int, spin: u32) -> bool {
         for flag in modes.into_iter().chain([&conn.awaits]) {
             flag.store(0, Ordering::Relaxed);
         }
+        conn.rest.end();
         conn.spin_read.store(spin, Ordering::Relaxed);
         conn.spin_write.store(spin, Ordering::Relaxed);
         conn.any_fd.store(fd + 1, Ordering::Relaxed);
@@ -340,7 +344,7 @@ impl Conn {
 
     /// Whether the other end is on another host; of use once there is a segment.
     #[inline]
-    fn is_far(&self) -> bool {
+    pub(crate) fn is_far(&self) -> bool {
         self.far.load(Ordering::Relaxed) != 0
     }
 

@@ -216,6 +216,15 @@ pub(crate) fn timeout_ms(fd: c_int, name: c_int) -> Option<u64> {
     u64::try_from(time[0].saturating_mul(1000) + time[1] / 1000).ok()
 }
 
+/// Size of a socket's receive buffer, bytes, as the kernel counts them: half of it or more is data.
+pub(crate) fn receive_buffer(fd: c_int) -> u64 {
+    let mut bytes: c_int = 0;
+    if sys::get_option(fd, libc::SOL_SOCKET, libc::SO_RCVBUF, &mut bytes) < 0 {
+        return 0;
+    }
+    u64::try_from(bytes).unwrap_or(0)
+}
+
 /// Cuts the connection: the peer gets a reset, every further call here an error.
 pub(crate) fn cut(fd: c_int) {
     // SAFETY: all-zero is a valid address of family AF_UNSPEC, which dissolves the connection.

@@ -5,7 +5,7 @@ use crate::conn::Conn;
 use crate::doze::{self, Doze};
 use crate::kernel;
 use crate::side::{Guard, Stage, Taken};
-use crate::sleep::{Waited, sleep};
+use crate::sleep::{Waited, rest, sleep};
 use crate::{attach, far, leave, real, settle, spin, sys, watch};
 use core::sync::atomic::Ordering;
 use libc::c_int;
@@ -56,6 +56,9 @@ pub(crate) fn recv(conn: &Conn, fd: c_int, mut buffers: Buffers<'_>, flags: c_in
             Part::Got(bytes) => {
                 conn.idle.end();
                 note_read(conn, bytes, has_slept);
+                if conn.is_far() && flags & libc::MSG_PEEK == 0 {
+                    conn.rest.took(bytes);
+                }
                 if conn.side().stage() != Stage::Counting {
                     attach::advance(conn, fd, bytes);
                 }
@@ -159,12 +162,12 @@ fn awaits(conn: &Conn, flags: c_int) -> bool {
         })
 }
 
-/// Waits for bytes: on the ring by spinning, then dozing; in the kernel once the socket is settled. Bytes of TCP are waited for in
-/// the kernel at once: each look is a system call, and takes from the sender what he needs to send them.
+/// Waits for bytes: on the ring by spinning, then dozing; in the kernel once the socket is settled. Bytes of TCP are not looked for
+/// again and again: each look is a system call, and takes from the sender what he needs to send them.
 fn wait(conn: &Conn, fd: c_int, ring: Option<Rx>, quiet: &mut Quiet) -> Waited {
     let Some(rx) = ring.filter(|_| *quiet == Quiet::Leave) else {
         *quiet = Quiet::Leave;
-        return sleep(conn, fd);
+        return rest(conn, fd).unwrap_or_else(|| sleep(conn, fd));
     };
     if spin_for(conn, &rx) {
         return Waited::Look;

@@ -53,6 +53,9 @@ pub(crate) fn send(conn: &Conn, fd: c_int, mut buffers: Buffers<'_>, flags: c_in
             return -(error as isize);
         }
     }
+    if conn.is_far() {
+        conn.rest.end();
+    }
     attach::advance(conn, fd, buffers.left());
     let mut sleeps = 0;
     let mut blocks = None;

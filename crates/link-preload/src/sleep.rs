@@ -8,6 +8,11 @@ use crate::kernel::{self, Handlers};
 use crate::{real, sys, watch};
 use core::sync::atomic::Ordering;
 use libc::c_int;
+use skein_link_core::ring::Rest;
+
+/// A receive buffer that holds what comes during a rest, bytes: half of it is data, and 60 µs of 60 Gbit/s are as much. The kernel
+/// gives a stream that needs it up to six times that.
+const ROOMY: u64 = 1 << 20;
 
 /// How waiting for bytes ended.
 pub(crate) enum Waited {
@@ -17,6 +22,32 @@ pub(crate) enum Waited {
     End,
     /// With an error number for the program.
     Error(c_int),
+}
+
+/// Rests instead of sleeping, where a stream comes ([`Rest`]). `None`: it does not.
+pub(crate) fn rest(conn: &Conn, fd: c_int) -> Option<Waited> {
+    let side = conn.side();
+    let rests = conn.is_far()
+        && side.processes.load(Ordering::Relaxed) == 1
+        && side.receive_timeout_ms().is_none()
+        // Only the kernel knows which of them ends a call.
+        && kernel::handlers() != Handlers::Mixed
+        && conn.rest.begins(|| kernel::receive_buffer(fd) >= ROOMY);
+    if !rests {
+        return None;
+    }
+    let result = sys::sleep(Rest::NANOS);
+    Some(if conn.was_closed(fd) {
+        // By another thread, as in `sleep`.
+        match side.read_shut.load(Ordering::Acquire) {
+            0 => Waited::Error(libc::EBADF),
+            _ => Waited::End,
+        }
+    } else if result == -(libc::EINTR as isize) && kernel::wants_eintr() {
+        Waited::Error(libc::EINTR)
+    } else {
+        Waited::Look
+    })
 }
 
 /// Sleeps in the kernel until the socket is readable: with its timeouts, its restarts after signals, its shutdown by

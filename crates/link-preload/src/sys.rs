@@ -119,6 +119,13 @@ pub(crate) fn poll(sock: c_int, events: i16, timeout_ms: u32) -> isize {
     unsafe { call(libc::SYS_ppoll, [set, 1, time, 0, 0, 0]) }
 }
 
+/// Sleeps by the clock; `-EINTR` after a signal.
+pub(crate) fn sleep(nanos: u32) -> isize {
+    let time = timespec { tv_sec: 0, tv_nsec: i64::from(nanos) };
+    // SAFETY: a time of ours; what would be left of it nobody asks.
+    unsafe { call(libc::SYS_nanosleep, [(&raw const time).addr(), 0, 0, 0, 0, 0]) }
+}
+
 fn millis(ms: u32) -> timespec {
     timespec { tv_sec: i64::from(ms / 1000), tv_nsec: i64::from(ms % 1000) * 1_000_000 }
 }

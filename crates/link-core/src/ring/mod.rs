@@ -37,6 +37,7 @@ mod direction;
 pub mod far;
 #[cfg(feature = "host")]
 pub mod host;
+mod rest;
 mod rx;
 mod segment;
 mod tx;
@@ -45,6 +46,7 @@ mod wakes;
 pub use bells::Bells;
 pub use choice::{Choice, Path};
 pub use direction::{Direction, LOG, Phase, Preference, Record, Refusal};
+pub use rest::Rest;
 pub use rx::{Next, Rx, Settled};
 pub use segment::{
     Behind, CAPACITY_DEFAULT, CAPACITY_MAX, CAPACITY_MIN, Header, Hello, Pipe, Reach, Reason, Role,
