@@ -23,6 +23,14 @@ fn many_random_calls() {
     seeds(1000, 500, 400);
 }
 
+/// Seeds of one's own choice; nothing, unless they are named.
+#[test]
+fn chosen_random_calls() {
+    if let Some([from, count, steps]) = common::chosen_seeds() {
+        seeds(from, count, steps);
+    }
+}
+
 /// A hard case of `scenarios.py`.
 fn scenario(name: &str) {
     let ground = Ground::on_ring();
