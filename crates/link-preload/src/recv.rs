@@ -9,7 +9,7 @@ use crate::sleep::{Waited, sleep};
 use crate::{attach, far, leave, real, settle, spin, sys, watch};
 use core::sync::atomic::Ordering;
 use libc::c_int;
-use skein_link_core::ring::{Behind, Broken, Direction, Next, Pipe, Reason, Rx, Segment, Settled};
+use skein_link_core::ring::{Behind, Broken, Direction, Hello, Next, Pipe, Reason, Rx, Segment, Settled};
 
 /// How long a bell that was announced is waited for, milliseconds at a time, and how often. Its sender is between two
 /// instructions; only one that is stopped or starved takes longer, and then a program may wake for nothing, once.
@@ -490,6 +490,7 @@ impl<'a> Call<'a> {
         };
         match part {
             Part::End if self.may_hold_more() => self.hear_end(0),
+            Part::End => Ok(Some(self.end())),
             Part::Error(error) if is_end(error) && self.may_hold_more() => self.hear_end(error),
             part => Ok(Some(part)),
         }
@@ -569,7 +570,7 @@ impl<'a> Call<'a> {
         }
         match seen {
             0 if self.may_hold_more() => self.hear_end(0),
-            0 => Ok(Some(Part::End)),
+            0 => Ok(Some(self.end())),
             present if present > 0 && self.pipe.is_far() => self.explain(present as u64),
             present if present > 0 => {
                 self.rx.check_bells(self.dir(), present as u64)?;
@@ -594,6 +595,26 @@ impl<'a> Call<'a> {
         let (dir, rx) = (self.dir(), *self.rx);
         let known = rx.known_bells(dir);
         Ok(self.hold(Reason::Foreign, || rx.stirs(dir) || rx.known_bells(dir) != known))
+    }
+
+    /// The peer has ended. Its kernel, were all bytes on TCP, would have sent a reset for those that it had not read; it may know of
+    /// none, for the bell of what lies in the ring comes over TCP from here.
+    fn end(&self) -> Part {
+        let side = self.conn.side();
+        let (header, other) = (self.segment.header(), self.conn.role().other());
+        let has_gone = header.hello(other) == Hello::Gone && !header.has_shut(other);
+        if !self.pipe.is_far() || !has_gone || side.end_told.swap(1, Ordering::AcqRel) != 0 {
+            return Part::End;
+        }
+        let (out, _) = self.conn.pipes(self.segment);
+        match side.sender() {
+            Ok(sender) if sender.tx.has_unread(out.direction()) => {}
+            _ => return Part::End,
+        }
+        // What a reset leaves: reads find the end, writes fail.
+        side.shut.store(1, Ordering::Release);
+        sys::shutdown(self.fd, libc::SHUT_RDWR);
+        Part::Error(libc::ECONNRESET)
     }
 
     /// The kernel reports an error. A peer that was killed while a bell lay in its queue sends a reset where on TCP it

@@ -12,7 +12,7 @@ use crate::{attach, doze, far, leave, spin, sys, watch};
 use core::sync::atomic::{AtomicBool, Ordering};
 use libc::c_int;
 use skein_link_core::ring::{
-    Behind, Choice, Direction, Path, Pipe, Preference, Reason, Refusal, Segment, Tx, Wakes,
+    Behind, Choice, Direction, Hello, Path, Pipe, Preference, Reason, Refusal, Segment, Tx, Wakes,
 };
 
 /// What a bell looks like on the wire; its value has no meaning.
@@ -449,6 +449,11 @@ fn leave_far(
     tx: &mut Tx,
     dir: &Direction,
 ) -> Result<(), Part> {
+    if segment.header().hello(conn.role().other()) == Hello::Gone {
+        // Nobody is there to be rung, and a bell would be answered before the bytes behind it are sent.
+        tx.to_tcp(dir);
+        return Ok(());
+    }
     let (mut left, mut is_blocked) = (false, false);
     far::wait(segment, dir, || {
         left = tx.leave_far(dir, || ring_last_bell(fd, &mut is_blocked)).is_ok();
