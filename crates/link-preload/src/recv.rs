@@ -601,9 +601,13 @@ impl<'a> Call<'a> {
     /// none, for the bell of what lies in the ring comes over TCP from here.
     fn end(&self) -> Part {
         let side = self.conn.side();
-        let (header, other) = (self.segment.header(), self.conn.role().other());
-        let has_gone = header.hello(other) == Hello::Gone && !header.has_shut(other);
+        let (header, role) = (self.segment.header(), self.conn.role());
+        let has_gone = header.hello(role.other()) == Hello::Gone && !header.has_shut(role.other());
         if !self.pipe.is_far() || !has_gone || side.end_told.swap(1, Ordering::AcqRel) != 0 {
+            return Part::End;
+        }
+        if !header.has_shut(role) && kernel::is_closed(self.fd) {
+            // There was a reset, of which the program has heard.
             return Part::End;
         }
         let (out, _) = self.conn.pipes(self.segment);
@@ -620,7 +624,9 @@ impl<'a> Call<'a> {
     /// The kernel reports an error. A peer that was killed while a bell lay in its queue sends a reset where on TCP it
     /// would have sent a FIN, for it had read all that we had sent.
     fn ended(&self, error: c_int) -> Part {
-        let Ok(sender) = self.conn.side().sender() else {
+        let side = self.conn.side();
+        side.end_told.store(1, Ordering::Release);
+        let Ok(sender) = side.sender() else {
             return Part::Error(error);
         };
         let (out, _) = self.conn.pipes(self.segment);

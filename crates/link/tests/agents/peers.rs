@@ -91,12 +91,15 @@ fn who_still_waits_stays_on_tcp_when_the_peer_is_removed() {
     assert_eq!(node.aborts(), 0);
 }
 
-/// Answers what it reads, a little at a time: it soon asks the broker. Prints its port.
+/// Reads a little at a time, and so soon asks the broker; answers each 200 bytes. Prints its port.
 const ANSWERS: &str = "import os,socket\n\
     l=socket.create_server((os.environ['HERE'],0))\n\
     print(l.getsockname()[1],flush=True)\n\
     s,_=l.accept()\n\
-    while d:=s.recv(10): s.sendall(d)\n";
+    got=b''\n\
+    while d:=s.recv(10):\n\
+    \x20got+=d\n\
+    \x20if len(got)==200: s.sendall(got); got=b''\n";
 /// Few calls, then, for each line of its input, many.
 const ASKS_LATE: &str = "import socket,sys\n\
     s=socket.create_connection((sys.argv[1],int(sys.argv[2])))\n\
