@@ -118,11 +118,6 @@ pub(crate) fn has_ended(fd: c_int) -> bool {
     tcp_info(fd).is_none_or(|info| info.state == CLOSED || AFTER_FIN.contains(&info.state))
 }
 
-/// Whether the connection is no more: reset, or both directions have ended and were acknowledged.
-pub(crate) fn is_closed(fd: c_int) -> bool {
-    tcp_info(fd).is_none_or(|info| info.state == CLOSED)
-}
-
 /// Position of the next byte to be read, whatever the connection's state. `None`: the kernel does not know any more.
 pub(crate) fn read_position(fd: c_int) -> Option<u64> {
     for _ in 0..16 {

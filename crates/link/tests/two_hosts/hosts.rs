@@ -87,6 +87,7 @@ impl Hosts {
     }
 
     /// Hosts whose nodes wait only so long for the other end of a connection.
+    #[allow(dead_code, reason = "only the tests of agents use it")]
     pub(crate) fn that_meet_within(meet_within: Duration) -> Self {
         let mut hosts = Self::without_agents();
         for host in Host::BOTH {
