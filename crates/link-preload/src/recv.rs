@@ -399,7 +399,7 @@ impl<'a> Call<'a> {
                     }
                 }
                 Next::Tcp { limit } => {
-                    if buffers.left() == 0 || (got > 0 && limit == u64::MAX) {
+                    if buffers.left() == 0 {
                         return Ok(Part::Got(got));
                     }
                     let Some(part) = self.tcp(&buffers, flags, limit)? else { continue };
@@ -413,8 +413,14 @@ impl<'a> Call<'a> {
                         if limit == u64::MAX {
                             return Ok(Part::Got(got + bytes));
                         }
+                    } else if got == 0 {
+                        return Ok(part);
                     } else {
-                        return Ok(if got > 0 { Part::Got(got) } else { part });
+                        if let Part::Error(error) = part {
+                            // Told after the bytes that came before it.
+                            self.conn.side().error.store(error, Ordering::Release);
+                        }
+                        return Ok(Part::Got(got));
                     }
                 }
                 Next::Bells { bytes } => {
