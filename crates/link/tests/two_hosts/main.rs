@@ -114,7 +114,7 @@ each_by_name! { hostile:
     vfork_child spawned static_program dup2_over ranges passed_in_a_list signalled handler_writes close_while_reading cancelled
     shutdown_own_reader shutdown_while_peer_sleeps waitall truncation receive_timeout broken_pipe empty_pieces queues
     information reset_by_linger reset_behind_bytes nonblocking_connect refused by_signal two_threads_read polled_by_another
-    io_uring
+    io_uring lists looks_across
 }
 
 #[test]
