@@ -9,7 +9,9 @@ use crate::sleep::{Waited, rest, sleep};
 use crate::{attach, far, leave, real, settle, spin, sys, watch};
 use core::sync::atomic::Ordering;
 use libc::c_int;
-use skein_link_core::ring::{Behind, Broken, Direction, Next, Pipe, Reason, Rx, Segment, Settled};
+use skein_link_core::ring::{
+    Behind, Broken, Direction, Hello, Next, Pipe, Reason, Rx, Segment, Settled,
+};
 
 /// How long a bell that was announced is waited for, milliseconds at a time, and how often. Its sender is between two
 /// instructions; only one that is stopped or starved takes longer, and then a program may wake for nothing, once.
@@ -77,7 +79,14 @@ pub(crate) fn recv(conn: &Conn, fd: c_int, mut buffers: Buffers<'_>, flags: c_in
                 continue;
             }
             Part::End => return buffers.done() as isize,
-            Part::Error(error) => error,
+            Part::Error(error) => {
+                if is_end(error) {
+                    // What is written from here on is TCP's to answer.
+                    conn.side().shut.store(1, Ordering::Relaxed);
+                    conn.side().end_told.store(1, Ordering::Release);
+                }
+                error
+            }
             Part::Nothing(Some(_)) if quiet == Quiet::Leave && may_say_empty(conn, flags) => {
                 libc::EAGAIN
             }
@@ -239,7 +248,9 @@ fn wait_all(conn: &Conn, fd: c_int, buffers: Buffers<'_>, flags: c_int) -> isize
         let again = recv(conn, fd, buffers, flags);
         let ended = again == last
             && kernel::tcp_info(fd).is_none_or(|info| info.state != kernel::ESTABLISHED);
-        if again <= 0 || ended {
+        // More are there than a look across changes of path can show.
+        let hidden = again == last && available(conn, fd).is_some_and(|b| b >= buffers.left());
+        if again <= 0 || ended || hidden {
             return last.max(again);
         }
         last = again;
@@ -320,6 +331,35 @@ fn tcp(fd: c_int, buffers: &Buffers<'_>, flags: c_int, limit: u64) -> Part {
     }
 }
 
+/// So much of a socket's queue is looked at, bytes, where not all of it is to be shown.
+const PEEK_MOST: usize = 4096;
+
+/// Shows at most `limit` bytes of the socket's queue that lie behind `skip` others; how many.
+fn peek_behind(fd: c_int, skip: u64, rest: &Buffers<'_>, flags: c_int, limit: u64) -> usize {
+    let mut seen = [0u8; PEEK_MOST];
+    let Ok(skip) = usize::try_from(skip) else { return 0 };
+    let most = usize::try_from(limit).unwrap_or(usize::MAX).min(rest.left());
+    let most = most.saturating_add(skip).min(PEEK_MOST);
+    let count = sys::recv(fd, &mut seen[..most], libc::MSG_PEEK);
+    let Some(mut shown) = usize::try_from(count).ok().and_then(|count| seen.get(skip..count))
+    else {
+        return 0;
+    };
+    let count = shown.len();
+    if flags & libc::MSG_TRUNC == 0 {
+        // SAFETY: the program's buffers, in the call that it made with them.
+        unsafe {
+            rest.each(|piece| {
+                let (now, later) = shown.split_at(piece.len().min(shown.len()));
+                piece[..now.len()].copy_from_slice(now);
+                shown = later;
+                now.len()
+            });
+        }
+    }
+    count
+}
+
 /// A call within the receiver's critical section.
 struct Call<'a> {
     conn: &'a Conn,
@@ -349,7 +389,7 @@ impl<'a> Call<'a> {
                         return Ok(Part::Got(got));
                     }
                     let count = bytes.min(buffers.left());
-                    self.copy_out(&buffers, flags, 0, count);
+                    self.copy_out(self.rx, &buffers, flags, count);
                     self.rx.take(self.dir(), count);
                     buffers.advance(count);
                     // A sender that sleeps is not chased byte by byte.
@@ -362,7 +402,7 @@ impl<'a> Call<'a> {
                     }
                 }
                 Next::Tcp { limit } => {
-                    if buffers.left() == 0 || (got > 0 && limit == u64::MAX) {
+                    if buffers.left() == 0 {
                         return Ok(Part::Got(got));
                     }
                     let Some(part) = self.tcp(&buffers, flags, limit)? else { continue };
@@ -376,8 +416,14 @@ impl<'a> Call<'a> {
                         if limit == u64::MAX {
                             return Ok(Part::Got(got + bytes));
                         }
+                    } else if got == 0 {
+                        return Ok(part);
                     } else {
-                        return Ok(if got > 0 { Part::Got(got) } else { part });
+                        if let Part::Error(error) = part {
+                            // Told after the bytes that came before it.
+                            self.conn.side().error.store(error, Ordering::Release);
+                        }
+                        return Ok(Part::Got(got));
                     }
                 }
                 Next::Bells { bytes } => {
@@ -423,28 +469,22 @@ impl<'a> Call<'a> {
             match self.rx.next(self.pipe)? {
                 Next::Ring { bytes } => {
                     let count = bytes.min(buffers.left());
-                    self.copy_out(buffers, flags, 0, count);
-                    return Ok(Part::Got(count));
+                    self.copy_out(self.rx, buffers, flags, count);
+                    let mut ahead = *self.rx;
+                    ahead.pass(count);
+                    return self.peek_on(ahead, buffers, count, flags);
                 }
                 Next::Tcp { limit } => {
                     let Some(part) = self.tcp(buffers, flags, limit)? else { continue };
                     let Part::Got(bytes) = part else {
                         return Ok(part);
                     };
-                    // What follows in the ring is visible too.
-                    let mut rest = *buffers;
-                    rest.advance(bytes);
+                    if bytes as u64 != limit {
+                        return Ok(part);
+                    }
                     let mut ahead = *self.rx;
                     ahead.took(bytes as u64);
-                    if bytes as u64 == limit
-                        && rest.left() > 0
-                        && let Some(more) = ahead.in_ring(self.pipe)?
-                    {
-                        let count = more.min(rest.left());
-                        self.copy_out(&rest, flags, 0, count);
-                        return Ok(Part::Got(bytes + count));
-                    }
-                    return Ok(part);
+                    return self.peek_on(ahead, buffers, bytes, flags);
                 }
                 Next::Bells { bytes } => {
                     if let Some(part) = self.drop_bells(bytes) {
@@ -463,7 +503,41 @@ impl<'a> Call<'a> {
         }
     }
 
-    fn copy_out(&self, buffers: &Buffers<'_>, flags: c_int, skip: usize, count: usize) {
+    /// What follows the `done` bytes that a peek has seen is visible too, whichever way it came. `ahead` has gone past them.
+    fn peek_on(
+        &self,
+        mut ahead: Rx,
+        buffers: &Buffers<'_>,
+        done: usize,
+        flags: c_int,
+    ) -> Result<Part, Broken> {
+        let mut rest = *buffers;
+        rest.advance(done);
+        while rest.left() > 0 {
+            match ahead.look(self.pipe)? {
+                Next::Ring { bytes } => {
+                    let count = bytes.min(rest.left());
+                    self.copy_out(&ahead, &rest, flags, count);
+                    ahead.pass(count);
+                    rest.advance(count);
+                }
+                Next::Bells { bytes } => ahead.took(bytes),
+                Next::Tcp { limit } => {
+                    let skip = ahead.tcp().saturating_sub(self.rx.tcp());
+                    let count = peek_behind(self.fd, skip, &rest, flags, limit);
+                    ahead.took(count as u64);
+                    rest.advance(count);
+                    if (count as u64) < limit {
+                        break;
+                    }
+                }
+                Next::Empty => break,
+            }
+        }
+        Ok(Part::Got(rest.done() - buffers.done()))
+    }
+
+    fn copy_out(&self, rx: &Rx, buffers: &Buffers<'_>, flags: c_int, count: usize) {
         if flags & libc::MSG_TRUNC != 0 {
             // On TCP that means: drop them.
             return;
@@ -473,7 +547,7 @@ impl<'a> Call<'a> {
         unsafe {
             buffers.each(|piece| {
                 let len = piece.len().min(count - at);
-                self.rx.peek(self.pipe, skip + at, &mut piece[..len]);
+                rx.peek(self.pipe, at, &mut piece[..len]);
                 at += len;
                 len
             });
@@ -493,6 +567,7 @@ impl<'a> Call<'a> {
         };
         match part {
             Part::End if self.may_hold_more() => self.hear_end(0),
+            Part::End => Ok(Some(self.end())),
             Part::Error(error) if is_end(error) && self.may_hold_more() => self.hear_end(error),
             part => Ok(Some(part)),
         }
@@ -572,7 +647,7 @@ impl<'a> Call<'a> {
         }
         match seen {
             0 if self.may_hold_more() => self.hear_end(0),
-            0 => Ok(Some(Part::End)),
+            0 => Ok(Some(self.end())),
             present if present > 0 && self.pipe.is_far() => self.explain(present as u64),
             present if present > 0 => {
                 self.rx.check_bells(self.dir(), present as u64)?;
@@ -597,6 +672,27 @@ impl<'a> Call<'a> {
         let (dir, rx) = (self.dir(), *self.rx);
         let known = rx.known_bells(dir);
         Ok(self.hold(Reason::Foreign, || rx.stirs(dir) || rx.known_bells(dir) != known))
+    }
+
+    /// The peer has ended. Its kernel, were all bytes on TCP, would have sent a reset for those that it had not read; it may know of
+    /// none, for the bell of what lies in the ring comes over TCP from here. Or it has sent one, and our node has heard of that as it
+    /// rang.
+    fn end(&self) -> Part {
+        let side = self.conn.side();
+        let (header, role) = (self.segment.header(), self.conn.role());
+        let has_gone = header.hello(role.other()) == Hello::Gone && !header.has_shut(role.other());
+        if !self.pipe.is_far() || !has_gone || side.end_told.swap(1, Ordering::AcqRel) != 0 {
+            return Part::End;
+        }
+        let (out, _) = self.conn.pipes(self.segment);
+        match side.sender() {
+            Ok(sender) if sender.tx.has_unread(out.direction()) || header.resets(role.other()) => {}
+            _ => return Part::End,
+        }
+        // What a reset leaves: reads find the end, writes fail.
+        side.shut.store(1, Ordering::Release);
+        sys::shutdown(self.fd, libc::SHUT_RDWR);
+        Part::Error(libc::ECONNRESET)
     }
 
     /// The kernel reports an error. A peer that was killed while a bell lay in its queue sends a reset where on TCP it
@@ -719,6 +815,9 @@ pub(crate) fn settle_now(conn: &Conn, fd: c_int) {
     dir.leave();
 }
 
+/// Parts of what is unread that are counted: more than there can be phases that were not seen, of three parts each.
+const LOOKS: usize = 128;
+
 /// Bytes that a `recv` would find now: for FIONREAD.
 pub(crate) fn available(conn: &Conn, fd: c_int) -> Option<usize> {
     let segment = (conn.side().stage() == Stage::Counting).then(|| conn.segment()).flatten()?;
@@ -728,20 +827,34 @@ pub(crate) fn available(conn: &Conn, fd: c_int) -> Option<usize> {
     if !dir.enter(sys::yield_now) {
         return None;
     }
-    let bytes = match rx.next(inward) {
-        Ok(Next::Ring { bytes }) => bytes,
-        Ok(Next::Tcp { limit }) => {
-            let queued = usize::try_from(sys::queued(fd)).unwrap_or(0);
-            let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-            let mut ahead = *rx;
-            ahead.took(queued.min(limit) as u64);
-            let ring = if queued >= limit { ahead.in_ring(inward).ok().flatten() } else { None };
-            queued.min(limit) + ring.unwrap_or(0)
+    // As far as the receiver is, it has told its sender.
+    let _ = rx.next(inward);
+    let mut ahead = *rx;
+    let mut queued = u64::try_from(sys::queued(fd)).unwrap_or(0);
+    let mut sum = 0;
+    for _ in 0..LOOKS {
+        match ahead.look(inward) {
+            Ok(Next::Ring { bytes }) => {
+                ahead.pass(bytes);
+                sum += bytes;
+            }
+            Ok(Next::Bells { bytes }) if bytes <= queued => {
+                ahead.took(bytes);
+                queued -= bytes;
+            }
+            Ok(Next::Tcp { limit }) => {
+                let bytes = queued.min(limit);
+                ahead.took(bytes);
+                (queued, sum) = (queued - bytes, sum + bytes as usize);
+                if bytes < limit {
+                    break;
+                }
+            }
+            _ => break,
         }
-        _ => 0,
-    };
+    }
     dir.leave();
-    Some(bytes)
+    Some(sum)
 }
 
 /// Bytes in the ring towards us, at a glance.

@@ -12,7 +12,7 @@ use crate::{attach, doze, far, leave, spin, sys, watch};
 use core::sync::atomic::{AtomicBool, Ordering};
 use libc::c_int;
 use skein_link_core::ring::{
-    Behind, Choice, Direction, Path, Pipe, Preference, Reason, Refusal, Segment, Tx, Wakes,
+    Behind, Choice, Direction, Hello, Path, Pipe, Preference, Reason, Refusal, Segment, Tx, Wakes,
 };
 
 /// What a bell looks like on the wire; its value has no meaning.
@@ -50,6 +50,7 @@ pub(crate) fn send(conn: &Conn, fd: c_int, mut buffers: Buffers<'_>, flags: c_in
     if side.error.load(Ordering::Relaxed) != 0 {
         let error = side.error.swap(0, Ordering::AcqRel);
         if error != 0 {
+            side.end_told.store(1, Ordering::Release);
             return -(error as isize);
         }
     }
@@ -106,6 +107,9 @@ pub(crate) fn send(conn: &Conn, fd: c_int, mut buffers: Buffers<'_>, flags: c_in
             return buffers.done() as isize;
         }
         if end != 0 {
+            if end == libc::ECONNRESET {
+                side.end_told.store(1, Ordering::Release);
+            }
             return -(end as isize);
         }
     }
@@ -306,7 +310,7 @@ fn ring(
                 doze::wake(dir);
             }
             match rings {
-                Ok(true) => ring_bell(fd, bytes),
+                Ok(true) => ring_bell(conn.side(), fd, bytes),
                 Ok(false) => {
                     look(conn.side(), fd);
                     Ring::Sent { bytes, rang: false }
@@ -349,14 +353,18 @@ fn copy_in(conn: &Conn, tx: &mut Tx, out: Pipe<'_>, buffers: &Buffers<'_>) -> Ri
     }
 }
 
-/// Sends the bell that was announced. An error means that the connection has ended: the next call learns of it from TCP.
-fn ring_bell(fd: c_int, bytes: usize) -> Ring {
+/// Sends the bell that was announced. An error means that the connection has ended: the next call learns of it, from TCP or, as
+/// TCP tells of a reset once, from here.
+fn ring_bell(side: &Side, fd: c_int, bytes: usize) -> Ring {
     for _ in 0..1000 {
         let result = sys::send_byte(fd, BELL);
         if result == -(libc::EAGAIN as isize) {
             // Bells are one byte at a time and data went out before: only acknowledgements are missing.
             sys::poll(fd, libc::POLLOUT, 10);
         } else if result != -(libc::EINTR as isize) {
+            if result == -(libc::ECONNRESET as isize) {
+                side.error.store(libc::ECONNRESET, Ordering::Release);
+            }
             break;
         }
     }
@@ -452,6 +460,11 @@ fn leave_far(
     tx: &mut Tx,
     dir: &Direction,
 ) -> Result<(), Part> {
+    if segment.header().hello(conn.role().other()) == Hello::Gone {
+        // Nobody is there to be rung, and a bell would be answered before the bytes behind it are sent.
+        tx.to_tcp(dir);
+        return Ok(());
+    }
     let (mut left, mut is_blocked) = (false, false);
     far::wait(segment, dir, || {
         left = tx.leave_far(dir, || ring_last_bell(fd, &mut is_blocked)).is_ok();
@@ -523,7 +536,7 @@ pub(crate) fn mend(conn: &Conn, fd: c_int, tx: &mut Tx, out: Pipe<'_>) -> Result
     };
     match tx.recover(out, position) {
         Ok(true) => {
-            ring_bell(fd, 0);
+            ring_bell(conn.side(), fd, 0);
             Ok(())
         }
         Ok(false) => Ok(()),
@@ -587,7 +600,7 @@ pub(crate) fn wake(conn: &Conn, fd: c_int) -> bool {
         // The other node rings when it hears what we want.
         far::call(&segment);
     } else if tx.bell(dir) == Ok(true) {
-        ring_bell(fd, 0);
+        ring_bell(conn.side(), fd, 0);
     }
     doze::wake(dir);
     true

@@ -73,6 +73,8 @@ pub(crate) struct Side {
     pub(crate) aborted: AtomicI32,
     /// An error that the kernel has told us and the program shall hear after the bytes that came before it.
     pub(crate) error: AtomicI32,
+    /// 1: the program has been told of the end of a connection whose peer is gone, or of its reset.
+    pub(crate) end_told: AtomicU32,
     /// The program's TCP_NODELAY and TCP_CORK.
     pub(crate) nodelay: AtomicI32,
     pub(crate) cork: AtomicI32,

@@ -91,6 +91,11 @@ pub(crate) fn fcntl(file: c_int, command: c_int, argument: c_int) -> isize {
     unsafe { call(libc::SYS_fcntl, [fd(file), command as usize, argument as usize, 0, 0, 0]) }
 }
 
+pub(crate) fn shutdown(sock: c_int, how: c_int) -> isize {
+    // SAFETY: numbers only.
+    unsafe { call(libc::SYS_shutdown, [fd(sock), how as usize, 0, 0, 0, 0]) }
+}
+
 /// Bytes in a socket's receive queue.
 pub(crate) fn queued(sock: c_int) -> isize {
     ask(sock, libc::FIONREAD)

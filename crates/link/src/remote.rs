@@ -81,8 +81,10 @@ pub enum Note {
     Doubts,
     /// The direction has ended.
     End,
-    /// Its program has closed the connection, or is no more.
+    /// Its program has closed the connection, or is no more. Before [`Note::End`], unless it had shut the direction down.
     Gone,
+    /// Its program's end resets the connection (`SO_LINGER` of zero seconds).
+    Resets,
 }
 
 /// What comes out of a program, in order.

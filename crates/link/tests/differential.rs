@@ -23,6 +23,14 @@ fn many_random_calls() {
     seeds(1000, 500, 400);
 }
 
+/// Seeds of one's own choice; nothing, unless they are named.
+#[test]
+fn chosen_random_calls() {
+    if let Some([from, count, steps]) = common::chosen_seeds() {
+        seeds(from, count, steps);
+    }
+}
+
 /// A hard case of `scenarios.py`.
 fn scenario(name: &str) {
     let ground = Ground::on_ring();
@@ -51,7 +59,7 @@ each_by_name! { hostile:
     vfork_child spawned static_program dup2_over ranges passed_in_a_list signalled handler_writes close_while_reading cancelled
     shutdown_own_reader shutdown_while_peer_sleeps waitall truncation receive_timeout broken_pipe empty_pieces queues
     information reset_by_linger reset_behind_bytes nonblocking_connect refused by_signal two_threads_read polled_by_another
-    io_uring
+    io_uring lists looks_across
 }
 
 /// Bytes that go past the library end the connection with an error; none is taken for another.

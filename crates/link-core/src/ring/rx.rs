@@ -105,16 +105,15 @@ impl Rx {
         }
     }
 
-    fn advance(&mut self, dir: &Direction) {
-        self.phase = self.phase.next();
-        dir.set_seen(self.phase);
-    }
-
     /// What to do next. Moves on to later phases by itself.
     ///
     /// # Errors
     /// The sender wrote what cannot be.
     pub fn next(&mut self, pipe: Pipe<'_>) -> Result<Next, Broken> {
+        self.find(pipe, |phase| pipe.direction().set_seen(phase))
+    }
+
+    fn find(&mut self, pipe: Pipe<'_>, moved_on: impl Fn(Phase)) -> Result<Next, Broken> {
         let dir = pipe.direction();
         loop {
             let successor = self.successor(dir)?;
@@ -124,7 +123,10 @@ impl Rx {
                     Some(record) if record.tcp > self.tcp => {
                         return Ok(Next::Tcp { limit: record.tcp - self.tcp });
                     }
-                    Some(_) => self.advance(dir),
+                    Some(_) => {
+                        self.phase = self.phase.next();
+                        moved_on(self.phase);
+                    }
                 }
                 continue;
             }
@@ -143,7 +145,10 @@ impl Rx {
                         Err(Broken::Index)
                     };
                 }
-                Some(_) => self.advance(dir),
+                Some(_) => {
+                    self.phase = self.phase.next();
+                    moved_on(self.phase);
+                }
             }
         }
     }
@@ -153,20 +158,17 @@ impl Rx {
         usize::try_from(bytes).ok().filter(|bytes| *bytes <= pipe.capacity()).ok_or(Broken::Index)
     }
 
-    /// Bytes in the ring if this receiver, a copy that has gone ahead, stands at the beginning of a ring phase.
+    /// As [`Rx::next`], for a copy that goes ahead of the receiver: its sender is told nothing.
     ///
     /// # Errors
     /// The sender wrote what cannot be.
-    pub fn in_ring(mut self, pipe: Pipe<'_>) -> Result<Option<usize>, Broken> {
-        let dir = pipe.direction();
-        if !self.on_ring() {
-            match self.successor(dir)? {
-                Some(record) if record.tcp == self.tcp => self.phase = self.phase.next(),
-                _ => return Ok(None),
-            }
-        }
-        let end = self.successor(dir)?.map_or_else(|| dir.head(), |record| record.ring);
-        self.unread(pipe, end).map(Some)
+    pub fn look(&mut self, pipe: Pipe<'_>) -> Result<Next, Broken> {
+        self.find(pipe, |_| {})
+    }
+
+    /// A copy goes past that many bytes of the ring, which stay there.
+    pub fn pass(&mut self, bytes: usize) {
+        self.tail += bytes as u64;
     }
 
     /// Whether the ring has a byte that was not read, or the phase has changed: a quick look, without being in the

@@ -195,6 +195,8 @@ pub struct Header {
     let_go: AtomicU32,
     /// When this end mapped the segment, nanoseconds of its host's clock. Of use to itself only.
     mapped_at: [AtomicU64; 2],
+    /// 1: this end has shut its sending down, and ends no otherwise for its peer.
+    shut: [AtomicU32; 2],
     node: NodeLine,
 }
 
@@ -263,6 +265,16 @@ impl Header {
     /// Whether closing an end resets the connection.
     pub fn resets(&self, role: Role) -> bool {
         self.resets[role.index()].load(Ordering::Relaxed) != 0
+    }
+
+    /// An end has shut its sending down: its peer is told that, whatever becomes of it afterwards.
+    pub fn set_shut(&self, role: Role) {
+        self.shut[role.index()].store(1, Ordering::Release);
+    }
+
+    /// Whether an end has shut its sending down.
+    pub fn has_shut(&self, role: Role) -> bool {
+        self.shut[role.index()].load(Ordering::Acquire) != 0
     }
 
     /// Notes when this end mapped the segment, nanoseconds.

@@ -181,6 +181,44 @@ impl World {
     }
 }
 
+impl World {
+    /// Who looks ahead sees all that is there, over all changes of path, and his sender does not notice.
+    fn look(&mut self) {
+        let pipe = Self::pipe(&self.direction, &mut self.memory);
+        let (mut ahead, seen, mut queue) = (self.rx, self.direction.seen(), self.tcp.iter());
+        let mut at = self.got;
+        let mut take = |item: &Item| {
+            assert_eq!(*item, Item::Data(byte(at)));
+            at += 1;
+        };
+        loop {
+            match ahead.look(pipe).unwrap() {
+                Next::Ring { bytes } => {
+                    let mut into = vec![0; bytes];
+                    ahead.peek(pipe, 0, &mut into);
+                    ahead.pass(bytes);
+                    into.into_iter().map(Item::Data).for_each(|item| take(&item));
+                }
+                Next::Bells { bytes } => {
+                    let bells = queue.by_ref().take(bytes as usize);
+                    assert!(bells.eq(&vec![Item::Bell; bytes as usize]));
+                    ahead.took(bytes);
+                }
+                Next::Tcp { limit } => {
+                    let most = usize::try_from(limit).unwrap_or(usize::MAX);
+                    let count = queue.by_ref().take(most).map(&mut take).count() as u64;
+                    ahead.took(count);
+                    if count < limit {
+                        break;
+                    }
+                }
+                Next::Empty => break,
+            }
+        }
+        assert_eq!((at, self.direction.seen()), (self.sent, seen));
+    }
+}
+
 fn any_move() -> impl Strategy<Value = Move> {
     prop_oneof![
         6 => (1..100usize).prop_map(Move::Write),
@@ -201,6 +239,7 @@ proptest! {
         for step in moves {
             world.apply(step);
             world.check();
+            world.look();
         }
         world.read(usize::MAX);
         prop_assert_eq!(world.got, world.sent);

@@ -75,6 +75,11 @@ impl Tx {
         self.on_ring() && self.is_seen(dir) && dir.tail() == self.head
     }
 
+    /// Whether something of what went into the ring was not taken, as far as known here.
+    pub fn has_unread(&self, dir: &Direction) -> bool {
+        dir.tail() != self.head
+    }
+
     /// From TCP to the ring; the next byte of the direction is the next byte of the ring.
     ///
     /// # Errors

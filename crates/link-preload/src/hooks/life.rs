@@ -92,6 +92,9 @@ pub unsafe extern "C-unwind" fn shutdown(fd: c_int, how: c_int) -> c_int {
         let side = held.side();
         if writes {
             side.shut.store(1, Ordering::Release);
+            if let Some(segment) = held.segment() {
+                segment.header().set_shut(held.role());
+            }
         }
         if reads {
             before = side.read_shut.swap(1, Ordering::AcqRel);

@@ -87,18 +87,24 @@ pub unsafe extern "C-unwind" fn setsockopt(
     result
 }
 
-/// The error that the library has heard from the kernel before the program, if the kernel has none to tell.
+/// The error that the library has heard from the kernel before the program, if the kernel has none to tell: what the program is told.
 ///
 /// # Safety
 /// The kernel has just answered `SO_ERROR` there.
-unsafe fn tell_error(held: &Held, value: *mut c_void, len: *const socklen_t) {
+unsafe fn tell_error(held: &Held, value: *mut c_void, len: *const socklen_t) -> c_int {
     // SAFETY: the caller's.
-    if unsafe { *len } < 4 || unsafe { value.cast::<c_int>().read_unaligned() } != 0 {
-        return;
+    if unsafe { *len } < 4 {
+        return 0;
+    }
+    // SAFETY: as above.
+    let known = unsafe { value.cast::<c_int>().read_unaligned() };
+    if known != 0 {
+        return known;
     }
     let error = held.side().error.swap(0, Ordering::AcqRel);
     // SAFETY: as above.
     unsafe { value.cast::<c_int>().write_unaligned(error) };
+    error
 }
 
 /// # Safety
@@ -121,7 +127,10 @@ pub unsafe extern "C-unwind" fn getsockopt(
     };
     if (level, name) == (libc::SOL_SOCKET, libc::SO_ERROR) {
         // SAFETY: the kernel has written both.
-        unsafe { tell_error(&held, value, len) };
+        let error = unsafe { tell_error(&held, value, len) };
+        if error != 0 {
+            held.side().end_told.store(1, Ordering::Release);
+        }
     } else if level == libc::IPPROTO_TCP {
         let shadow = match name {
             libc::TCP_NODELAY => Some(&held.side().nodelay),

@@ -328,6 +328,17 @@ impl Daemon {
         if matches!(connection.phase, Phase::Joined(_)) {
             connection.local().abort(reason.code());
             self.shared.count_abort();
+        } else {
+            self.forget_unmet(connection);
+        }
+    }
+
+    /// Lets go of a connection whose other end has not come.
+    fn forget_unmet(&self, connection: Connection) {
+        if !connection.is_forlorn() {
+            // Its program is told before it is counted.
+            drop(connection);
+            self.shared.count_unmet();
         }
     }
 
@@ -388,6 +399,7 @@ impl Daemon {
             if let Some(channel) = connection.channel() {
                 self.hub.session(connection.peer).reset(channel, ResetReason::Refused, now);
             }
+            self.forget_unmet(connection);
         }
         let hub = &mut self.hub;
         self.parked.retain(|_, parked| {

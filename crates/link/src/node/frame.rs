@@ -17,6 +17,7 @@
 //! | 13 | `Calm` | none |
 //! | 14 | `Doubts` | none |
 //! | 15 | `Gone` | none |
+//! | 16 | `Resets` | none |
 //!
 //! The words are [`Note`]s. Numbers are in network order.
 
@@ -82,6 +83,7 @@ fn head_of(note: &Note) -> Head {
         Note::Calm => Head::kind(13),
         Note::Doubts => Head::kind(14),
         Note::Gone => Head::kind(15),
+        Note::Resets => Head::kind(16),
     }
 }
 
@@ -153,7 +155,7 @@ impl Decoder {
 
     fn head_length(&self) -> Result<usize, Nonsense> {
         Ok(match (self.filled, self.head[0]) {
-            (0, _) | (_, 1 | 5 | 6 | 11..=15) => 1,
+            (0, _) | (_, 1 | 5 | 6 | 11..=16) => 1,
             (_, 2 | 4 | 7 | 10) => BYTES_HEAD,
             (_, 3) => HEAD_MAX,
             (_, 8 | 9) => 13,
@@ -185,6 +187,7 @@ impl Decoder {
             13 => Note::Calm,
             14 => Note::Doubts,
             15 => Note::Gone,
+            16 => Note::Resets,
             _ => {
                 self.bytes_left = phase(1).0 as usize;
                 return None;
@@ -198,7 +201,7 @@ impl Decoder {
 mod tests {
     use super::*;
 
-    const NOTES: [Note; 14] = [
+    const NOTES: [Note; 15] = [
         Note::Counts,
         Note::Switch { phase: Phase(7), record: Record { tcp: 1 << 40, ring: 3 } },
         Note::Placed(Phase(8)),
@@ -212,6 +215,7 @@ mod tests {
         Note::Doubts,
         Note::End,
         Note::Gone,
+        Note::Resets,
         Note::Placed(Phase(u32::MAX)),
     ];
 

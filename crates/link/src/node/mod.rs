@@ -242,6 +242,11 @@ impl Node {
         self.shared.aborts()
     }
 
+    /// Connections that were let go because their other end has not come ([`NodeConfig::meet_within`]).
+    pub fn unmet(&self) -> u64 {
+        self.shared.unmet()
+    }
+
     fn command(&self, command: Command) {
         // A node that is full or gone takes no connection, which then stays on TCP.
         if self.commands.try_send(command).is_ok() {

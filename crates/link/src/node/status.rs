@@ -33,6 +33,7 @@ pub(super) struct Shared {
     up: Mutex<BTreeSet<PeerIndex>>,
     peers: Mutex<BTreeMap<PeerIndex, PeerStatus>>,
     aborts: AtomicU64,
+    unmet: AtomicU64,
 }
 
 impl Shared {
@@ -63,6 +64,14 @@ impl Shared {
 
     pub(super) fn aborts(&self) -> u64 {
         self.aborts.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn count_unmet(&self) {
+        self.unmet.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn unmet(&self) -> u64 {
+        self.unmet.load(Ordering::Relaxed)
     }
 }
 

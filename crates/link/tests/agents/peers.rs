@@ -3,12 +3,14 @@
 use crate::common::site::Site as _;
 use crate::common::{On, Running, rest, wait};
 use crate::hosts::{Hosts, index, script};
+use skein_link::broker::Path;
 use skein_link::node::{Ethernet, NodeError, PORT, PeerConfig};
 use skein_link::remote::Remote;
 use skein_link::testbed::Host;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::SocketAddr;
-use std::process::ChildStdin;
+use std::process::{ChildStdin, ChildStdout, Stdio};
+use std::time::Duration;
 
 /// Starts a connection that rests after its traffic.
 pub(crate) fn resting(hosts: &Hosts) -> (Running, ChildStdin) {
@@ -25,6 +27,12 @@ pub(crate) fn goes_on((mut running, mut stdin): (Running, ChildStdin)) -> bool {
     let _ = stdin.write_all(b"more\n");
     drop(stdin);
     running.0.wait().unwrap().success()
+}
+
+/// A line of a program's output, without its end.
+fn read_line(output: &mut ChildStdout) -> String {
+    let bytes = output.bytes().map(Result::unwrap).take_while(|byte| *byte != b'\n');
+    String::from_utf8(bytes.collect()).unwrap()
 }
 
 fn peer(host: Host) -> PeerConfig {
@@ -81,6 +89,60 @@ fn who_still_waits_stays_on_tcp_when_the_peer_is_removed() {
     assert!(node.remove_peer("a"));
     assert!(goes_on(held));
     assert_eq!(node.aborts(), 0);
+}
+
+/// Reads a little at a time, and so soon asks the broker; answers each 200 bytes. Prints its port.
+const ANSWERS: &str = "import os,socket\n\
+    l=socket.create_server((os.environ['HERE'],0))\n\
+    print(l.getsockname()[1],flush=True)\n\
+    s,_=l.accept()\n\
+    got=b''\n\
+    while d:=s.recv(10):\n\
+    \x20got+=d\n\
+    \x20if len(got)==200: s.sendall(got); got=b''\n";
+/// Few calls, then, for each line of its input, many.
+const ASKS_LATE: &str = "import socket,sys\n\
+    s=socket.create_connection((sys.argv[1],int(sys.argv[2])))\n\
+    def talk():\n\
+    \x20s.sendall(b'x'*200)\n\
+    \x20assert len(s.recv(200,socket.MSG_WAITALL))==200\n\
+    talk(); print('ready',flush=True)\n\
+    for _ in sys.stdin:\n\
+    \x20for _ in range(100): talk()\n\
+    \x20print('talked',flush=True)\n";
+
+/// One end of a connection comes after the other one's node has let it go: it stays on TCP, and both programs notice nothing.
+#[test]
+fn who_comes_too_late_stays_on_tcp() {
+    // The node that calls, and the one that is called.
+    for host in Host::BOTH {
+        let hosts = Hosts::that_meet_within(Duration::from_millis(300));
+        let mut server = hosts.command(host, On::Link, &["python3", "-c", ANSWERS]);
+        let mut server = Running(server.stdout(Stdio::piped()).spawn().unwrap());
+        let port = read_line(server.0.stdout.as_mut().unwrap());
+        let address = host.address().to_string();
+        let words = ["python3", "-c", ASKS_LATE, &address, &port];
+        let mut client = hosts.command(host.other(), On::Link, &words);
+        client.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut client = Running(client.spawn().unwrap());
+        assert_eq!(read_line(client.0.stdout.as_mut().unwrap()), "ready");
+        let node = |host: Host| hosts.nodes[index(host)].as_ref().unwrap();
+        wait("the end of its patience", || (node(host).unmet() > 0).then_some(()));
+        let found = hosts.until("one end", host, |c| c.reason == "peer-not-there");
+        assert_eq!(found.path, Path::Tcp);
+        assert!(hosts.connections(host.other()).is_empty(), "it has not asked");
+        client.0.stdin.as_mut().unwrap().write_all(b"more\n").unwrap();
+        assert_eq!(read_line(client.0.stdout.as_mut().unwrap()), "talked");
+        for host in Host::BOTH {
+            let found = hosts.until("both ends", host, |c| c.reason == "peer-not-there");
+            assert_eq!((found.path, found.ring_bytes), (Path::Tcp, [0, 0]));
+            assert_eq!(node(host).aborts(), 0);
+        }
+        drop(client.0.stdin.take());
+        assert!(client.0.wait().unwrap().success());
+        assert!(server.0.wait().unwrap().success());
+        wait("the end", || hosts.connections(host).is_empty().then_some(()));
+    }
 }
 
 #[test]

@@ -142,6 +142,16 @@ impl Ground {
     }
 }
 
+/// Which seeds `chosen_random_calls` is to try, and how long: `FROM COUNT STEPS`.
+const SEEDS: &str = "SKEIN_LINK_TEST_SEEDS";
+
+/// First seed, number of seeds and steps that whoever runs the tests wants.
+pub(crate) fn chosen_seeds() -> Option<[u32; 3]> {
+    let words = std::env::var(SEEDS).ok()?;
+    let numbers: Result<Vec<u32>, _> = words.split(' ').map(str::parse).collect();
+    Some(numbers.unwrap().try_into().unwrap())
+}
+
 /// Random calls in lockstep, seed by seed: the same on plain TCP and on the link. `output` runs a program to its end.
 pub(crate) fn same_calls(
     seeds: Range<u32>,

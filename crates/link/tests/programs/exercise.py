@@ -18,6 +18,40 @@ def pattern(start, count):
     return (PATTERN * (count // len(PATTERN) + 2))[start : start + count]
 
 
+class Piece(ctypes.Structure):
+    _fields_ = [("base", ctypes.c_void_p), ("length", ctypes.c_size_t)]
+
+
+class Message(ctypes.Structure):
+    """`struct mmsghdr`."""
+
+    _fields_ = [
+        ("name", ctypes.c_void_p), ("name_length", ctypes.c_uint), ("pieces", ctypes.POINTER(Piece)), ("count", ctypes.c_size_t),
+        ("control", ctypes.c_void_p), ("control_length", ctypes.c_size_t), ("flags", ctypes.c_size_t), ("length", ctypes.c_uint),
+    ]
+
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+WAIT_FOR_ONE = 0x10000
+
+
+def messages(buffers):
+    """A list of messages, a buffer in two pieces each."""
+    made = (Message * len(buffers))()
+    for message, buffer in zip(made, buffers):
+        base, half = ctypes.addressof(buffer), len(buffer) // 2
+        message.pieces = (Piece * 2)((base, half), (base + half, len(buffer) - half))
+        message.count = 2
+    return made
+
+
+def counted(result):
+    """The answer of a call of the C library."""
+    if result < 0:
+        raise OSError(ctypes.get_errno(), "")
+    return result
+
+
 class Peer:
     """One end, in a process of its own, that makes calls as told."""
 
@@ -82,6 +116,51 @@ class Peer:
     def do_drop(self, count):
         """A read that throws away what it reads."""
         return self.sock().recv_into(bytearray(count), 0, socket.MSG_TRUNC)
+
+    def do_sendmmsg(self, start, counts):
+        """Several messages with one call."""
+        buffers = []
+        for count in counts:
+            buffers.append((ctypes.c_char * count).from_buffer(bytearray(pattern(start, count))))
+            start += count
+        made = messages(buffers)
+        done = counted(LIBC.sendmmsg(self.sock().fileno(), made, len(made), 0))
+        return [message.length for message in made[:done]]
+
+    def do_recvmmsg(self, counts, micros):
+        """As many messages as there are, in that time if it is one."""
+        buffers = [(ctypes.c_char * count)() for count in counts]
+        made = messages(buffers)
+        time = None if micros is None else (ctypes.c_long * 2)(0, micros * 1000)
+        done = counted(LIBC.recvmmsg(self.sock().fileno(), made, len(made), WAIT_FOR_ONE, time))
+        lengths = [message.length for message in made[:done]]
+        data = b"".join(buffer.raw[:length] for buffer, length in zip(buffers, lengths))
+        return [lengths, hash_of(data), time is None or time[0] == 0 and time[1] <= micros * 1000]
+
+    def do_step_back(self, way, start, count):
+        """A call with which the connection leaves the ring for good; it sends so many bytes."""
+        if way == "lowat":
+            for value in (2, 1):
+                self.sock().setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, value)
+            return self.sock().send(pattern(start, count))
+        out, into = os.pipe()
+        os.write(into, pattern(start, count))
+        moved = 0
+        while moved < count:
+            moved += os.splice(out, self.sock().fileno(), count - moved)
+        os.close(out)
+        os.close(into)
+        return moved
+
+    def do_dup2(self):
+        """The first number becomes a copy of the last one."""
+        os.dup2(self.socks[-1].fileno(), self.socks[0].fileno())
+        return 0
+
+    def do_linger(self):
+        """What closes it resets it."""
+        self.sock().setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        return 0
 
     def do_stream(self, start, count):
         """Writes so many bytes, or until it cannot: how it ended."""
@@ -218,7 +297,7 @@ class Side:
         self.sent = 0  # bytes written
         self.read = 0  # bytes taken by the other end
         self.dups = 0
-        self.shut = self.dead = self.unread_end = False
+        self.shut = self.read_shut = self.dead = False
 
     def call(self, *call):
         self.begin(*call)
@@ -254,12 +333,48 @@ def choose(rng, me, other, in_child=False):
     choices = ["ready", "select", "unread", "option"]
     if not me.shut and not other.dead and me.sent - me.read < LIMIT:
         choices += ["send"] * 6
-    if waiting or ended:
-        choices += ["recv"] * 6
+    if waiting or ended or me.read_shut:
+        choices += ["recv"] * 6 + ["recvmmsg"]
     choices += ["nonblocking", "timed"]
+    if "send" in choices:
+        choices += ["sendmmsg"]
     if not in_child:
-        choices += ["level", "dup", "undup", "fork"]
+        choices += ["level", "dup", "undup", "dup2", "fork"]
+        if "send" in choices and not other.read_shut:
+            choices += ["waitall"] * 2
+        # Bytes that are unread would have to be taken back by a process that waits for its next line.
+        if "send" in choices and not waiting and rng.random() < 0.06:
+            choices += ["step_back"] * 4
+        if rng.random() < 0.02:
+            choices += ["shut_read"] * 4
     name = rng.choice(choices)
+    if name == "sendmmsg":
+        counts = [rng.randint(1, rng.choice([8, 200, 3000])) for _ in range(rng.randint(1, 4))]
+        start = me.sent
+        me.sent += sum(counts)
+        return ["sendmmsg", start, counts]
+    if name == "recvmmsg":
+        counts = [rng.randint(1, rng.choice([8, 200, 3000])) for _ in range(rng.randint(1, 4))]
+        micros = rng.choice([None, 0, 900_000])
+        taken = counts[0] if micros == 0 else sum(counts)
+        other.read += min(taken, waiting)
+        return ["recvmmsg", counts, micros]
+    if name == "waitall":
+        counts = [rng.randint(1, rng.choice([8, 200, 6000])) for _ in range(rng.randint(1, 4))]
+        start, unread = me.sent, me.sent - me.read
+        me.sent += sum(counts)
+        me.read = me.sent
+        return ["waitall", start, counts, unread + sum(counts)]
+    if name == "step_back":
+        count = rng.randint(1, 3000)
+        start = me.sent
+        me.sent += count
+        return ["step_back", rng.choice(["lowat", "splice"]), start, count]
+    if name == "shut_read":
+        me.read_shut = True
+        return ["shutdown", socket.SHUT_RD]
+    if name == "dup2":
+        return ["dup2"] if me.dups else ["unread"]
     if name == "send":
         most = rng.choice([1, 8, 200, 4000, 30_000])
         count = rng.randint(1, min(most, LIMIT))
@@ -273,7 +388,7 @@ def choose(rng, me, other, in_child=False):
     if name == "recv":
         count = rng.randint(1, rng.choice([1, 10, 300, 5000, 100_000]))
         flags = rng.choice([0, 0, 0, socket.MSG_PEEK, socket.MSG_WAITALL])
-        if flags == socket.MSG_WAITALL and count > waiting and not ended:
+        if flags == socket.MSG_WAITALL and count > waiting and not ended and not me.read_shut:
             flags = 0
         way = rng.choice(["recv", "read", "readv", "recvmsg"])
         if way in ("read", "readv"):
@@ -291,7 +406,7 @@ def choose(rng, me, other, in_child=False):
         # Nothing there: a moment; something: long enough for it to come.
         return ["nonblocking", count] if name == "nonblocking" else ["timed", count, 900 if waiting or ended else 20]
     if name in ("ready", "select", "level"):
-        return [name, bool(waiting or ended)]
+        return [name, bool(waiting or ended or me.read_shut)]
     if name == "dup" and me.dups < 3:
         me.dups += 1
         return ["dup"]
@@ -311,6 +426,15 @@ def await_bytes(me, waiting):
         if me.call("unread") == waiting:
             return
         time.sleep(0.005)
+
+
+def in_pieces(me, other, start, counts, total):
+    """One end waits for all of several pieces in one call, while the other one sends them."""
+    other.begin("recv", "recv", total, int(socket.MSG_WAITALL))
+    for count in counts:
+        me.call("send", "send", start, count, 0)
+        start += count
+    return other.answer()
 
 
 HOME = []
@@ -355,12 +479,14 @@ def main():
         waiting = other.sent - other.read
         call = choose(rng, me, other)
         # FIONREAD and readiness are asked when everything is there.
-        if call[0] in ("unread", "nonblocking") or call[0] == "fork" and call[1][0] in ("unread", "nonblocking"):
-            if other.sent - other.read or call[0] == "nonblocking":
-                me.call("ready", bool(other.sent - other.read))
+        late = ("unread", "nonblocking", "recvmmsg")
+        if call[0] in late or call[0] == "fork" and call[1][0] in late:
+            if waiting or call[0] == "nonblocking":
+                me.call("ready", bool(waiting))
         if far:  # nor is what was sent there at once
             await_bytes(me, waiting)
-        print(number, index, json.dumps(call), json.dumps(me.call(*call)), flush=True)
+        answer = in_pieces(me, other, *call[1:]) if call[0] == "waitall" else me.call(*call)
+        print(number, index, json.dumps(call), json.dumps(answer), flush=True)
     end(rng, sides)
 
 
@@ -420,7 +546,10 @@ def end(rng, sides):
     index = rng.randint(0, 1)
     me, other = sides[index], sides[1 - index]
     unread = other.sent > other.read
-    way = rng.choice(["shutdown", "close", "kill", "exit", "in a call", "in a call"])
+    way = rng.choice(["shutdown", "close", "kill", "exit", "linger", "shutdown and exit", "in a call", "in a call"])
+    if way in ("shutdown", "in a call") and (me.read_shut or other.read_shut):
+        # Who has shut its reading answers what comes after its end with a reset, and does not wait for the end.
+        way = "close"
     if way == "in a call":
         end_in_call(rng, me, other)
     elif way == "shutdown":
@@ -431,13 +560,26 @@ def end(rng, sides):
         print("drain", drain(me, other), flush=True)
     elif way == "close":
         print("close", me.call("close"), flush=True)
+    elif way == "linger":
+        # What has not arrived is not sent any more.
+        await_bytes(other, me.sent - me.read)
+        print("linger", me.call("linger"), me.call("close"), flush=True)
     elif way == "kill":
         me.kill()
     else:
+        if way == "shutdown and exit":
+            print("shutdown", me.call("shutdown", socket.SHUT_WR), flush=True)
         os.close(me.commands)
         os.waitpid(me.pid, 0)
     if way not in ("shutdown", "in a call"):
-        print(way, "unread" if unread else "all read", drain(other, me), flush=True)
+        if other.read_shut:
+            await_bytes(other, me.sent - me.read)
+        total, ended = drain(other, me)
+        print(way, "unread" if unread else "all read", total, flush=True)
+        if not other.read_shut:  # who has shut its reading meets the end, or the error before that has come
+            print(ended, flush=True)
+            if ended:  # a reset: nothing can be written any more
+                print(other.call("recv", "recv", 10, 0), other.call("send", "send", 0, 10, 0), flush=True)
     for side in sides:
         try:
             os.close(side.commands)

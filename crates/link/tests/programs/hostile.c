@@ -826,6 +826,70 @@ static void io_uring(void) {
     reap();
 }
 
+static void sends_ten(int sock) {
+    exchange(sock, 1, 50);
+    send_all(sock, "0123456789", 10);
+    rest(100);
+    exchange(sock, 1, 1);
+    send_all(sock, "end", 3);
+}
+
+/* Several messages with one call: times that are over, that are none, and the end in the middle. */
+static void lists(void) {
+    int sock = pair(sends_ten);
+    char bytes[4][3];
+    struct iovec pieces[4];
+    struct mmsghdr list[4] = {0};
+    exchange(sock, 0, 50);
+    for (int at = 0; at < 4; at++) {
+        pieces[at] = (struct iovec){bytes[at], 3};
+        list[at].msg_hdr = (struct msghdr){.msg_iov = &pieces[at], .msg_iovlen = 1};
+    }
+    while (unread(sock) < 10) rest(1);
+    struct timespec over = {0, 0}, bad = {0, 2000000000}, long_time = {9, 0};
+    printf("no time %s\n", word(recvmmsg(sock, list, 4, 0, &bad)));
+    printf("over at once %s", word(recvmmsg(sock, list, 4, 0, &over)));
+    printf(", %u bytes\n", list[0].msg_len);
+    printf("what there is %s", word(recvmmsg(sock, list, 4, MSG_WAITFORONE, &long_time)));
+    printf(", %u %u %u bytes, time left %d\n", list[0].msg_len, list[1].msg_len, list[2].msg_len, long_time.tv_sec == 8);
+    printf("nothing %s\n", word(recvmmsg(sock, list, 4, MSG_DONTWAIT, NULL)));
+    exchange(sock, 0, 1);
+    printf("and the end %s", word(recvmmsg(sock, list, 4, 0, NULL)));
+    printf(", %u %u %u %u bytes\n", list[0].msg_len, list[1].msg_len, list[2].msg_len, list[3].msg_len);
+    close(sock);
+    reap();
+}
+
+static void both_ways(int sock) {
+    exchange(sock, 1, 50);
+    send_all(sock, "on the ring ", 12);
+    int least = 2;
+    /* From here on over TCP. */
+    setsockopt(sock, SOL_SOCKET, SO_RCVLOWAT, &least, sizeof least);
+    send_all(sock, "and on TCP", 10);
+    recv_all(sock, "peer");
+}
+
+/* What is looked at lies on both ways. */
+static void looks_across(void) {
+    int sock = pair(both_ways);
+    char bytes[100] = {0};
+    exchange(sock, 0, 50);
+    while (unread(sock) < 22) rest(1);
+    printf("unread %d\n", unread(sock));
+    printf("all of it %s", word(recv(sock, bytes, 22, MSG_PEEK | MSG_WAITALL)));
+    printf(" %s\n", bytes);
+    struct iovec pieces[] = {{bytes, 9}, {bytes + 10, 9}};
+    struct msghdr head = {.msg_iov = pieces, .msg_iovlen = 2};
+    printf("in pieces %s", word(recvmsg(sock, &head, MSG_PEEK)));
+    printf(" %.9s|%.9s\n", bytes, bytes + 10);
+    memset(bytes, 0, sizeof bytes);
+    printf("read %s", word(recv(sock, bytes, 100, 0)));
+    printf(" %s\n", bytes);
+    close(sock);
+    reap();
+}
+
 #define CASE(name) {#name, name}
 static const struct {
     const char *name;
@@ -836,7 +900,7 @@ static const struct {
     CASE(shutdown_while_peer_sleeps), CASE(waitall), CASE(truncation), CASE(receive_timeout), CASE(broken_pipe),
     CASE(empty_pieces), CASE(queues), CASE(information), CASE(reset_by_linger), CASE(reset_behind_bytes),
     CASE(nonblocking_connect), CASE(refused), CASE(by_signal), CASE(two_threads_read), CASE(polled_by_another),
-    CASE(io_uring),
+    CASE(io_uring), CASE(lists), CASE(looks_across),
 };
 
 int main(int count, char **words) {

@@ -1,5 +1,5 @@
 """A connection with some traffic that then rests, after a step back if a word says so: resting.py WORD. Prints `ready`; for
-each line of its input there is more traffic. With a word for a way of waiting, both ends wait for bytes or room that do not come, and how
+each line of its input there is more traffic; with "leave", after a step back. With a word for a way of waiting, both ends wait for bytes or room that do not come, and how
 that ends is printed: the error here, and 3 if there was one at the other end too."""
 
 import ctypes, errno, json, os, select, socket, struct, sys, time
@@ -111,7 +111,9 @@ if word in WAYS:
         end = errno.errorcode.get(error.errno, str(error))
     print(end, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
     sys.exit(0)
-for _ in sys.stdin:
+for line in sys.stdin:
+    if line == "leave\n":
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 2)
     traffic(200)
 sock.shutdown(socket.SHUT_RDWR)  # for all descriptors of it
 sock.close()

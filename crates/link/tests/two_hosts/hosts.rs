@@ -50,15 +50,24 @@ pub(crate) fn agent(
     path: &Path,
     ethernet: Ethernet,
 ) -> (Broker, Arc<Node>) {
+    agent_with(host, namespace, path, |config| NodeConfig { ethernet, ..config })
+}
+
+/// The same, with a node of one's own making.
+fn agent_with(
+    host: Host,
+    namespace: &str,
+    path: &Path,
+    make: impl FnOnce(NodeConfig) -> NodeConfig,
+) -> (Broker, Arc<Node>) {
     let socket = |host: Host| SocketAddr::new(host.address().into(), PORT);
     let other = host.other();
     let addresses = vec![other.overlay_address().into()];
     let peer = PeerConfig { name: name(other).into(), socket: socket(other), addresses };
-    let config = NodeConfig {
+    let config = make(NodeConfig {
         peers: vec![peer],
-        ethernet,
         ..NodeConfig::new(name(host), socket(host), shared_key(b"a secret of the two hosts"))
-    };
+    });
     let namespace = Path::new("/run/netns").join(namespace);
     let node = place::within(&namespace, || Node::start(&config)).unwrap().unwrap();
     let node = Arc::new(node);
@@ -77,6 +86,21 @@ impl Hosts {
         hosts
     }
 
+    /// Hosts whose nodes wait only so long for the other end of a connection.
+    #[allow(dead_code, reason = "only the tests of agents use it")]
+    pub(crate) fn that_meet_within(meet_within: Duration) -> Self {
+        let mut hosts = Self::without_agents();
+        for host in Host::BOTH {
+            hosts.start_agent_with(host, |config| NodeConfig {
+                ethernet: Ethernet::Never,
+                meet_within,
+                ..config
+            });
+        }
+        hosts.meet();
+        hosts
+    }
+
     /// Hosts whose brokers and nodes are somebody else's.
     pub(crate) fn without_agents() -> Self {
         let bed = Testbed::new().expect("two hosts");
@@ -89,8 +113,12 @@ impl Hosts {
     }
 
     pub(crate) fn start_agent(&mut self, host: Host, ethernet: Ethernet) {
-        let namespace = self.bed.namespace(host);
-        let (broker, node) = agent(host, &namespace, &self.path(host, "link.sock"), ethernet);
+        self.start_agent_with(host, |config| NodeConfig { ethernet, ..config });
+    }
+
+    fn start_agent_with(&mut self, host: Host, make: impl FnOnce(NodeConfig) -> NodeConfig) {
+        let (namespace, path) = (self.bed.namespace(host), self.path(host, "link.sock"));
+        let (broker, node) = agent_with(host, &namespace, &path, make);
         self.brokers[index(host)] = Some(broker);
         self.nodes[index(host)] = Some(node);
     }

@@ -1,11 +1,11 @@
 //! The nodes of both ends are killed at once, so that none is left to tell the programs.
 
-use crate::common::{On, Running, wait};
+use crate::common::{On, Running, rest, wait};
 use crate::hosts::{Hosts, agent, script};
 use skein_link::broker::{Connection, connections};
 use skein_link::node::Ethernet;
 use skein_link::testbed::Host;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{ChildStdout, Command, Stdio};
 
@@ -81,4 +81,23 @@ fn programs_that_sleep_are_told() {
     for (way, (_, output)) in WAYS.iter().zip(&mut programs) {
         assert_eq!(line(output), "ECONNRESET 3\n", "{way}");
     }
+}
+
+/// A program steps back when nobody is left to tell the other host: an error at both ends, and no byte is wrong.
+#[test]
+fn a_step_back_without_agents_is_a_clean_error() {
+    let hosts = Hosts::without_agents();
+    let mut agents = agents(&hosts);
+    for host in Host::BOTH {
+        wait("the broker", || connections(Path::new(&socket(&hosts, host))).ok());
+    }
+    let words = ["python3", &script("resting.py"), "nothing"];
+    let (mut running, mut stdin) = rest(hosts.command(Host::A, On::Link, &words));
+    for host in Host::BOTH {
+        wait("the light protocol", || (!light(&hosts, host).is_empty()).then_some(()));
+    }
+    agents.0.kill().unwrap();
+    agents.0.wait().unwrap();
+    stdin.write_all(b"leave\n").unwrap();
+    assert!(!running.0.wait().unwrap().success(), "it saw the error");
 }

@@ -69,6 +69,14 @@ fn many_random_calls() {
     seeds(1000, 300, 300);
 }
 
+/// Seeds of one's own choice; nothing, unless they are named.
+#[test]
+fn chosen_random_calls() {
+    if let Some([from, count, steps]) = common::chosen_seeds() {
+        seeds(from, count, steps);
+    }
+}
+
 /// A hard case of `scenarios.py`.
 fn scenario(name: &str) {
     let hosts = Hosts::new(Ethernet::Never);
@@ -102,12 +110,11 @@ fn hostile(name: &str) {
     gone(&hosts);
 }
 
-// Not what depends on when the end of a connection is seen: another host's node does not tell why it ended (`reset_by_linger`), and
-// the last bell of a ring phase is what makes a closed peer's kernel answer, not the bytes behind it (`broken_pipe`,
-// `shutdown_own_reader`); see docs/link-host.md.
 each_by_name! { hostile:
     vfork_child spawned static_program dup2_over ranges passed_in_a_list signalled handler_writes close_while_reading cancelled
-    shutdown_while_peer_sleeps waitall truncation receive_timeout empty_pieces queues information reset_behind_bytes nonblocking_connect refused by_signal two_threads_read polled_by_another io_uring
+    shutdown_own_reader shutdown_while_peer_sleeps waitall truncation receive_timeout broken_pipe empty_pieces queues
+    information reset_by_linger reset_behind_bytes nonblocking_connect refused by_signal two_threads_read polled_by_another
+    io_uring lists looks_across
 }
 
 #[test]

@@ -59,6 +59,7 @@ pub(super) struct Program {
     /// The other end wants to know whether more comes.
     doubted: bool,
     dead: bool,
+    resets_told: bool,
     gone_told: bool,
     ended_here: bool,
     ended_there: bool,
@@ -118,6 +119,7 @@ impl Program {
             doubts_told: false,
             doubted: false,
             dead: false,
+            resets_told: false,
             gone_told: false,
             ended_here: false,
             ended_there: false,
@@ -210,14 +212,45 @@ impl Program {
                 self.tells_all = true;
                 return self.note();
             }
-            self.ended_here = true;
-            return Some(Note::End);
+            return Some(self.end(is_gone));
         }
         if is_gone && self.ended_here && !self.gone_told {
             self.gone_told = true;
             return Some(Note::Gone);
         }
         None
+    }
+
+    /// The end of the program's direction, and before it, if its program is gone, how.
+    fn end(&mut self, is_gone: bool) -> Note {
+        let header = self.memory.segment().header();
+        if is_gone && !self.resets_told && header.resets(self.role) {
+            self.resets_told = true;
+            return Note::Resets;
+        }
+        if is_gone && !self.gone_told && !header.has_shut(self.role) {
+            self.gone_told = true;
+            return Note::Gone;
+        }
+        self.ended_here = true;
+        Note::End
+    }
+
+    /// The other end's program has seen the end of TCP: this one has shut it, or is no more. The kernel closes the descriptors of a
+    /// process that ends before it tells anybody of that.
+    fn doubted(&mut self) {
+        self.doubted = true;
+        if !self.is_gone() && self.holder.socket().is_none() {
+            self.bury();
+        }
+        self.watch();
+    }
+
+    /// Nobody holds the socket any more.
+    fn bury(&mut self) {
+        self.dead = true;
+        // It stays readable: nothing to wait for there any more.
+        let _ = epoll::delete(&self.wake, self.holder.process());
     }
 
     /// Waits for the end of the process too that was found to hold the socket, if it is another one than before.
@@ -331,13 +364,20 @@ impl Local for Program {
             Note::Rung { phase, end } => self.giver.rung(inward, phase, end).map_err(broken)?,
             Note::Refused(refusal) => self.refused(refusal),
             Note::Calm => self.giver.calm(inward),
-            Note::Doubts => self.doubted = true,
+            Note::Doubts => self.doubted(),
             Note::End => {
+                let (header, other) = (self.memory.segment().header(), self.role.other());
+                if header.hello(other) != Hello::Gone {
+                    header.set_shut(other);
+                }
                 self.giver.end(inward);
                 self.ended_there = true;
             }
             Note::Gone => {
                 self.memory.segment().header().set_hello(self.role.other(), Hello::Gone);
+            }
+            Note::Resets => {
+                self.memory.segment().header().set_resets(self.role.other(), true);
             }
         }
         let (out, inward) = self.pipes();
@@ -360,10 +400,8 @@ impl Local for Program {
     fn woken(&mut self) {
         let _ = rustix::io::read(&*self.called, &mut [0; 8]);
         if !self.dead && self.holder.has_ended() {
-            self.dead = !self.holder.renew();
-            if self.dead {
-                // It stays readable: nothing to wait for there any more.
-                let _ = epoll::delete(&self.wake, self.holder.process());
+            if !self.holder.renew() {
+                self.bury();
             }
             self.watch();
         }
@@ -384,7 +422,7 @@ impl Local for Program {
             || inward.refusal() != self.refusal_told
             || (!self.doubts_told && !self.ended_there && inward.doubts())
             || (!self.counts_told && header.hello(self.role) == Hello::Confirmed)
-            || (self.is_gone() && !self.gone_told)
+            || (self.is_gone() && !(self.gone_told && self.ended_here))
             || self.giver.is_bell_due(inward)
             || (self.doubted && !self.ended_here)
             || (self.refusal_heard == Refusal::NoMore && !self.calm_told);
