@@ -107,14 +107,10 @@ impl Ethernet {
     fn flush(&mut self) -> io::Result<Sent> {
         let stride = FRAME_HEADER + self.mtu.get();
         while self.sent < self.lengths.len() {
-            let frames = &self.frames;
-            let waiting = self.lengths.iter().enumerate().skip(self.sent);
-            let slices: Vec<[IoSlice<'_>; 1]> = waiting
-                .map(|(slot, length)| [IoSlice::new(&frames[slot * stride..][..*length])])
-                .collect();
-            let result = match slices.as_slice() {
-                [[one]] => send(&self.socket, one, SendFlags::DONTWAIT).map(|_| 1),
-                many => send_many(&self.socket, many),
+            let frames = &self.frames[self.sent * stride..];
+            let result = match self.lengths[self.sent..] {
+                [one] => send(&self.socket, &frames[..one], SendFlags::DONTWAIT).map(|_| 1),
+                ref many => send_many(&self.socket, frames.chunks(stride).zip(many)),
             };
             match result {
                 Ok(sent) => {
@@ -141,7 +137,13 @@ impl Ethernet {
     }
 }
 
-fn send_many(socket: impl AsFd, slices: &[[IoSlice<'_>; 1]]) -> rustix::io::Result<usize> {
+/// Sends frames, each at the beginning of its slot.
+fn send_many<'a>(
+    socket: impl AsFd,
+    frames: impl Iterator<Item = (&'a [u8], &'a usize)>,
+) -> rustix::io::Result<usize> {
+    let slices: Vec<[IoSlice<'_>; 1]> =
+        frames.map(|(slot, length)| [IoSlice::new(&slot[..*length])]).collect();
     let mut controls: Vec<_> = slices.iter().map(|_| SendAncillaryBuffer::default()).collect();
     let mut messages: Vec<_> = slices
         .iter()
@@ -163,23 +165,27 @@ impl Carrier for Ethernet {
     fn send(&mut self, to: &Address, source: &mut dyn Source) -> io::Result<Sent> {
         let Address::Mac(to) = to else { return Err(io::ErrorKind::InvalidInput.into()) };
         let stride = FRAME_HEADER + self.mtu.get();
+        let mut has_more = true;
         loop {
             match self.flush()? {
                 Sent::All => {}
                 waiting => return Ok(waiting),
             }
+            if !has_more {
+                self.depth.rest();
+                return Ok(Sent::All);
+            }
             while self.lengths.len() < BATCH {
                 let slot = &mut self.frames[self.lengths.len() * stride..][..stride];
                 let (head, body) = slot.split_at_mut(FRAME_HEADER);
-                let Some(length) = source.next(body) else { break };
+                let Some(length) = source.next(body) else {
+                    has_more = false;
+                    break;
+                };
                 head[..6].copy_from_slice(&to.0);
                 head[6..12].copy_from_slice(&self.mac.0);
                 head[12..].copy_from_slice(&ETHERTYPE.to_be_bytes());
                 self.lengths.push(FRAME_HEADER + length);
-            }
-            if self.lengths.is_empty() {
-                self.depth.rest();
-                return Ok(Sent::All);
             }
         }
     }
