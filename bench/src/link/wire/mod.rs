@@ -329,7 +329,7 @@ fn median_micros(times: Vec<Duration>) -> f64 {
 }
 
 const GOODPUT: &str = "One stream over a wire of 1 Gbit/s, straight on Ethernet, beside one TCP connection with the \
-    system's defaults on the same wire. Sixteen header bytes leave at most 2.49 % (docs/link.md). TCP, light, light, TCP make a turn; the ratio is the median of those of the turns.";
+    system's defaults on the same wire. Fourteen header bytes leave at most 2.62 % (docs/link.md). TCP, light, light, TCP make a turn; the ratio is the median of those of the turns.";
 const VXLAN: &str = "The same beside TCP between the same hosts inside VXLAN, which is what machines of two hosts use \
     without the link.";
 const ONE_PAGE: &str = "One stream through a bucket of one frame, so that frames are spaced as on a wire, beside pages of 4 KiB, each a train of three frames and acknowledged before the next is \

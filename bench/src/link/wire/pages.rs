@@ -1,6 +1,6 @@
 //! What a remote-memory protocol would do: whole pages of 4 KiB, each a train of frames on the same Ethernet.
 //!
-//! It is built as one would build it for speed: 16 bytes of header as ours, full frames, one system call for a page,
+//! It is built as one would build it for speed: 14 bytes of header as ours, full frames, one system call for a page,
 //! an acknowledgement as small as a frame can be. A page that is not acknowledged in time is sent again whole.
 
 use super::light::find_neighbour;
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 /// Bytes of a page.
 const PAGE: usize = 4096;
-const HEADER: usize = 16;
+const HEADER: usize = 14;
 /// How long an acknowledgement may take before the page is sent again.
 const PATIENCE: Duration = Duration::from_millis(20);
 /// Marks an acknowledgement.

@@ -6,7 +6,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use skein_link_core::light::{AgentId, Config, Event, Key, Moment, Session};
+use skein_link_core::light::{AgentId, Config, Event, Header, Key, Moment, Session};
 
 fn session(me: u64, peer: u64) -> Session {
     let key = Key::new([1; 32]);
@@ -41,16 +41,19 @@ fuzz_target!(|input: &[u8]| {
     let channel = one.open(b"fuzz").expect("a session");
     one.write(channel, &[0x5a; 5000]).expect("a channel");
     let known = settle(&mut one, &mut other, now);
+    let (known, _) = Header::read(&known, 0).expect("a datagram");
     let mut rest = input;
     while let Some((head, tail)) = rest.split_first() {
         let (datagram, after) = tail.split_at(usize::from(head & 0x3f).min(tail.len()));
         rest = after;
         let mut datagram = datagram.to_vec();
+        // Where tag and number are; those that say no length have them two bytes earlier.
+        let at = if datagram.first().is_some_and(|first| first >> 4 == 6) { 10 } else { 12 };
         if head & 0x40 != 0 && datagram.len() >= 16 {
-            datagram[12..14].copy_from_slice(&known[12..14]);
+            datagram[at..at + 2].copy_from_slice(&known.session.0.to_be_bytes());
         }
         if head & 0x80 != 0 && datagram.len() >= 16 {
-            datagram[14..16].copy_from_slice(&known[14..16]);
+            datagram[at + 2..at + 4].copy_from_slice(&known.channel.0.to_be_bytes());
         }
         one.receive(&datagram, now);
         other.receive(&datagram, now);

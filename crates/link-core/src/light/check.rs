@@ -2,6 +2,9 @@
 
 use crc::{CRC_32_ISCSI, Crc, Table};
 
+/// Bytes of the check.
+pub(crate) const CHECK_BYTES: usize = 4;
+
 /// Sixteen bytes at a time.
 static CRC: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&CRC_32_ISCSI);
 

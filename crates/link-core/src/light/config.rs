@@ -1,7 +1,8 @@
 //! What a session is told.
 
+use super::check::CHECK_BYTES;
 use super::control::AgentId;
-use super::header::HEADER_BYTES;
+use super::header::HEADER_BYTES_MIN;
 use super::proof::Key;
 use core::time::Duration;
 
@@ -116,7 +117,12 @@ impl Config {
     }
 }
 
-/// Payload of a full datagram.
+/// Bytes of the check behind each datagram.
+pub(crate) const fn check_bytes(checked: bool) -> usize {
+    if checked { CHECK_BYTES } else { 0 }
+}
+
+/// Payload of a full data datagram, whose header leaves the length out.
 pub(crate) const fn payload_max(size: DatagramSize, checked: bool) -> usize {
-    size.get() - HEADER_BYTES - if checked { 4 } else { 0 }
+    size.get() - HEADER_BYTES_MIN - check_bytes(checked)
 }

@@ -170,7 +170,7 @@ impl RoundTrip {
 mod tests {
     use super::*;
 
-    const DATAGRAM: u64 = 1484;
+    const DATAGRAM: u64 = 1486;
 
     fn at(millis: u64) -> Moment {
         Moment::from_nanos(millis * 1_000_000)

@@ -40,7 +40,9 @@ mod time;
 pub use config::{Check, Config, DatagramSize, OPENING_BYTES_MAX};
 pub use congestion::WINDOW_START;
 pub use control::{AgentId, ResetReason};
-pub use header::{ChannelId, Credit, Flags, HEADER_BYTES, Header, Kind, SessionTag};
+pub use header::{
+    ChannelId, Credit, Flags, HEADER_BYTES_MAX, HEADER_BYTES_MIN, Header, Kind, SessionTag,
+};
 pub use limits::{Encapsulation, goodput_share};
 pub use proof::Key;
 pub use session::{ChannelError, Counters, Event, Loss, Planned, Session};

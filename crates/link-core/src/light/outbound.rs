@@ -362,6 +362,11 @@ impl Outbound {
         }
     }
 
+    /// Whether anything may have been passed over.
+    pub(crate) fn is_suspicious(&self) -> bool {
+        self.suspicious
+    }
+
     /// Finds what was passed over by at least `reorder` transmissions, or by one for as long as `patience`.
     pub(crate) fn find_lost(&mut self, reorder: u64, patience: Duration, now: Moment) -> Losses {
         let mut losses = Losses::default();

@@ -4,8 +4,8 @@
 //!  Session ── next datagram ──▶ Carrier ── 64 frames, or one train of segments, a system call ──▶ interface
 //! ```
 //!
-//! On Ethernet a datagram costs 16 bytes and nothing else, so it is best where the wire is the limit, and for short
-//! messages; but each frame passes the kernel alone. In UDP it costs 44 bytes, and up to 64 datagrams pass the kernel as
+//! On Ethernet a full datagram costs 14 bytes and nothing else, so it is best where the wire is the limit, and for short
+//! messages; but each frame passes the kernel alone. In UDP it costs 42 bytes, and up to 64 datagrams pass the kernel as
 //! one (segmentation offload), so that is best where the processor is the limit. [`crate::node`] tries both.
 //!
 //! A carrier sends and receives without waiting. It never looks into datagrams.

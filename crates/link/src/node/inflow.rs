@@ -5,7 +5,7 @@
 //! sender: with both ends on one processor that others wanted too, half of the wire stood still. A thread that
 //! rests finds some frames at a time, and is given the processor sooner when it wants it.
 
-use skein_link_core::light::{Flags, Header, Moment};
+use skein_link_core::light::{Flags, Moment};
 use std::ops::Range;
 use std::time::Duration;
 
@@ -39,8 +39,7 @@ impl Inflow {
             (self.since, self.bytes, self.has_ended) = (now, 0, false);
         }
         self.bytes += datagram.len();
-        let header = Header::read(datagram).map(|(header, _)| header);
-        self.has_ended |= header.is_none_or(|header| header.flags.has(Flags::PUSH));
+        self.has_ended |= Flags::of(datagram).has(Flags::PUSH);
     }
 
     /// Whether more of a stream is on its way.
@@ -52,7 +51,7 @@ impl Inflow {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use skein_link_core::light::{ChannelId, Credit, HEADER_BYTES, Kind, SessionTag};
+    use skein_link_core::light::{ChannelId, Credit, HEADER_BYTES_MAX, Header, Kind, SessionTag};
 
     fn datagram(length: u16, flags: Flags) -> Vec<u8> {
         let header = Header {
@@ -65,9 +64,9 @@ mod tests {
             session: SessionTag(1),
             channel: ChannelId(1),
         };
-        let mut bytes = [0; HEADER_BYTES].to_vec();
-        header.write((&mut bytes[..]).try_into().unwrap());
-        bytes.resize(HEADER_BYTES + usize::from(length), 0);
+        let mut head = [0; HEADER_BYTES_MAX];
+        let mut bytes = vec![0; header.write(&mut head) + usize::from(length)];
+        bytes[..header.bytes()].copy_from_slice(&head[..header.bytes()]);
         bytes
     }
 
@@ -82,13 +81,13 @@ mod tests {
     #[test]
     fn a_stream_is_bulk_until_it_ends() {
         let mut inflow = Inflow::default();
-        let now = come(&mut inflow, 1 << 40, 3, 1484, 12);
+        let now = come(&mut inflow, 1 << 40, 3, 1486, 12);
         assert!(inflow.is_bulk(now));
         assert!(!inflow.is_bulk(now + SPAN * 2), "nothing comes any more");
         inflow.count(&datagram(300, Flags::PUSH), now);
         assert!(!inflow.is_bulk(now), "its sender has no more");
         // A pause, and the stream again: it has to show itself.
-        let now = come(&mut inflow, (1 << 40) + 50_000_000, 1, 1484, 12);
+        let now = come(&mut inflow, (1 << 40) + 50_000_000, 1, 1486, 12);
         assert!(!inflow.is_bulk(now));
     }
 
@@ -97,20 +96,20 @@ mod tests {
         let mut inflow = Inflow::default();
         // Large ones, one after the other.
         for message in 0..10 {
-            let now = come(&mut inflow, (1 << 39) + message * 1_010_000, 1, 1484, 12);
+            let now = come(&mut inflow, (1 << 39) + message * 1_010_000, 1, 1486, 12);
             inflow.count(&datagram(300, Flags::PUSH), now);
             assert!(!inflow.is_bulk(now));
         }
         let now = come(&mut inflow, 1 << 40, 10, 64, 5);
         assert!(!inflow.is_bulk(now));
-        let now = come(&mut inflow, 1 << 41, 10, 1484, 100);
+        let now = come(&mut inflow, 1 << 41, 10, 1486, 100);
         assert!(!inflow.is_bulk(now));
     }
 
     #[test]
     fn what_the_processor_limits_is_not_rested_for() {
         let mut inflow = Inflow::default();
-        let now = come(&mut inflow, 1 << 40, 10, 1484, 1);
+        let now = come(&mut inflow, 1 << 40, 10, 1486, 1);
         assert!(!inflow.is_bulk(now));
     }
 }

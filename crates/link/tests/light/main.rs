@@ -1,5 +1,6 @@
 //! Two nodes on two hosts: programs' bytes go over the light protocol, whatever happens on the way.
 
+mod frames;
 mod program;
 
 use program::Program;

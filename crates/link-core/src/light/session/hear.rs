@@ -1,9 +1,10 @@
 //! What comes from the peer.
 
 use super::super::channel::{Channel, Opening};
-use super::super::config::DatagramSize;
+use super::super::check::{CHECK_BYTES, crc32c};
+use super::super::config::{DatagramSize, check_bytes};
 use super::super::control::{Acknowledgement, Introduction, Message, Nonce, Proof, ResetReason};
-use super::super::header::{ChannelId, Flags, HEADER_BYTES, Header, Kind, widen};
+use super::super::header::{ChannelId, Flags, Header, Kind, widen};
 use super::super::inbound::Arrival;
 use super::super::setup::Answer;
 use super::super::time::Moment;
@@ -28,11 +29,11 @@ impl Session {
     /// The same; bytes that are the next to be read are offered to `taker` before they are kept. It says how many it has
     /// taken: those are read.
     pub fn receive_with(&mut self, datagram: &[u8], now: Moment, taker: Taker<'_>) {
-        let Some((header, rest)) = Header::read(datagram) else {
+        let behind = check_bytes(self.agreed.checked);
+        let Some((header, payload)) = Header::read(datagram, behind) else {
             self.counters.malformed += 1;
             return;
         };
-        let payload = &rest[..usize::from(header.length)];
         if header.session.0 == 0 {
             match (header.kind, Message::read(payload)) {
                 (Kind::Control, Some(message)) => self.hear_setup(message, now),
@@ -44,7 +45,7 @@ impl Session {
             self.counters.foreign += 1;
             return;
         }
-        if self.agreed.checked && !is_whole(datagram, rest, payload) {
+        if self.agreed.checked && !is_whole(datagram, &header) {
             self.counters.corrupt += 1;
             return;
         }
@@ -270,9 +271,12 @@ impl Session {
 
     /// Looks for what was passed over on one channel.
     pub(super) fn seek_losses(&mut self, id: u16, now: Moment) {
+        let Some(channel) = self.channels.get_mut(&id) else { return };
+        if !channel.outbound.is_suspicious() {
+            return;
+        }
         let smoothed = self.round_trip.smoothed();
         let patience = smoothed + self.disorder.time(smoothed);
-        let Some(channel) = self.channels.get_mut(&id) else { return };
         let losses = channel.outbound.find_lost(self.disorder.datagrams(), patience, now);
         self.in_flight -= losses.bytes;
         if let Some(order) = losses.order {
@@ -434,8 +438,8 @@ impl Session {
 }
 
 /// Whether the check behind a datagram is right.
-fn is_whole(datagram: &[u8], rest: &[u8], payload: &[u8]) -> bool {
-    let Some(check) = rest[payload.len()..].first_chunk::<4>() else { return false };
-    let covered = &datagram[..HEADER_BYTES + payload.len()];
-    super::super::check::crc32c(covered) == u32::from_be_bytes(*check)
+fn is_whole(datagram: &[u8], header: &Header) -> bool {
+    let (covered, behind) = datagram.split_at(header.bytes() + usize::from(header.length));
+    let Some(check) = behind.first_chunk::<CHECK_BYTES>() else { return false };
+    crc32c(covered) == u32::from_be_bytes(*check)
 }

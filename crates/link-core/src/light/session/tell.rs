@@ -1,10 +1,12 @@
 //! What goes to the peer.
 
 use super::super::channel::Opening;
-use super::super::check::crc32c;
-use super::super::config::DatagramSize;
+use super::super::check::{CHECK_BYTES, crc32c};
+use super::super::config::{DatagramSize, check_bytes};
 use super::super::control::Message;
-use super::super::header::{ChannelId, Credit, Flags, HEADER_BYTES, Header, Kind};
+use super::super::header::{
+    ChannelId, Credit, Flags, HEADER_BYTES_MAX, HEADER_BYTES_MIN, Header, Kind,
+};
 use super::super::outbound::Piece;
 use super::super::time::Moment;
 use super::timers::Class;
@@ -13,9 +15,6 @@ use alloc::vec::Vec;
 
 /// 16: so many datagrams one channel sends before the next has its turn; enough for a carrier to send them as one piece.
 const TURN_DATAGRAMS: u32 = 16;
-
-/// Bytes of the check behind a datagram.
-const CHECK_BYTES: usize = 4;
 
 impl Session {
     /// Writes the next datagram into `out`, which holds [`Session::datagram`] bytes or more; its length. `None` if there
@@ -60,7 +59,7 @@ impl Session {
     fn tell_setup(&mut self, message: &Message, size: usize, out: &mut [u8]) -> Option<usize> {
         let mut body = Vec::with_capacity(size);
         message.write(&mut body);
-        body.resize((size - HEADER_BYTES).max(body.len()), 0);
+        body.resize((size - HEADER_BYTES_MAX).max(body.len()), 0);
         let header = Header::control(super::SessionTag(0), ChannelId::SESSION, body.len() as u16);
         self.counters.control_sent += 1;
         compose(&header, &body, false, out)
@@ -69,12 +68,13 @@ impl Session {
     fn tell(&mut self, outgoing: &Outgoing, out: &mut [u8]) -> Option<usize> {
         if outgoing.session.0 == 0 {
             let size = outgoing.padded.map_or(0, |size| size.get());
-            return self.tell_setup(&outgoing.message, size.max(HEADER_BYTES), out);
+            return self.tell_setup(&outgoing.message, size.max(HEADER_BYTES_MAX), out);
         }
         let mut body = Vec::new();
         outgoing.message.write(&mut body);
         if let Some(size) = outgoing.padded {
-            body.resize(super::payload_max(size, self.agreed.checked).max(body.len()), 0);
+            let around = HEADER_BYTES_MAX + check_bytes(self.agreed.checked);
+            body.resize((size.get() - around).max(body.len()), 0);
         }
         let mut header = Header::control(outgoing.session, outgoing.channel, body.len() as u16);
         (header.acknowledgement, header.sequence) = outgoing.places;
@@ -120,7 +120,8 @@ impl Session {
     }
 
     fn tell_data(&mut self, now: Moment, out: &mut [u8]) -> Option<usize> {
-        let room = out.len().saturating_sub(HEADER_BYTES + CHECK_BYTES);
+        let around = HEADER_BYTES_MIN + check_bytes(self.agreed.checked);
+        let room = out.len().saturating_sub(around);
         let planned = self.plan_data(now, room)?;
         self.write_planned(&planned, out)
     }
@@ -221,26 +222,27 @@ impl Session {
             session: self.agreed.tag,
             channel: ChannelId(id),
         };
-        let mut head = [0; HEADER_BYTES];
-        header.write(&mut head);
+        let mut head = [0; HEADER_BYTES_MAX];
+        let head_bytes = header.write(&mut head);
         self.counters.data_sent += 1;
-        Some(Planned { head, channel: id, start, length })
+        Some(Planned { head, head_bytes, channel: id, start, length })
     }
 
     fn write_planned(&self, planned: &Planned, out: &mut [u8]) -> Option<usize> {
-        let (head, rest) = out.split_first_chunk_mut::<HEADER_BYTES>()?;
-        *head = planned.head;
+        let (head, rest) = out.split_at_mut_checked(planned.head_bytes)?;
+        head.copy_from_slice(planned.head());
         let (first, second) = self.pieces(planned);
         rest.get_mut(..first.len())?.copy_from_slice(first);
         rest.get_mut(first.len()..planned.length)?.copy_from_slice(second);
-        seal(HEADER_BYTES + planned.length, self.agreed.checked, out)
+        seal(planned.datagram_bytes(), self.agreed.checked, out)
     }
 }
 
 /// A data datagram whose payload is still where it was.
 #[derive(Debug, Clone, Copy)]
 pub struct Planned {
-    head: [u8; HEADER_BYTES],
+    head: [u8; HEADER_BYTES_MAX],
+    head_bytes: usize,
     channel: u16,
     start: u64,
     length: usize,
@@ -249,21 +251,21 @@ pub struct Planned {
 impl Planned {
     /// Its header.
     pub fn head(&self) -> &[u8] {
-        &self.head
+        &self.head[..self.head_bytes]
     }
 
     /// Bytes of the whole datagram.
     pub fn datagram_bytes(&self) -> usize {
-        HEADER_BYTES + self.length
+        self.head_bytes + self.length
     }
 }
 
 /// Puts a control datagram together.
 fn compose(header: &Header, body: &[u8], checked: bool, out: &mut [u8]) -> Option<usize> {
-    let (head, rest) = out.split_first_chunk_mut::<HEADER_BYTES>()?;
+    let (head, rest) = out.split_first_chunk_mut::<HEADER_BYTES_MAX>()?;
     header.write(head);
     rest.get_mut(..body.len())?.copy_from_slice(body);
-    seal(HEADER_BYTES + body.len(), checked, out)
+    seal(HEADER_BYTES_MAX + body.len(), checked, out)
 }
 
 /// Appends the check, if one was agreed on.
@@ -272,6 +274,6 @@ fn seal(length: usize, checked: bool, out: &mut [u8]) -> Option<usize> {
         return Some(length);
     }
     let check = crc32c(&out[..length]);
-    out.get_mut(length..length + 4)?.copy_from_slice(&check.to_be_bytes());
-    Some(length + 4)
+    out.get_mut(length..length + CHECK_BYTES)?.copy_from_slice(&check.to_be_bytes());
+    Some(length + CHECK_BYTES)
 }

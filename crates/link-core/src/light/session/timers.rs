@@ -83,6 +83,12 @@ impl Session {
         })
     }
 
+    /// Whether nothing has answered for too long. The least that is waited is looked at first: it costs nothing to know.
+    fn is_probe_due(&self, now: Moment) -> bool {
+        self.probe_base + self.config.probe_min.min(PROBE_MAX) <= now
+            && self.probe_due().is_some_and(|due| due <= now)
+    }
+
     /// How often the peer is looked after: more often when it is missed.
     fn care_interval(&self) -> Duration {
         self.config.keep_alive.min(self.config.stalled_after)
@@ -111,8 +117,10 @@ impl Session {
                 self.seek_losses(id, now);
             }
         }
-        self.tell_graves(now);
-        if self.probe_due().is_some_and(|due| due <= now) {
+        if !self.graves.is_empty() {
+            self.tell_graves(now);
+        }
+        if self.is_probe_due(now) {
             self.probe(now);
         }
         self.look_after(now);
@@ -164,6 +172,11 @@ impl Session {
     /// Keeps an idle session alive, notices a silent peer, and tries large datagrams again.
     fn look_after(&mut self, now: Moment) {
         let silent = now.since(self.last_heard);
+        let narrowed = self.datagram < self.agreed.datagram;
+        let interval = self.care_interval();
+        if silent < interval.min(self.config.lost_after) && !narrowed {
+            return;
+        }
         if silent >= self.config.lost_after {
             return self.lose(Loss::Silent, now);
         }
@@ -171,8 +184,6 @@ impl Session {
             self.stalled = true;
             self.events.push_back(Event::Stalled);
         }
-        let interval = self.care_interval();
-        let narrowed = self.datagram < self.agreed.datagram;
         let due = silent >= interval || narrowed;
         if due && now.since(self.last_ping) >= interval {
             self.last_ping = now;
