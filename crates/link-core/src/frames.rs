@@ -204,7 +204,7 @@ mod tests {
 
     #[test]
     fn slots_hold_full_frames_and_fill_blocks() {
-        for (frame, expect) in [(14 + 1500, 2048), (14 + 9000, 16_384), (14 + 65_000, 131_072)] {
+        for (frame, expect) in [(14 + 1500, 2048), (14 + 9000, 16_384), (14 + 65_000, 65_536)] {
             assert_eq!(slot_bytes(frame), expect);
             assert_eq!(BLOCK.max(expect) % expect, 0);
             assert_eq!(BYTES % expect, 0);

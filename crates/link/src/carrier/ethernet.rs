@@ -71,9 +71,9 @@ impl Inlet {
                 Ok(false)
             }
             Self::Copied(buffer) => {
-                let length = receive(socket, buffer)?;
-                length.map(|length| take(&buffer[..length]));
-                Ok(length.is_some())
+                let Some(length) = receive(socket, buffer)? else { return Ok(false) };
+                take(&buffer[..length]);
+                Ok(true)
             }
         }
     }
