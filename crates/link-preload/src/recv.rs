@@ -6,7 +6,7 @@ use crate::doze::{self, Doze};
 use crate::kernel;
 use crate::side::{Guard, Stage, Taken};
 use crate::sleep::{Waited, sleep};
-use crate::{attach, far, leave, real, settle, spin, sys, watch};
+use crate::{attach, far, leave, peek, real, settle, spin, sys, watch};
 use core::sync::atomic::Ordering;
 use libc::c_int;
 use skein_link_core::ring::{
@@ -328,35 +328,6 @@ fn tcp(fd: c_int, buffers: &Buffers<'_>, flags: c_int, limit: u64) -> Part {
     }
 }
 
-/// So much of a socket's queue is looked at, bytes, where not all of it is to be shown.
-const PEEK_MOST: usize = 4096;
-
-/// Shows at most `limit` bytes of the socket's queue that lie behind `skip` others; how many.
-fn peek_behind(fd: c_int, skip: u64, rest: &Buffers<'_>, flags: c_int, limit: u64) -> usize {
-    let mut seen = [0u8; PEEK_MOST];
-    let Ok(skip) = usize::try_from(skip) else { return 0 };
-    let most = usize::try_from(limit).unwrap_or(usize::MAX).min(rest.left());
-    let most = most.saturating_add(skip).min(PEEK_MOST);
-    let count = sys::recv(fd, &mut seen[..most], libc::MSG_PEEK);
-    let Some(mut shown) = usize::try_from(count).ok().and_then(|count| seen.get(skip..count))
-    else {
-        return 0;
-    };
-    let count = shown.len();
-    if flags & libc::MSG_TRUNC == 0 {
-        // SAFETY: the program's buffers, in the call that it made with them.
-        unsafe {
-            rest.each(|piece| {
-                let (now, later) = shown.split_at(piece.len().min(shown.len()));
-                piece[..now.len()].copy_from_slice(now);
-                shown = later;
-                now.len()
-            });
-        }
-    }
-    count
-}
-
 /// A call within the receiver's critical section.
 struct Call<'a> {
     conn: &'a Conn,
@@ -521,7 +492,7 @@ impl<'a> Call<'a> {
                 Next::Bells { bytes } => ahead.took(bytes),
                 Next::Tcp { limit } => {
                     let skip = ahead.tcp().saturating_sub(self.rx.tcp());
-                    let count = peek_behind(self.fd, skip, &rest, flags, limit);
+                    let count = peek::behind(self.fd, skip, &rest, flags, limit);
                     ahead.took(count as u64);
                     rest.advance(count);
                     if (count as u64) < limit {
