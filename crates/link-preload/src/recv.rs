@@ -217,6 +217,8 @@ fn may_say_empty(conn: &Conn, flags: c_int) -> bool {
     waits_not
         && conn.polled.load(Ordering::Relaxed) == 0
         && conn.edges.load(Ordering::Relaxed) == 0
+        // Who has shut his reading is told the end at once.
+        && conn.side().read_shut.load(Ordering::Relaxed) == 0
         && conn.idle.may_go_on()
 }
 
@@ -596,7 +598,8 @@ impl<'a> Call<'a> {
             let asked = dir.is_asked();
             return Ok(if asked { self.hold(Reason::Stuck, || !dir.is_asked()) } else { None });
         }
-        if dropped && self.conn.edges.load(Ordering::Relaxed) == 0 {
+        let is_shut = self.conn.side().read_shut.load(Ordering::Acquire) != 0;
+        if dropped && !is_shut && self.conn.edges.load(Ordering::Relaxed) == 0 {
             // What else the kernel has to say makes the socket readable again, and is asked for then. With edges it does not.
             let stirs = self.rx.stirs(self.dir());
             return Ok((!stirs).then_some(Part::Nothing(Some(*self.rx))));
