@@ -22,6 +22,7 @@ mod hooks;
 mod idle;
 mod kernel;
 mod leave;
+mod peek;
 mod real;
 mod recv;
 mod send;

@@ -6,7 +6,7 @@ use crate::doze::{self, Doze};
 use crate::kernel;
 use crate::side::{Guard, Stage, Taken};
 use crate::sleep::{Waited, rest, sleep};
-use crate::{attach, far, leave, real, settle, spin, sys, watch};
+use crate::{attach, far, leave, peek, real, settle, spin, sys, watch};
 use core::sync::atomic::Ordering;
 use libc::c_int;
 use skein_link_core::ring::{
@@ -220,6 +220,8 @@ fn may_say_empty(conn: &Conn, flags: c_int) -> bool {
     waits_not
         && conn.polled.load(Ordering::Relaxed) == 0
         && conn.edges.load(Ordering::Relaxed) == 0
+        // Who has shut his reading is told the end at once.
+        && conn.side().read_shut.load(Ordering::Relaxed) == 0
         && conn.idle.may_go_on()
 }
 
@@ -329,35 +331,6 @@ fn tcp(fd: c_int, buffers: &Buffers<'_>, flags: c_int, limit: u64) -> Part {
         Err(_) if result == -(libc::EAGAIN as isize) => Part::Nothing(None),
         Err(_) => Part::Error((-result) as c_int),
     }
-}
-
-/// So much of a socket's queue is looked at, bytes, where not all of it is to be shown.
-const PEEK_MOST: usize = 4096;
-
-/// Shows at most `limit` bytes of the socket's queue that lie behind `skip` others; how many.
-fn peek_behind(fd: c_int, skip: u64, rest: &Buffers<'_>, flags: c_int, limit: u64) -> usize {
-    let mut seen = [0u8; PEEK_MOST];
-    let Ok(skip) = usize::try_from(skip) else { return 0 };
-    let most = usize::try_from(limit).unwrap_or(usize::MAX).min(rest.left());
-    let most = most.saturating_add(skip).min(PEEK_MOST);
-    let count = sys::recv(fd, &mut seen[..most], libc::MSG_PEEK);
-    let Some(mut shown) = usize::try_from(count).ok().and_then(|count| seen.get(skip..count))
-    else {
-        return 0;
-    };
-    let count = shown.len();
-    if flags & libc::MSG_TRUNC == 0 {
-        // SAFETY: the program's buffers, in the call that it made with them.
-        unsafe {
-            rest.each(|piece| {
-                let (now, later) = shown.split_at(piece.len().min(shown.len()));
-                piece[..now.len()].copy_from_slice(now);
-                shown = later;
-                now.len()
-            });
-        }
-    }
-    count
 }
 
 /// A call within the receiver's critical section.
@@ -524,7 +497,7 @@ impl<'a> Call<'a> {
                 Next::Bells { bytes } => ahead.took(bytes),
                 Next::Tcp { limit } => {
                     let skip = ahead.tcp().saturating_sub(self.rx.tcp());
-                    let count = peek_behind(self.fd, skip, &rest, flags, limit);
+                    let count = peek::behind(self.fd, skip, &rest, flags, limit);
                     ahead.took(count as u64);
                     rest.advance(count);
                     if (count as u64) < limit {
@@ -628,7 +601,8 @@ impl<'a> Call<'a> {
             let asked = dir.is_asked();
             return Ok(if asked { self.hold(Reason::Stuck, || !dir.is_asked()) } else { None });
         }
-        if dropped && self.conn.edges.load(Ordering::Relaxed) == 0 {
+        let is_shut = self.conn.side().read_shut.load(Ordering::Acquire) != 0;
+        if dropped && !is_shut && self.conn.edges.load(Ordering::Relaxed) == 0 {
             // What else the kernel has to say makes the socket readable again, and is asked for then. With edges it does not.
             let stirs = self.rx.stirs(self.dir());
             return Ok((!stirs).then_some(Part::Nothing(Some(*self.rx))));

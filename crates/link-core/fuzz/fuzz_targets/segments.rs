@@ -8,7 +8,7 @@
 use libfuzzer_sys::fuzz_target;
 use skein_link_core::ring::far::{Giver, Taker};
 use skein_link_core::ring::{
-    CAPACITY_MIN, Next, Phase, Reach, Record, Role, Rx, Segment, Tx, segment_len,
+    CAPACITY_MIN, Next, Phase, Pipe, Reach, Record, Role, Rx, Segment, Tx, segment_len,
 };
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
@@ -44,6 +44,22 @@ impl Drop for Memory {
     }
 }
 
+/// Looks at what a receiver would find, over changes of path.
+fn look(mut ahead: Rx, pipe: Pipe<'_>, bytes: &mut [u8]) {
+    for _ in 0..8 {
+        match ahead.look(pipe) {
+            Ok(Next::Ring { bytes: count }) => {
+                let seen = count.min(bytes.len());
+                ahead.peek(pipe, 0, &mut bytes[..seen]);
+                ahead.pass(count);
+            }
+            Ok(Next::Bells { bytes }) => ahead.took(bytes),
+            Ok(Next::Tcp { limit }) if limit < 1 << 20 => ahead.took(limit),
+            _ => break,
+        }
+    }
+}
+
 fuzz_target!(|input: &[u8]| {
     let memory = Memory::new();
     let reach = if input.first().is_some_and(|byte| byte & 1 == 1) { Reach::Far } else { Reach::Near };
@@ -56,7 +72,7 @@ fuzz_target!(|input: &[u8]| {
     let mut bytes = [0; 300];
     for step in input.chunks_exact(10) {
         let value = u64::from_le_bytes(step[2..].try_into().unwrap());
-        match step[0] % 12 {
+        match step[0] % 13 {
             0..=3 => memory.poke(usize::from(step[1]) + usize::from(step[0]) * 16, value),
             4 if !tx.on_ring() => drop(tx.to_ring(dir)),
             5 if tx.on_ring() => drop(tx.write(pipe, &bytes[..step[1].into()])),
@@ -82,6 +98,7 @@ fuzz_target!(|input: &[u8]| {
                 let _ = giver.switch(dir, Phase(step[1].into()), record);
                 let _ = giver.write(pipe, &bytes[..step[1].into()]);
             }
+            11 => look(rx, pipe, &mut bytes),
             _ => {
                 giver.wants_bell(dir);
                 let _ = giver.rung(dir, giver.phase(), Some(value));

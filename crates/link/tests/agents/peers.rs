@@ -7,7 +7,7 @@ use skein_link::broker::Path;
 use skein_link::node::{Ethernet, NodeError, PORT, PeerConfig};
 use skein_link::remote::Remote;
 use skein_link::testbed::Host;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::process::{ChildStdin, ChildStdout, Stdio};
 use std::time::Duration;
@@ -30,9 +30,10 @@ pub(crate) fn goes_on((mut running, mut stdin): (Running, ChildStdin)) -> bool {
 }
 
 /// A line of a program's output, without its end.
-fn read_line(output: &mut ChildStdout) -> String {
-    let bytes = output.bytes().map(Result::unwrap).take_while(|byte| *byte != b'\n');
-    String::from_utf8(bytes.collect()).unwrap()
+fn read_line(output: &mut BufReader<ChildStdout>) -> String {
+    let mut line = String::new();
+    output.read_line(&mut line).unwrap();
+    line.trim_end().to_owned()
 }
 
 fn peer(host: Host) -> PeerConfig {
@@ -119,20 +120,21 @@ fn who_comes_too_late_stays_on_tcp() {
         let hosts = Hosts::that_meet_within(Duration::from_millis(300));
         let mut server = hosts.command(host, On::Link, &["python3", "-c", ANSWERS]);
         let mut server = Running(server.stdout(Stdio::piped()).spawn().unwrap());
-        let port = read_line(server.0.stdout.as_mut().unwrap());
+        let port = read_line(&mut BufReader::new(server.0.stdout.take().unwrap()));
         let address = host.address().to_string();
         let words = ["python3", "-c", ASKS_LATE, &address, &port];
         let mut client = hosts.command(host.other(), On::Link, &words);
         client.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut client = Running(client.spawn().unwrap());
-        assert_eq!(read_line(client.0.stdout.as_mut().unwrap()), "ready");
+        let mut output = BufReader::new(client.0.stdout.take().unwrap());
+        assert_eq!(read_line(&mut output), "ready");
         let node = |host: Host| hosts.nodes[index(host)].as_ref().unwrap();
         wait("the end of its patience", || (node(host).unmet() > 0).then_some(()));
         let found = hosts.until("one end", host, |c| c.reason == "peer-not-there");
         assert_eq!(found.path, Path::Tcp);
         assert!(hosts.connections(host.other()).is_empty(), "it has not asked");
         client.0.stdin.as_mut().unwrap().write_all(b"more\n").unwrap();
-        assert_eq!(read_line(client.0.stdout.as_mut().unwrap()), "talked");
+        assert_eq!(read_line(&mut output), "talked");
         for host in Host::BOTH {
             let found = hosts.until("both ends", host, |c| c.reason == "peer-not-there");
             assert_eq!((found.path, found.ring_bytes), (Path::Tcp, [0, 0]));
