@@ -22,7 +22,6 @@ mod hooks;
 mod idle;
 mod kernel;
 mod leave;
-mod peek;
 mod real;
 mod recv;
 mod send;
