@@ -4,11 +4,7 @@ use crate::buffers::Buffers;
 use crate::conn::{self, Held};
 use crate::leave;
 use crate::{real, recv, send, sys};
-use core::sync::atomic::Ordering;
-use libc::{
-    c_int, c_uint, c_void, iovec, mmsghdr, msghdr, off_t, size_t, sockaddr, socklen_t, ssize_t,
-    timespec,
-};
+use libc::{c_int, c_void, iovec, msghdr, off_t, size_t, sockaddr, socklen_t, ssize_t};
 use skein_link_core::ring::Reason;
 
 /// Flags of `send` with which the ring has nothing to do differently.
@@ -55,7 +51,7 @@ fn receiver(fd: c_int, flags: c_int) -> Option<Held> {
     None
 }
 
-fn one(buf: *const c_void, len: size_t) -> [iovec; 1] {
+pub(super) fn one(buf: *const c_void, len: size_t) -> [iovec; 1] {
     [iovec { iov_base: buf.cast_mut(), iov_len: len }]
 }
 
@@ -63,7 +59,7 @@ fn one(buf: *const c_void, len: size_t) -> [iovec; 1] {
 ///
 /// # Safety
 /// As `readv`: `list` points at `count` pieces.
-unsafe fn pieces<'a>(list: *const iovec, count: usize) -> Option<&'a [iovec]> {
+pub(super) unsafe fn pieces<'a>(list: *const iovec, count: usize) -> Option<&'a [iovec]> {
     if list.is_null() || count == 0 || count > 1024 {
         return None;
     }
@@ -312,7 +308,7 @@ pub unsafe extern "C-unwind" fn recvmsg(fd: c_int, message: *mut msghdr, flags: 
 ///
 /// # Safety
 /// A valid header, as for `sendmsg`.
-unsafe fn before_passing(message: &msghdr) {
+pub(super) unsafe fn before_passing(message: &msghdr) {
     if message.msg_control.is_null() || message.msg_controllen == 0 {
         return;
     }
@@ -366,292 +362,6 @@ pub unsafe extern "C-unwind" fn sendmsg(
     }
     // SAFETY: the same call.
     unsafe { real::sendmsg(fd, message, flags) }
-}
-
-/// # Safety
-/// As `recvmmsg(2)`.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn recvmmsg(
-    fd: c_int,
-    list: *mut mmsghdr,
-    count: c_uint,
-    flags: c_int,
-    timeout: *mut timespec,
-) -> c_int {
-    if !conn::is_ours(fd) || list.is_null() {
-        // SAFETY: the same call.
-        return unsafe { real::recvmmsg(fd, list, count, flags, timeout) };
-    }
-    // SAFETY: null, or the program's time.
-    let Ok(mut patience) = Patience::of(unsafe { timeout.as_mut() }) else {
-        return sys::answer(-(libc::EINVAL as isize)) as c_int;
-    };
-    let mut flags = flags;
-    for index in 0..count {
-        // SAFETY: the program's list of `count` headers.
-        let entry = unsafe { &mut *list.add(index as usize) };
-        // SAFETY: the program's header.
-        let result = unsafe { recvmsg(fd, &raw mut entry.msg_hdr, flags & !libc::MSG_WAITFORONE) };
-        if result < 0 && index > 0 {
-            defer_error(fd);
-        }
-        if result < 0 {
-            return if index > 0 { index as c_int } else { -1 };
-        }
-        entry.msg_len = result as c_uint;
-        if flags & libc::MSG_WAITFORONE != 0 {
-            flags |= libc::MSG_DONTWAIT;
-        }
-        if patience.is_over() {
-            return index as c_int + 1;
-        }
-    }
-    count as c_int
-}
-
-/// What is left of the time that a program gives a call for several messages. The kernel looks at it after each of them only, and
-/// so do we.
-struct Patience<'a> {
-    /// The program's time, and when it is over, nanoseconds.
-    until: Option<(&'a mut timespec, u64)>,
-}
-
-impl<'a> Patience<'a> {
-    /// `Err`: it is no time.
-    fn of(timeout: Option<&'a mut timespec>) -> Result<Self, ()> {
-        let Some(time) = timeout else { return Ok(Self { until: None }) };
-        let (Ok(seconds), 0..1_000_000_000) = (u64::try_from(time.tv_sec), time.tv_nsec) else {
-            return Err(());
-        };
-        let total = seconds.saturating_mul(1_000_000_000).saturating_add(time.tv_nsec as u64);
-        Ok(Self { until: Some((time, sys::nanos().saturating_add(total))) })
-    }
-
-    /// Tells the program what is left, and whether that is nothing.
-    fn is_over(&mut self) -> bool {
-        let Some((time, until)) = &mut self.until else { return false };
-        let left = until.saturating_sub(sys::nanos());
-        time.tv_sec = (left / 1_000_000_000) as i64;
-        time.tv_nsec = (left % 1_000_000_000) as i64;
-        left == 0
-    }
-}
-
-/// The call that has just failed was one of several, the first of which succeeded: its error is told by the next call.
-fn defer_error(fd: c_int) {
-    let error = sys::errno();
-    if !matches!(error, libc::EAGAIN | libc::EINTR)
-        && let Some(held) = conn::get(fd)
-    {
-        held.side().error.store(error, Ordering::Release);
-    }
-}
-
-/// Messages that one `sendmmsg` takes at most (`UIO_MAXIOV` of the kernel).
-const LIST_MOST: c_uint = 1024;
-
-/// # Safety
-/// As `sendmmsg(2)`.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn sendmmsg(
-    fd: c_int,
-    list: *mut mmsghdr,
-    count: c_uint,
-    flags: c_int,
-) -> c_int {
-    if !conn::is_ours(fd) || list.is_null() {
-        for index in 0..if list.is_null() { 0 } else { count } {
-            // SAFETY: the program's list of `count` headers.
-            unsafe { before_passing(&(*list.add(index as usize)).msg_hdr) };
-        }
-        // SAFETY: the same call.
-        return unsafe { real::sendmmsg(fd, list, count, flags) };
-    }
-    let count = count.min(LIST_MOST);
-    for index in 0..count {
-        // SAFETY: the program's list of `count` headers.
-        let entry = unsafe { &mut *list.add(index as usize) };
-        // SAFETY: the program's header.
-        let result = unsafe { sendmsg(fd, &raw const entry.msg_hdr, flags) };
-        if result < 0 {
-            return if index > 0 { index as c_int } else { -1 };
-        }
-        entry.msg_len = result as c_uint;
-        // SAFETY: the program's list.
-        let list = unsafe { pieces(entry.msg_hdr.msg_iov, entry.msg_hdr.msg_iovlen) };
-        let sum = list.unwrap_or_default().iter().map(|piece| piece.iov_len).sum::<usize>();
-        if (result as usize) < sum {
-            // No message goes before the rest of another.
-            return index as c_int + 1;
-        }
-    }
-    count as c_int
-}
-
-/// # Safety
-/// As `sendfile(2)`.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn sendfile(
-    out: c_int,
-    from: c_int,
-    at: *mut off_t,
-    len: size_t,
-) -> ssize_t {
-    if let Some(held) = conn::get(out) {
-        // SAFETY: the program's offset.
-        if let Some(result) = unsafe { send_file(&held, out, from, at, len) } {
-            return sys::answer(result);
-        }
-        leave::step_back(&held, out, Reason::Call);
-        conn::forget(out);
-    }
-    // SAFETY: the same call.
-    unsafe { real::sendfile(out, from, at, len) }
-}
-
-/// # Safety
-/// As `sendfile64(3)`.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn sendfile64(
-    out: c_int,
-    from: c_int,
-    at: *mut off_t,
-    len: size_t,
-) -> ssize_t {
-    // SAFETY: the same function on 64-bit systems.
-    unsafe { sendfile(out, from, at, len) }
-}
-
-/// Bytes of a file that are copied at a time.
-const FILE_CHUNK: usize = 32 << 10;
-/// What one `sendfile` moves at most (`MAX_RW_COUNT` of the kernel).
-const FILE_MOST: usize = 0x7fff_f000;
-
-/// Sends from a file by reading it. `None`: the file cannot be read at a position.
-///
-/// # Safety
-/// `at` is null or the program's offset.
-unsafe fn send_file(
-    held: &Held,
-    out: c_int,
-    from: c_int,
-    at: *mut off_t,
-    len: size_t,
-) -> Option<isize> {
-    let start = if at.is_null() {
-        sys::lseek(from, 0, libc::SEEK_CUR) as i64
-    } else {
-        // SAFETY: the program's.
-        unsafe { *at }
-    };
-    if start < 0 {
-        return None;
-    }
-    let len = len.min(FILE_MOST);
-    let mut chunk = [0u8; FILE_CHUNK];
-    let mut done = 0;
-    let mut end = 0;
-    while done < len {
-        let want = (len - done).min(FILE_CHUNK);
-        let got = sys::pread(from, &mut chunk[..want], start + done as i64);
-        if got < 0 && done == 0 {
-            return None;
-        }
-        if got <= 0 {
-            break;
-        }
-        let list = one(chunk.as_ptr().cast(), got as usize);
-        // SAFETY: the chunk is ours.
-        let buffers = unsafe { Buffers::new(&list) };
-        let sent = send::send(held, out, buffers, 0);
-        if sent < 0 {
-            end = sent;
-            break;
-        }
-        done += sent as usize;
-        if sent < got {
-            break;
-        }
-    }
-    if at.is_null() {
-        sys::lseek(from, start + done as i64, libc::SEEK_SET);
-    } else {
-        // SAFETY: the program's.
-        unsafe { *at = start + done as i64 };
-    }
-    Some(if done > 0 { done as isize } else { end })
-}
-
-/// # Safety
-/// As `splice(2)`.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn splice(
-    from: c_int,
-    from_at: *mut i64,
-    to: c_int,
-    to_at: *mut i64,
-    len: size_t,
-    flags: c_uint,
-) -> ssize_t {
-    for fd in [from, to] {
-        if let Some(held) = conn::get(fd) {
-            leave::step_back(&held, fd, Reason::Call);
-            conn::forget(fd);
-        }
-    }
-    // SAFETY: the same call.
-    unsafe { real::splice(from, from_at, to, to_at, len, flags) }
-}
-
-/// The C library's own threads will read and write.
-///
-/// # Safety
-/// A control block of the program.
-unsafe fn before_aio(block: *const libc::aiocb) {
-    if !block.is_null() {
-        // SAFETY: the caller's.
-        let fd = unsafe { (*block).aio_fildes };
-        if let Some(held) = conn::get(fd) {
-            leave::step_back(&held, fd, Reason::Call);
-            conn::forget(fd);
-        }
-    }
-}
-
-/// # Safety
-/// As `aio_read(3)`.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn aio_read(block: *mut libc::aiocb) -> c_int {
-    // SAFETY: the program's block.
-    unsafe { before_aio(block) };
-    // SAFETY: the same call.
-    unsafe { real::aio_read(block) }
-}
-
-/// # Safety
-/// As `aio_write(3)`.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn aio_write(block: *mut libc::aiocb) -> c_int {
-    // SAFETY: the program's block.
-    unsafe { before_aio(block) };
-    // SAFETY: the same call.
-    unsafe { real::aio_write(block) }
-}
-
-/// # Safety
-/// As `aio_read(3)`.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn aio_read64(block: *mut libc::aiocb) -> c_int {
-    // SAFETY: the same function on 64-bit systems.
-    unsafe { aio_read(block) }
-}
-
-/// # Safety
-/// As `aio_write(3)`.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn aio_write64(block: *mut libc::aiocb) -> c_int {
-    // SAFETY: the same function on 64-bit systems.
-    unsafe { aio_write(block) }
 }
 
 // What `_FORTIFY_SOURCE` makes of the above: with the size of the buffer, to stop a call that would overrun it.

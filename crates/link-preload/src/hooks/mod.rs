@@ -6,11 +6,13 @@
 
 #![expect(unreachable_pub, reason = "the functions are reached by name, from other programs")]
 
+mod files;
 mod io;
 mod life;
 mod options;
 mod process;
 mod ready;
+mod several;
 mod signals;
 mod uring;
 mod variadic;
