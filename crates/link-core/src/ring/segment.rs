@@ -24,7 +24,7 @@ pub const CAPACITY_MIN: usize = 4 << 10;
 /// The greatest capacity, bytes.
 pub const CAPACITY_MAX: usize = 64 << 20;
 
-const MAGIC: u64 = u64::from_le_bytes(*b"skeinlk3");
+const MAGIC: u64 = u64::from_le_bytes(*b"skeinlk4");
 const DIRECTIONS_AT: usize = 4096;
 const DATA_AT: usize = 8192;
 

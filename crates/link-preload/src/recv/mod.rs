@@ -181,7 +181,8 @@ fn awaits(conn: &Conn, flags: c_int) -> bool {
 fn wait(conn: &Conn, fd: c_int, ring: Option<Rx>, quiet: &mut Quiet) -> Waited {
     let Some(rx) = ring.filter(|_| *quiet == Quiet::Leave) else {
         *quiet = Quiet::Leave;
-        return rest(conn, fd).unwrap_or_else(|| sleep(conn, fd));
+        let rested = if ring.is_none() { rest(conn, fd) } else { None };
+        return rested.unwrap_or_else(|| sleep(conn, fd));
     };
     if spin_for(conn, &rx) {
         return Waited::Look;
